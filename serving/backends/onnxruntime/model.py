@@ -1,0 +1,113 @@
+"""A Triton backend in Python that serves `<version>/model.onnx` with ONNX Runtime on the CPU.
+
+With it `backend: "onnxruntime"` in config.pbtxt means the same where Triton's own C++ backend is not at hand.
+`python -m serving.embedded` puts it into tritonserver's --backend-directory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+import triton_python_backend_utils as pb_utils
+
+Array = npt.NDArray[Any]
+Feed = dict[str, Array]
+
+
+class TritonPythonModel:
+    """One instance of one version of one model: Triton makes a process for each."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        config = json.loads(args["model_config"])
+        self._batches = config["max_batch_size"] > 0
+        self._inputs = [tensor["name"] for tensor in config["input"]]
+        self._outputs = [tensor["name"] for tensor in config["output"]]
+        self._session = _session(Path(pb_utils.get_model_dir()) / "model.onnx", config.get("parameters", {}))
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One answer to each request, in order. Requests of one shape run as one batch."""
+        feeds = [self._feed(request) for request in requests]
+        answers: list[Any] = [None] * len(requests)
+        for group in self._groups(feeds):
+            for index, answer in zip(group, self._answers([feeds[i] for i in group]), strict=True):
+                answers[index] = answer
+        return answers
+
+    def finalize(self) -> None:
+        del self._session
+
+    def _feed(self, request: Any) -> Feed:
+        return {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs}
+
+    def _groups(self, feeds: list[Feed]) -> Iterator[list[int]]:
+        """Indices of requests that differ in nothing but their batch size."""
+        if not self._batches:
+            yield from ([index] for index in range(len(feeds)))
+            return
+        groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+        for index, feed in enumerate(feeds):
+            shape = tuple(array.shape[1:] for array in feed.values())
+            groups.setdefault(shape, []).append(index)
+        yield from groups.values()
+
+    def _answers(self, feeds: list[Feed]) -> list[Any]:
+        try:
+            return self._run(feeds)
+        except Exception as exc:
+            if len(feeds) > 1:  # find whose fault it is, and answer the others
+                return [self._answers([feed])[0] for feed in feeds]
+            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(_one_line(exc)))]
+
+    def _run(self, feeds: list[Feed]) -> list[Any]:
+        results = self._session.run(self._outputs, _joined(feeds))
+        sizes = [len(next(iter(feed.values()))) for feed in feeds]
+        parts = zip(*(_split(result, sizes) for result in results), strict=True)
+        return [self._response(arrays) for arrays in parts]
+
+    def _response(self, arrays: tuple[Array, ...]) -> Any:
+        pairs = zip(self._outputs, arrays, strict=True)
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in pairs])
+
+
+def _joined(feeds: list[Feed]) -> Feed:
+    if len(feeds) == 1:
+        return feeds[0]
+    return {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
+
+
+def _split(array: Array, sizes: list[int]) -> list[Array]:
+    """Views of `array`, one per request; no copy."""
+    if len(sizes) == 1:
+        return [array]
+    return np.split(array, np.cumsum(sizes)[:-1])
+
+
+def _session(path: Path, parameters: dict[str, dict[str, str]]) -> ort.InferenceSession:
+    """The keys of `parameters` are those of Triton's C++ ONNX Runtime backend. 0 threads: one per core."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = _integer(parameters, "intra_op_thread_count")
+    options.inter_op_num_threads = _integer(parameters, "inter_op_thread_count")
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as exc:
+        raise pb_utils.TritonModelException(f"{path}: {_one_line(exc)}") from exc
+
+
+def _integer(parameters: dict[str, dict[str, str]], key: str) -> int:
+    text = parameters.get(key, {}).get("string_value", "0")
+    if not text.isdecimal():
+        raise pb_utils.TritonModelException(
+            f"config.pbtxt: parameter {key} is {text!r}, not a number of threads"
+        )
+    return int(text)
+
+
+def _one_line(exc: Exception) -> str:
+    return " ".join(str(exc).split())

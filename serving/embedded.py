@@ -1,0 +1,370 @@
+"""The real tritonserver on this machine, without Docker or a GPU. Run: python -m serving.embedded
+
+The server comes from the nvidia-pytriton wheel; serving/backends/onnxruntime runs the models on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import http.client
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Self
+
+from serving import wheel
+from serving.errors import PortTaken, RepositoryError, ServerError, ServingError
+from serving.repository import REPOSITORY, models, versions
+
+KEEPER = Path(__file__).with_name("keeper.py")
+FREE_PORT_ATTEMPTS = 5
+START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 30.0
+POLL_S = 0.02
+WATCH_S = 0.5
+EVERY_INTERFACE = "0.0.0.0"
+REASONS = (  # in tritonserver's log, the most telling first
+    r"(failed to load '.+' version \d+: .*)\"",
+    r'(Poll failed .*)"',
+    r"error: creating server: (.+)",
+)
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where the server listens; 0 is any free port."""
+
+    http: int = 8000
+    grpc: int = 8001
+    metrics: int = 8002
+
+    def __post_init__(self) -> None:
+        for name, port in vars(self).items():
+            if not 0 <= port <= 65535:
+                raise ServerError(
+                    f"--{name}-port {port}: give a number from 1 to 65535, or 0 for any free port"
+                )
+        fixed = [port for port in astuple(self) if port]
+        if len(set(fixed)) < len(fixed):
+            raise ServerError(
+                f"ports {astuple(self)}: --http-port, --grpc-port and --metrics-port must differ"
+            )
+
+    def chosen(self, host: str) -> Ports:
+        """These, with a free one in place of each 0. Raises PortTaken for one that something listens on."""
+        with contextlib.ExitStack() as held:  # all at once, so that they differ
+            return Ports(*(_free_port(held, name, host, port) for name, port in vars(self).items()))
+
+
+FREE = Ports(0, 0, 0)
+
+
+class Embedded:
+    """A tritonserver that serves `repository`: `with Embedded(path) as server: connect(server.grpc)`.
+
+    `models` names what to load, all by default. `http`, `grpc`, `metrics` are addresses ("127.0.0.1:8001"),
+    open and with every model ready once entered. Raises ServerError with the server's own reason, PortTaken
+    for a port that was asked for by its number, RepositoryError where there is nothing to serve.
+    """
+
+    def __init__(
+        self,
+        repository: Path | str = REPOSITORY,
+        *,
+        models: Sequence[str] = (),
+        host: str = "127.0.0.1",
+        ports: Ports = FREE,
+        timeout_s: float = START_TIMEOUT_S,
+    ) -> None:
+        self.repository = Path(repository)
+        self.models = servable(self.repository, models)
+        self.host = host
+        self.ports = ports
+        self.timeout_s = timeout_s
+        self._server: _Server | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def http(self) -> str:
+        return self._address(self.running.ports.http)
+
+    @property
+    def grpc(self) -> str:
+        return self._address(self.running.ports.grpc)
+
+    @property
+    def metrics(self) -> str:
+        return self._address(self.running.ports.metrics)
+
+    @property
+    def log(self) -> Path:
+        return self.running.log
+
+    @property
+    def running(self) -> _Server:
+        assert self._server is not None, "start() first"
+        return self._server
+
+    def start(self) -> None:
+        """Returns when every model is ready."""
+        attempts = FREE_PORT_ATTEMPTS if 0 in astuple(self.ports) else 1
+        for left in reversed(range(attempts)):
+            self._server = _Server(self, self.ports.chosen(self.host))
+            try:
+                return self._server.wait_until_ready(time.monotonic() + self.timeout_s)
+            except PortTaken:  # another program was quicker to open the port that was free
+                if not left:
+                    raise
+            except BaseException as exc:
+                self._server.stop(keep_log=isinstance(exc, ServerError))
+                raise
+
+    def stop(self) -> None:
+        """Lets the server finish what it has begun; returns when no process or shared memory is left."""
+        if self._server is not None:
+            self._server.stop()
+            self._server = None
+
+    def check(self) -> None:
+        """Raises ServerError if the server has ended by itself."""
+        self.running.check()
+
+    def _address(self, port: int) -> str:
+        return f"{_reachable(self.host)}:{port}"
+
+
+class _Server:
+    """One run of tritonserver, under a keeper."""
+
+    def __init__(self, plan: Embedded, ports: Ports) -> None:
+        self.ports = ports
+        self.host = _reachable(plan.host)
+        self.id = f"atelier-{uuid.uuid4().hex[:12]}"
+        found = wheel.find()
+        handle, log = tempfile.mkstemp(prefix=f"{self.id}-", suffix=".log")
+        self.log = Path(log)
+        folder = tempfile.mkdtemp(prefix=f"{self.id}-")
+        backends = found.assemble(Path(folder, "backends"))
+        keeper = [sys.executable, "-I", "-S", str(KEEPER), self.id, folder]
+        server = [str(found.binary), *_arguments(plan, ports, self.id, backends)]
+        with os.fdopen(handle, "wb") as output:
+            self._keeper = subprocess.Popen(
+                [*keeper, *server],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                env=found.environment(),
+                start_new_session=True,  # Ctrl-C reaches this process alone, which ends the server in order
+            )
+
+    def wait_until_ready(self, deadline: float) -> None:
+        while not self._ready():
+            self.check()
+            if time.monotonic() > deadline:
+                raise ServerError(f"tritonserver is not ready in time; its log: {self.log}")
+            time.sleep(POLL_S)
+
+    def check(self) -> None:
+        if self._keeper.poll() is not None:
+            raise _failure(self.log, self.ports, self._keeper.returncode)
+
+    def stop(self, *, keep_log: bool = False) -> None:
+        ended_before = self._keeper.poll() is not None
+        assert self._keeper.stdin is not None
+        self._keeper.stdin.close()
+        self._keeper.wait(STOP_TIMEOUT_S)
+        if not (keep_log or ended_before):
+            self.log.unlink(missing_ok=True)
+
+    def _ready(self) -> bool:
+        """Whether the server on these ports is this one (a stranger may answer there), complete and ready."""
+        metadata = self._get(self.ports.http, "/v2")
+        return (
+            metadata is not None
+            and json.loads(metadata)["name"] == self.id
+            and self._get(self.ports.http, "/v2/health/ready") is not None
+            and self._get(self.ports.metrics, "/metrics") is not None
+        )
+
+    def _get(self, port: int, path: str) -> bytes | None:
+        connection = http.client.HTTPConnection(self.host, port, timeout=5)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.read() if answer.status == 200 else None
+        except (OSError, http.client.HTTPException):
+            return None
+        finally:
+            connection.close()
+
+
+def servable(repository: Path, names: Sequence[str] = ()) -> list[str]:
+    """The models (or the named ones) that have a version. Raises RepositoryError if there are none."""
+    known = models(repository)
+    for name in names:
+        if name not in known:
+            raise RepositoryError(f"--model {name}: not in {repository}, which has {', '.join(known)}")
+    wanted = list(names) or known
+    with_version = [name for name in wanted if versions(repository, name)]
+    if not with_version:
+        missing = ", ".join(wanted)
+        raise RepositoryError(
+            f"{repository}: no version of {missing} yet; `python -m training.run {wanted[0]}` publishes one"
+        )
+    return with_version
+
+
+def _arguments(plan: Embedded, ports: Ports, server_id: str, backends: Path) -> list[str]:
+    options = {
+        "id": server_id,
+        "model-repository": plan.repository.resolve(),
+        "backend-directory": backends,
+        "backend-config": f"python,shm-region-prefix-name={server_id}",
+        "model-control-mode": "explicit",
+        "strict-readiness": "true",
+        "http-address": plan.host,
+        "grpc-address": plan.host,
+        "metrics-address": plan.host,
+        "http-port": ports.http,
+        "grpc-port": ports.grpc,
+        "metrics-port": ports.metrics,
+        "allow-gpu-metrics": "false",
+        "pinned-memory-pool-byte-size": 0,
+    }
+    loads = [f"--load-model={name}" for name in plan.models]
+    return ["--disable-auto-complete-config", *(f"--{key}={value}" for key, value in options.items()), *loads]
+
+
+def _reachable(host: str) -> str:
+    return "127.0.0.1" if host == EVERY_INTERFACE else host
+
+
+def _free_port(held: contextlib.ExitStack, name: str, host: str, port: int) -> int:
+    probe = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        probe.bind((host, port))
+    except OSError as exc:
+        raise _unavailable(name, host, port, exc) from exc
+    return int(probe.getsockname()[1])
+
+
+def _unavailable(name: str, host: str, port: int, exc: OSError) -> ServerError:
+    if exc.errno == errno.EADDRINUSE:
+        return _taken(name, port)
+    if exc.errno == errno.EACCES:
+        return ServerError(f"--{name}-port {port}: {exc.strerror}; choose one above 1023")
+    return ServerError(f"--host {host}: not an IPv4 address of this machine ({exc.strerror})")
+
+
+def _taken(name: str, port: int) -> PortTaken:
+    return PortTaken(f"--{name}-port {port}: in use by another program; choose another, or use --free-ports")
+
+
+def _failure(log: Path, ports: Ports, status: int) -> ServerError:
+    """Why the server ended, in its own words, from its log."""
+    text = log.read_text(errors="replace")
+    if taken := re.search(r"failed to start (\w+) service: Unavailable - Socket", text):
+        name = taken[1].lower()
+        log.unlink(missing_ok=True)
+        return _taken(name, vars(ports)[name])
+    for pattern in REASONS:
+        if reason := re.search(pattern, text):
+            return ServerError(f"{_readable(reason[1])}; tritonserver's log: {log}")
+    return ServerError(f"tritonserver ended by itself with status {status}; its log: {log}")
+
+
+def _readable(reason: str) -> str:
+    without_traceback = reason.partition(r"\n\nAt:")[0]
+    return without_traceback.replace(r"\n", " ").replace("Internal: TritonModelException: ", "").strip()
+
+
+# --- command line
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        _serve(options)
+    except KeyboardInterrupt:
+        return 0
+    except ServingError as exc:
+        print(exc, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m serving.embedded", description=__doc__)
+    ports = Ports()
+    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="model repository")
+    parser.add_argument(
+        "--model", action="append", default=[], help="load this one (again for more); default all"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help=f"{EVERY_INTERFACE} listens on every interface")
+    parser.add_argument(
+        "--http-port", type=int, default=ports.http, help="0 is any free port, as for the others"
+    )
+    parser.add_argument("--grpc-port", type=int, default=ports.grpc)
+    parser.add_argument("--metrics-port", type=int, default=ports.metrics)
+    parser.add_argument("--free-ports", action="store_true", help="any free port for all three")
+    parser.add_argument("--with-parent", action="store_true", help="end when standard input closes")
+    parser.add_argument("--json", action="store_true", help="print the addresses as one line of JSON")
+    return parser
+
+
+def _serve(options: argparse.Namespace) -> None:
+    given = Ports(options.http_port, options.grpc_port, options.metrics_port)
+    ports = FREE if options.free_ports else given
+    began = time.monotonic()
+    with Embedded(options.repository, models=options.model, host=options.host, ports=ports) as server:
+        addresses = {"http": server.http, "grpc": server.grpc, "metrics": server.metrics}
+        if options.json:
+            print(json.dumps(addresses), flush=True)
+        else:
+            print(_announcement(server, time.monotonic() - began), flush=True)
+        _wait(server, options.with_parent)
+
+
+def _announcement(server: Embedded, seconds: float) -> str:
+    return f"""\
+Triton serves {", ".join(server.models)} from {server.repository} (ready in {seconds:.1f} s; Ctrl-C ends it)
+  gRPC     {server.grpc}
+  HTTP     http://{server.http}
+  metrics  http://{server.metrics}/metrics
+  log      {server.log}"""
+
+
+def _wait(server: Embedded, with_parent: bool) -> None:
+    """Returns when the parent has gone; Ctrl-C and SIGTERM come as KeyboardInterrupt."""
+    parent, watched = os.getppid(), [0] if with_parent else []
+    while True:
+        server.check()
+        readable, _, _ = select.select(watched, [], [], WATCH_S)
+        input_closed = bool(readable) and not os.read(0, 4096)
+        if with_parent and (input_closed or os.getppid() != parent):
+            return
+
+
+if __name__ == "__main__":
+    sys.exit(main())

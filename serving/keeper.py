@@ -1,0 +1,63 @@
+"""Keeps one server: whichever of parent, keeper and server ends first, nothing of it stays behind.
+
+Run by serving.embedded: python -I -S serving/keeper.py SHM_PREFIX FOLDER COMMAND...   (ends the server when
+standard input closes; then removes its process group, /dev/shm/SHM_PREFIX* and FOLDER)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+GRACE_S = 20
+PR_SET_PDEATHSIG = 1
+
+
+def main(prefix: str, folder: str, *command: str) -> int:
+    server = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_end_with_keeper
+    )
+    signal.signal(signal.SIGTERM, lambda *_: _in_background(_end, server.pid))
+    _in_background(_end_with_input, server.pid)
+    os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)  # not reaped yet, so its number stays its own
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
+    for region in Path("/dev/shm").glob(f"{prefix}*"):
+        region.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    status = server.wait()
+    return status if status >= 0 else 128 - status
+
+
+def _end_with_keeper() -> None:
+    """In the server, before it starts: should the keeper itself be killed, the kernel ends the server."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _end_with_input(pid: int) -> None:
+    while os.read(0, 1):
+        pass
+    _end(pid)
+
+
+def _end(pid: int) -> None:
+    os.kill(pid, signal.SIGTERM)
+    time.sleep(GRACE_S)
+    os.kill(pid, signal.SIGKILL)
+
+
+def _in_background(function: Callable[[int], None], pid: int) -> None:
+    threading.Thread(target=function, args=(pid,), daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,75 @@
+"""ModelSpec -> config.pbtxt, through Triton's own protobuf schema. Run: python -m serving.pbtxt wgan"""
+
+from __future__ import annotations
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from serving.spec import ANY, ModelSpec, Tensor
+
+VERSIONS_SERVED = 2
+"""The newest version and the one before it, so that a client pinned to N-1 is answered at once."""
+WARMUP_SIDE = 64
+"""Pixels that stand for a free dimension while warming up."""
+HEADER = "# Generated from the model's spec.py by `python -m training.generate`; edit that instead.\n"
+
+
+def render(spec: ModelSpec) -> str:
+    """The text of config.pbtxt."""
+    return HEADER + str(text_format.MessageToString(config(spec)))
+
+
+def config(spec: ModelSpec) -> pb.ModelConfig:
+    """Triton's configuration of one model, complete, so that the server has nothing to guess."""
+    return pb.ModelConfig(
+        name=spec.name,
+        backend="onnxruntime",
+        max_batch_size=spec.batching.max_batch,
+        input=[pb.ModelInput(name=t.name, data_type=_dtype(t), dims=t.shape) for t in spec.inputs],
+        output=[_output(t, spec) for t in spec.outputs],
+        version_policy=pb.ModelVersionPolicy(
+            latest=pb.ModelVersionPolicy.Latest(num_versions=VERSIONS_SERVED)
+        ),
+        # KIND_AUTO: on GPUs where there are some, on the CPU elsewhere. One folder serves both places.
+        instance_group=[pb.ModelInstanceGroup(kind=pb.ModelInstanceGroup.KIND_AUTO, count=spec.instances)],
+        dynamic_batching=_batching(spec),
+        parameters={"intra_op_thread_count": pb.ModelParameter(string_value=str(spec.threads))},
+        model_warmup=[_warmup(spec, 1), _warmup(spec, spec.batching.max_batch)],
+    )
+
+
+def _dtype(tensor: Tensor) -> int:
+    return int(pb.DataType.Value(f"TYPE_{tensor.dtype}"))
+
+
+def _output(tensor: Tensor, spec: ModelSpec) -> pb.ModelOutput:
+    labels = "labels.txt" if spec.labels else ""
+    return pb.ModelOutput(
+        name=tensor.name, data_type=_dtype(tensor), dims=tensor.shape, label_filename=labels
+    )
+
+
+def _batching(spec: ModelSpec) -> pb.ModelDynamicBatching:
+    batching = spec.batching
+    return pb.ModelDynamicBatching(
+        preferred_batch_size=batching.preferred,
+        max_queue_delay_microseconds=batching.queue_delay_us,
+        default_queue_policy=pb.ModelQueuePolicy(
+            timeout_action=pb.ModelQueuePolicy.REJECT,
+            default_timeout_microseconds=batching.queue_timeout_us,
+            allow_timeout_override=True,
+            max_queue_size=batching.queue_size,
+        ),
+    )
+
+
+def _warmup(spec: ModelSpec, batch: int) -> pb.ModelWarmup:
+    inputs = {
+        t.name: pb.ModelWarmup.Input(
+            data_type=_dtype(t),
+            dims=[WARMUP_SIDE if d == ANY else d for d in t.shape],
+            random_data=True,
+        )
+        for t in spec.inputs
+    }
+    return pb.ModelWarmup(name=f"batch of {batch}", batch_size=batch, inputs=inputs)

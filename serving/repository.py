@@ -1,0 +1,295 @@
+"""The model repository: publish a version, list versions, take the newest back.
+
+Run: python -m serving.repository list | python -m serving.repository rollback wgan
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from serving.errors import RepositoryError, ServingError
+
+REPOSITORY = Path(__file__).parent / "model_repository"
+MODEL, CARD, GOLDEN, CONFIG = "model.onnx", "card.json", "golden.npz", "config.pbtxt"
+FILES = (MODEL, CARD, GOLDEN)
+# tritonserver passes over folders whose name is no number.
+STAGING = ".incoming-"
+WITHDRAWN = ".withdrawn-"
+ABANDONED_S = 24 * 3600.0
+"""A staging folder as old as this belongs to a publisher that was killed."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a version says about itself; `data` is the whole of card.json. A candidate's `version` is 0."""
+
+    model: str
+    version: int
+    preset: str
+    corpus: str
+    metrics: Mapping[str, float]
+    commit: str
+    sha256: str
+    published: str
+    data: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> Card:
+        """Raises RepositoryError if the file is missing, is no JSON, or lacks a field."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            return cls(
+                model=str(data["model"]),
+                version=int(data.get("version") or 0),
+                preset=str(data["preset"]),
+                corpus=str(data["corpus"]["name"]),
+                metrics={str(name): float(value) for name, value in data["metrics"].items()},
+                commit=str(data["commit"]),
+                sha256=str(data["sha256"]),
+                published=str(data.get("published", "")),
+                data=data,
+            )
+        except OSError as exc:
+            raise RepositoryError(f"{path}: {exc.strerror}") from exc
+        except KeyError as exc:
+            raise RepositoryError(f"{path}: no field {exc}") from exc
+        except (ValueError, TypeError, AttributeError) as exc:
+            raise RepositoryError(f"{path}: not a model card ({exc})") from exc
+
+
+def models(repository: Path) -> list[str]:
+    """The folders with a config.pbtxt. Raises RepositoryError if there are none."""
+    if not repository.is_dir():
+        raise RepositoryError(f"--repository {repository}: no such folder")
+    found = sorted(path.parent.name for path in repository.glob(f"[!.]*/{CONFIG}"))
+    if not found:
+        raise RepositoryError(f"--repository {repository}: no model in it (looked for MODEL/{CONFIG})")
+    return found
+
+
+def versions(repository: Path, model: str) -> list[int]:
+    """Versions in service, oldest first; none if there is no such model."""
+    return sorted(int(name) for name in _folders(repository / model) if name.isdecimal())
+
+
+def newest(repository: Path, model: str) -> int:
+    """Raises RepositoryError if no version is in service."""
+    present = versions(repository, model)
+    if not present:
+        raise RepositoryError(f"{repository}: no version of {model}")
+    return present[-1]
+
+
+def card(repository: Path, model: str, version: int) -> Card:
+    return Card.read(repository / model / str(version) / CARD)
+
+
+def publish(candidate: Path, repository: Path, model: str, *, config: str | None = None) -> int:
+    """Adds `candidate` (a folder with model.onnx, card.json, golden.npz) as the next version; returns that.
+
+    A reader sees the whole version or none of it, whatever happens meanwhile; no number is used twice. `config`
+    becomes config.pbtxt. Raises RepositoryError, having left the repository as it was.
+    """
+    _check(candidate, model)
+    folder = repository / model
+    with _clear_errors(f"publishing {model} in {repository}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        with _staged(candidate, folder) as staged, _locked(folder):
+            number = max(_numbers_used(folder), default=0) + 1
+            _number(staged, number)
+            _sync(staged)
+            if config is not None:
+                _replace(folder / CONFIG, config)
+            staged.rename(folder / str(number))
+            _sync(folder)
+    return number
+
+
+def rollback(repository: Path, model: str) -> int:
+    """Takes the newest version out of service and returns its number.
+
+    Its folder stays, as `withdrawn(…)`; renaming it back restores it. Raises RepositoryError for an only version.
+    """
+    folder = repository / model
+    if not folder.is_dir():
+        raise RepositoryError(f"{repository}: no model {model}")
+    with _clear_errors(f"rolling back {model} in {repository}"), _locked(folder):
+        present = versions(repository, model)
+        if len(present) < 2:
+            raise RepositoryError(f"{folder}: versions {present}; rolling back would leave nothing to serve")
+        (folder / str(present[-1])).rename(withdrawn(repository, model, present[-1]))
+        _sync(folder)
+    return present[-1]
+
+
+def withdrawn(repository: Path, model: str, version: int) -> Path:
+    """Where a version lies once it has been rolled back."""
+    return repository / model / f"{WITHDRAWN}{version}"
+
+
+def _folders(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+
+
+def _numbers_used(folder: Path) -> list[int]:
+    names = (name.removeprefix(WITHDRAWN) for name in _folders(folder))
+    return [int(name) for name in names if name.isdecimal()]
+
+
+def _check(folder: Path, model: str) -> None:
+    for name in FILES:
+        if not (folder / name).is_file():
+            raise RepositoryError(f"{folder}: no {name}; a version is {', '.join(FILES)}")
+    says = Card.read(folder / CARD)
+    if says.model != model:
+        raise RepositoryError(f"{folder / CARD}: is of model {says.model!r}, not {model!r}")
+    if says.sha256 != sha256(folder / MODEL):
+        raise RepositoryError(f"{folder / MODEL}: its SHA-256 is not the one in {CARD}; export it again")
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _staged(candidate: Path, folder: Path) -> Iterator[Path]:
+    """A copy on the repository's own filesystem, flushed to disk; gone afterwards unless renamed."""
+    _remove_abandoned(folder)
+    staged = folder / f"{STAGING}{uuid.uuid4().hex}"
+    try:
+        staged.mkdir()
+        for name in FILES:
+            shutil.copyfile(candidate / name, staged / name)
+            _sync(staged / name)
+        if sha256(staged / MODEL) != sha256(candidate / MODEL):
+            raise RepositoryError(
+                f"{staged / MODEL}: the copy differs from {candidate / MODEL}; check the disk"
+            )
+        yield staged
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    for path in folder.glob(f"{STAGING}*"):
+        with contextlib.suppress(OSError):  # another publisher may be at it
+            if time.time() - path.stat().st_mtime > ABANDONED_S:
+                shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One publisher or rollback at a time. The kernel lets go of the lock if its holder dies."""
+    with (folder / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _number(staged: Path, number: int) -> None:
+    data = dict(Card.read(staged / CARD).data)
+    data["version"] = number
+    data["published"] = datetime.now(UTC).isoformat(timespec="seconds")
+    _replace(staged / CARD, json.dumps(data, indent=2) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes the whole text or leaves the file as it was."""
+    beside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        _sync(beside)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Returns when the file's or folder's content is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _clear_errors(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        where = f" ({exc.filename})" if exc.filename else ""
+        raise RepositoryError(
+            f"{doing}: {exc.strerror}{where}; nothing has changed there, so put that right and run it again"
+        ) from exc
+
+
+# --- command line
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        print(options.run(options))
+    except ServingError as exc:
+        print(exc, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m serving.repository", description=__doc__)
+    parser.add_argument("--repository", type=Path, default=REPOSITORY)
+    commands = parser.add_subparsers(required=True)
+    listing = commands.add_parser("list", help="the versions in service")
+    listing.set_defaults(run=_list)
+    back = commands.add_parser("rollback", help="take the newest version of a model out of service")
+    back.add_argument("model")
+    back.set_defaults(run=_rollback)
+    return parser
+
+
+def _list(options: argparse.Namespace) -> str:
+    cards = [
+        card(options.repository, model, version)
+        for model in models(options.repository)
+        for version in versions(options.repository, model)
+    ]
+    head = ("model", "version", "published", "preset", "commit", "metrics")
+    return _table([head, *(_row(one) for one in cards)])
+
+
+def _row(one: Card) -> tuple[str, ...]:
+    metrics = "  ".join(f"{name} {value:.4g}" for name, value in one.metrics.items())
+    return (one.model, str(one.version), one.published or "-", one.preset, one.commit[:10], metrics)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _rollback(options: argparse.Namespace) -> str:
+    gone = rollback(options.repository, options.model)
+    now = newest(options.repository, options.model)
+    away = withdrawn(options.repository, options.model, gone)
+    return f"{options.model} {now} is the newest now; `mv {away} {away.with_name(str(gone))}` restores {gone}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""Whether a live server answers as a version's golden batch says. Run: python -m serving.verify --model wgan
+
+The deep readiness probe: it sees a wrong model or a broken backend behind a server that is up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from serving.errors import Disagreement, RepositoryError, ServerError, ServingError
+from serving.repository import GOLDEN, REPOSITORY, newest
+
+TIMEOUT_S = 60.0
+
+Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]
+
+
+def verify(url: str, model: str, version: int, golden: Path, atol: float) -> float:
+    """Sends the golden inputs to the gRPC address `url` and compares what comes back with the golden outputs.
+
+    Returns the largest difference, in the outputs' own unit. Raises Disagreement for one above `atol` or for
+    another shape or dtype, ServerError without an answer, RepositoryError for an unreadable golden batch.
+    """
+    arrays = _read(golden)
+    with triton.InferenceServerClient(url) as client:
+        try:
+            answers = _ask(client, model, str(version), arrays, golden)
+        except InferenceServerException as exc:
+            raise ServerError(f"{url}: {model} {version}: {exc.message()}") from exc
+    where = f"{model} {version} at {url}"
+    return max(_difference(where, name, answer, arrays[name], atol) for name, answer in answers.items())
+
+
+def _read(golden: Path) -> Arrays:
+    try:
+        with np.load(golden) as file:
+            return dict(file)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as exc:
+        raise RepositoryError(f"{golden}: not a golden batch ({exc})") from exc
+
+
+def _ask(
+    client: triton.InferenceServerClient, model: str, version: str, arrays: Arrays, golden: Path
+) -> dict[str, Array | None]:
+    metadata = client.get_model_metadata(model, version, client_timeout=TIMEOUT_S)
+    inputs, outputs = ([tensor.name for tensor in tensors] for tensors in (metadata.inputs, metadata.outputs))
+    if missing := {*inputs, *outputs} - set(arrays):
+        raise RepositoryError(f"{golden}: no array {', '.join(sorted(missing))}, which {model} {version} has")
+    answer = client.infer(
+        model, [_tensor(name, arrays[name]) for name in inputs], version, client_timeout=TIMEOUT_S
+    )
+    return {name: answer.as_numpy(name) for name in outputs}
+
+
+def _tensor(name: str, array: Array) -> triton.InferInput:
+    tensor = triton.InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
+    tensor.set_data_from_numpy(array)
+    return tensor
+
+
+def _difference(where: str, name: str, answer: Array | None, expected: Array, atol: float) -> float:
+    if answer is None or (answer.shape, answer.dtype) != (expected.shape, expected.dtype):
+        got = "nothing" if answer is None else f"{answer.dtype} {answer.shape}"
+        raise Disagreement(
+            f"{where}: {name} is {got}; its golden batch has {expected.dtype} {expected.shape}"
+        )
+    largest = float(np.abs(answer.astype(np.float64) - expected.astype(np.float64)).max())
+    if not largest <= atol:  # NaN disagrees, too
+        raise Disagreement(
+            f"{where}: {name} differs from its golden batch by up to {largest:g}, allowed {atol:g}"
+        )
+    return largest
+
+
+# --- command line
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        print(_verify(options))
+    except ServingError as exc:
+        print(exc, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m serving.verify", description=__doc__)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--version", type=int, help="default: the newest in the repository")
+    parser.add_argument("--url", default="localhost:8001", help="gRPC address; default %(default)s")
+    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="where the golden batch lies")
+    parser.add_argument(
+        "--atol", type=float, default=1.0, help="largest difference allowed; default %(default)s"
+    )
+    return parser
+
+
+def _verify(options: argparse.Namespace) -> str:
+    version = options.version or newest(options.repository, options.model)
+    golden = options.repository / options.model / str(version) / GOLDEN
+    largest = verify(options.url, options.model, version, golden, options.atol)
+    return f"{options.model} {version} at {options.url}: agrees, largest difference {largest:g}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

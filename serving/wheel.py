@@ -1,0 +1,84 @@
+"""The tritonserver inside the nvidia-pytriton wheel: where its parts are, and what they need around them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.errors import ServerError
+
+ONNXRUNTIME = Path(__file__).parent / "backends" / "onnxruntime"
+NEXT_STEP = "run `make setup`, or `pip install '.[serving]'`"
+# glibc then keeps freed memory, instead of returning it to the kernel and faulting it in for each batch.
+MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_MMAP_THRESHOLD_": str(1 << 30)}
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """`root` is pytriton/tritonserver in site-packages, `libraries` the wheel's own shared libraries."""
+
+    root: Path
+    libraries: Path
+
+    @property
+    def binary(self) -> Path:
+        return self.root / "bin" / "tritonserver"
+
+    @property
+    def stub(self) -> Path:
+        """The program that is a model's process; it embeds one version of Python, the running one."""
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        return self.root / "python_backend_stubs" / version / "triton_python_backend_stub"
+
+    def assemble(self, folder: Path) -> Path:
+        """The folder for --backend-directory. Copies (3 MB): tritonserver refuses links out of a backend."""
+        python = folder / "python"
+        python.mkdir(parents=True)
+        shutil.copy(self.stub, python)
+        for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
+            shutil.copy(self.root / "backends" / "python" / name, python)
+        (folder / "onnxruntime").symlink_to(ONNXRUNTIME)
+        return folder
+
+    def environment(self) -> dict[str, str]:
+        """The server's environment variables.
+
+        A model's process ignores PYTHONPATH: its packages are those of the first `python3` on PATH.
+        """
+        libraries = [
+            str(self.libraries),
+            sysconfig.get_config_var("LIBDIR"),
+            os.environ.get("LD_LIBRARY_PATH"),
+        ]
+        return {
+            **os.environ,
+            **MALLOC,
+            "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        }
+
+
+def find() -> Wheel:
+    """The installed wheel. Raises ServerError where there is none, or none for this machine or Python."""
+    machine = f"{platform.system()} {platform.machine()}"
+    if machine != "Linux x86_64":
+        raise ServerError(
+            f"tritonserver runs on Linux x86_64, and this is {machine}: use a server elsewhere (--url)"
+        )
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or spec.origin is None:
+        raise ServerError(f"nvidia-pytriton, which holds tritonserver, is not installed: {NEXT_STEP}")
+    package = Path(spec.origin).parent
+    wheel = Wheel(package / "tritonserver", package.parent / "nvidia_pytriton.libs")
+    if not wheel.stub.exists():
+        have = ", ".join(sorted(p.name for p in wheel.stub.parent.parent.glob("3.*")))
+        raise ServerError(
+            f"Python {platform.python_version()}: this tritonserver serves with Python {have} only"
+        )
+    return wheel

@@ -1,0 +1,43 @@
+"""The models this project knows: one folder each under training/models. No registry to edit.
+
+`spec` stays torch-free; only `recipe` imports the training code.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from serving.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from training.jobs import Job
+
+MODELS = Path(__file__).parent / "models"
+
+
+def names() -> list[str]:
+    """Every model with a spec.py, in alphabetical order."""
+    return sorted(path.parent.name for path in MODELS.glob("*/spec.py"))
+
+
+def spec(name: str) -> ModelSpec:
+    """What is served under `name`."""
+    spec = import_module(f"training.models.{name}.spec").SPEC
+    assert isinstance(spec, ModelSpec), f"training/models/{name}/spec.py: SPEC is a {type(spec).__name__}"
+    return spec
+
+
+def job(name: str) -> Job | None:
+    """What training it asks of a cluster; None for a model without job.py, which no Job trains."""
+    if not (MODELS / name / "job.py").exists():
+        return None
+    job: Job = import_module(f"training.models.{name}.job").JOB
+    return job
+
+
+def recipe(name: str) -> ModuleType:
+    """The training module: `Options`, `PRESETS`, `train`, `evaluate`, `load_generator`. Imports torch."""
+    return import_module(f"training.models.{name}.train")

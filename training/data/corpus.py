@@ -1,0 +1,88 @@
+"""A corpus in memory: `load("lines", count=10_000, seed=0)`, or any folder or zip of pictures. Torch-free."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from training.data import computer_art, lines, photos
+from training.errors import BadInput
+
+DRAWN: dict[str, Callable[..., np.ndarray]] = {
+    "lines": lines.draw,
+    "lines_uniform": partial(lines.draw, all_uniform=True),
+    **computer_art.CORPORA,
+}
+THREE_LINES = ("lines", "lines_uniform")
+# As many as the measures take on each side of a comparison, twice, so that they can average over several
+# choices.
+HELD_OUT = 4096
+# Held-out pictures are drawn with seeds that no one can ask for, so that no --seed trains on them.
+HELD_OUT_SEED = 1 << 32
+# Below this there is nothing to learn from and nothing to judge by.
+LEAST = 16
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Pictures to train on and pictures kept out of training to judge by; both uint8 (N, H, W, 3)."""
+
+    name: str
+    images: np.ndarray
+    held_out: np.ndarray
+    sha256: str  # of `images`, see `checksum`
+    three_lines: bool = False  # drawn by lines.py: what a right picture shows is known
+    skipped: tuple[str, ...] = ()  # broken files left out, with skip_broken
+
+
+def checksum(images: np.ndarray) -> str:
+    """SHA-256 of the type, the shape and the bytes, so that a reshaped corpus is another corpus."""
+    digest = hashlib.sha256(f"{images.dtype}{images.shape}".encode())
+    digest.update(np.ascontiguousarray(images).data)
+    return digest.hexdigest()
+
+
+def load(
+    name: str | Path,
+    *,
+    count: int = 10_000,
+    seed: int = 0,
+    size: int = 128,
+    fit: str = "crop",
+    skip_broken: bool = False,
+) -> Corpus:
+    """A drawn corpus by its name, or the pictures of a folder or zip; the same arguments give the same bytes.
+
+    Drawn: `count` pictures, and up to 4,096 others held out. Yours: at most `count`, of which one in five
+    is held out; `fit` and `skip_broken` are photos.load's. Raises BadInput when there is no such corpus or
+    it can't be used.
+    """
+    if count < LEAST:
+        raise BadInput(f"--count: {count} pictures are too few to train on; at least {LEAST}")
+    if str(name) in DRAWN:
+        draw = DRAWN[str(name)]
+        if size != lines.SIZE:
+            raise BadInput(f"--size: {name} is drawn at {lines.SIZE} pixels only, not {size}")
+        images, held_out = draw(count, seed=seed), draw(min(count, HELD_OUT), seed=seed + HELD_OUT_SEED)
+        return Corpus(str(name), images, held_out, checksum(images), three_lines=str(name) in THREE_LINES)
+
+    source = Path(name)
+    if not source.exists():
+        raise BadInput(
+            f"--corpus: {name} is neither a drawn corpus ({', '.join(DRAWN)}) nor a folder or zip that is there"
+        )
+    pictures, skipped = photos.load(source, count=count, seed=seed, size=size, fit=fit, skip_broken=skip_broken)
+    if len(pictures) < LEAST:
+        raise BadInput(f"--corpus: {len(pictures)} pictures in {name} are too few; at least {LEAST}")
+    # Every fifth of a shuffled order, so that a folder sorted by date or subject is held out evenly.
+    order = np.random.default_rng(seed).permutation(len(pictures))
+    images, held_out = (
+        pictures[np.sort(order[len(order) // 5 :])],
+        pictures[np.sort(order[: len(order) // 5])],
+    )
+    return Corpus(source.stem, images, held_out, checksum(images), skipped=skipped)

@@ -1,0 +1,86 @@
+"""Corpora as files: what the commands `python -m training.data.lines|computer_art|photos --out DIR` share."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+from PIL import Image
+
+from training.errors import BadInput
+
+SHEET = "contact-sheet.png"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with a wrong flag told in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{message} (--help lists the options)\n")
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.lstrip("-").isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+        return int(text)
+
+    return number
+
+
+def parser(description: str | None) -> Parser:
+    made = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new or empty folder")
+    made.add_argument("--count", type=at_least(1), default=100, metavar="N", help="how many (default 100)")
+    made.add_argument("--seed", type=at_least(0), default=0, metavar="S", help="other seed, others (default 0)")
+    return made
+
+
+def contact_sheet(images: np.ndarray, *, columns: int = 10, rows: int = 10, gap: int = 6) -> Image.Image:
+    """The first columns x rows pictures of uint8 (N, H, W, 3) side by side on gray."""
+    height, width = images.shape[1] + gap, images.shape[2] + gap
+    columns = min(columns, len(images))
+    rows = min(rows, -(-len(images) // columns))
+    sheet = Image.new("RGB", (columns * width + gap, rows * height + gap), (120, 120, 120))
+    for k, image in enumerate(images[: columns * rows]):
+        sheet.paste(Image.fromarray(image), (gap + k % columns * width, gap + k // columns * height))
+    return sheet
+
+
+def save(images: np.ndarray, out: Path, *, name: str) -> None:
+    """Write `name-00000.png` … and a contact sheet as the folder `out`: all of it or nothing.
+
+    Raises BadInput when `out` can't be written or holds something already.
+    """
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise BadInput(f"--out: {out} is there already and not an empty folder; name a new one")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        try:
+            for k, image in enumerate(images):
+                Image.fromarray(image).save(beside / f"{name}-{k:05d}.png", compress_level=1)
+            contact_sheet(images).save(beside / SHEET)
+            beside.chmod(0o755)  # mkdtemp makes it private
+            beside.replace(out)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    except OSError as error:
+        raise BadInput(f"--out: can't write {out} ({error.strerror or error}); name another folder") from error
+    print(f"{len(images)} pictures and {SHEET} in {out}")
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Run a command; what its user can mend is one line and exit status 2."""
+    try:
+        main()
+    except BadInput as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    sys.exit(0)

@@ -1,0 +1,154 @@
+"""A corpus from the user's own pictures. Run: python -m training.data.photos --corpus DIR_OR_ZIP --out DIR
+
+What a network will see of them: every picture decoded, upright, in colour, square. Nothing is unpacked to
+disk.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageColor, ImageOps
+
+from training.data import files
+from training.errors import BadInput
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+FITS = ("crop", "pad")
+
+
+def find(source: Path) -> list[str]:
+    """Names of the pictures in a folder and its subfolders, or in a zip, relative to it and sorted.
+
+    Raises BadInput when `source` is not there, is neither, can't be read or has no pictures.
+    """
+    try:
+        if source.is_dir():
+            names = [file.relative_to(source).as_posix() for file in source.rglob("*") if file.is_file()]
+        elif zipfile.is_zipfile(source):
+            with zipfile.ZipFile(source) as archive:
+                names = [info.filename for info in archive.infolist() if not info.is_dir()]
+        elif source.exists():
+            raise BadInput(f"--corpus: {source} is neither a folder nor a zip; name one with pictures in it")
+        else:
+            raise BadInput(f"--corpus: {source} is not there; name a folder or a zip of pictures")
+    except (OSError, zipfile.BadZipFile) as error:
+        raise BadInput(f"--corpus: can't read {source} ({error}); name a folder or a zip of pictures") from error
+    # Dot files are a system's own: macOS puts a ._cat.jpg, which is no picture, beside each cat.jpg that it
+    # zips.
+    pictures = sorted(n for n in names if n.lower().endswith(SUFFIXES) and not n.split("/")[-1].startswith("."))
+    if not pictures:
+        raise BadInput(f"--corpus: no pictures in {source} (looked for {' '.join(SUFFIXES)})")
+    return pictures
+
+
+def to_rgb(picture: Image.Image, ground: tuple[int, int, int]) -> Image.Image:
+    """Any Pillow mode to RGB: 16-bit gray by its upper byte, transparency on the ground. Raises OSError for others."""
+    if picture.mode.startswith("I;16"):
+        picture = Image.fromarray((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        # Pillow would clip these at 255, and nothing in the file says where white is.
+        raise OSError("32 bits a channel, save it with 8 or 16")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, (*ground, 255)), picture).convert("RGB")
+    return picture.convert("RGB")
+
+
+def decode(stream, *, size: int, fit: str = "crop", ground: tuple[int, int, int] = (255, 255, 255)) -> np.ndarray:
+    """One picture as uint8 (size, size, 3): the largest centred square ("crop"), or all of it on the ground ("pad").
+
+    Of an animation the first frame. Raises what Pillow raises when the file is broken.
+    """
+    with warnings.catch_warnings():
+        # Camera pictures above 89 megapixels are fine; Pillow still refuses twice that, as a bomb.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(stream) as picture:
+            if picture.mode in ("RGB", "L"):
+                picture.draft(None, (2 * size, 2 * size))  # a JPEG decoder that halves by itself is 4 times as fast
+            upright = to_rgb(ImageOps.exif_transpose(picture), ground)
+    if fit == "crop":
+        return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS))
+    return np.asarray(ImageOps.pad(upright, (size, size), Image.Resampling.LANCZOS, color=ground))
+
+
+def load(
+    source: Path,
+    *,
+    count: int | None = None,
+    seed: int = 0,
+    size: int = 128,
+    fit: str = "crop",
+    ground: tuple[int, int, int] = (255, 255, 255),
+    skip_broken: bool = False,
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Pictures uint8 (N, size, size, 3) in order of their names, and the names left out as broken.
+
+    Of more than `count` a random choice by `seed`. Raises BadInput as `find` does, and, unless skip_broken,
+    naming the first broken picture.
+    """
+    assert fit in FITS, fit
+    names = find(source)
+    if count is not None and count < len(names):
+        chosen = np.random.default_rng(seed).choice(len(names), count, replace=False)
+        names = [names[k] for k in np.sort(chosen)]
+    archive = None if source.is_dir() else zipfile.ZipFile(source)
+    opener = (lambda name: (source / name).open("rb")) if archive is None else archive.open
+
+    def read(name: str) -> np.ndarray | None:
+        try:
+            with opener(name) as stream:
+                return decode(stream, size=size, fit=fit, ground=ground)
+        # What a damaged file makes Pillow's plugins and zlib raise is open-ended; MemoryError and bugs in
+        # our own few lines would look the same here, and the message carries them.
+        except Exception as error:
+            if skip_broken:
+                return None
+            why = str(error).split("<")[0].strip() if isinstance(error, Image.UnidentifiedImageError) else error
+            raise BadInput(
+                f"--corpus: {source / name} can't be decoded ({why or type(error).__name__}); "
+                "repair or remove it, or leave such pictures out with --skip-broken"
+            ) from error
+
+    try:
+        # Decoding runs outside Python's lock, so threads are enough; map keeps the order of the names.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            pictures = list(pool.map(read, names))
+    finally:
+        if archive is not None:
+            archive.close()
+    skipped = tuple(name for name, picture in zip(names, pictures, strict=True) if picture is None)
+    if len(skipped) == len(names):
+        raise BadInput(f"--corpus: none of the {len(names)} pictures in {source} can be decoded; name another")
+    return np.stack([picture for picture in pictures if picture is not None]), skipped
+
+
+def main() -> None:
+    parser = files.parser(__doc__)
+    parser.add_argument("--corpus", type=Path, required=True, metavar="DIR_OR_ZIP", help="your pictures")
+    parser.add_argument("--size", type=files.at_least(16), default=128, metavar="PIXELS", help="(default 128)")
+    parser.add_argument("--fit", choices=FITS, default="crop", help="to a square (default crop)")
+    parser.add_argument("--ground", type=ImageColor.getrgb, default="white", help="under transparency and borders")
+    parser.add_argument("--skip-broken", action="store_true", help="leave out what can't be decoded")
+    args = parser.parse_args()
+    images, skipped = load(
+        args.corpus,
+        count=args.count,
+        seed=args.seed,
+        size=args.size,
+        fit=args.fit,
+        ground=args.ground[:3],
+        skip_broken=args.skip_broken,
+    )
+    files.save(images, args.out, name="photo")
+    if skipped:
+        print(f"left out as broken: {' '.join(skipped)}")
+
+
+if __name__ == "__main__":
+    files.run(main)

@@ -1,0 +1,14 @@
+"""What training/ tells a user or a Job in one line, and the exit status that goes with it."""
+
+from __future__ import annotations
+
+BAD_INPUT, REFUSED, STOPPED = 2, 3, 143
+"""Exit statuses of training.run: bad options or data, refused by the gate, SIGTERM."""
+
+
+class BadInput(ValueError):
+    """An option, a file or a corpus can't be used. The message names it, says why, and what to do next."""
+
+
+class Refused(Exception):
+    """The gate keeps a candidate from being published. The message gives every reason."""

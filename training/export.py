@@ -1,0 +1,212 @@
+"""From a checkpoint to a served version: ONNX, parity, gate, publish.
+Run: python -m training.export runs/wgan --publish serving/model_repository
+
+The gate: (1) ONNX Runtime agrees with the eager model and the graph is one that Triton's C++ backend and TensorRT take,
+(2) the metrics meet the spec's thresholds and the live version's, (3) a throwaway Triton serves it and the golden batch
+agrees. A candidate that is refused stays in runs/<name>/candidate, with the reasons in refused.txt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+from serving import pbtxt, repository, verify
+from serving.embedded import Embedded
+from serving.errors import ServingError
+from serving.spec import ModelSpec
+from training import catalog
+from training.data.corpus import Corpus
+from training.errors import BAD_INPUT, REFUSED, BadInput, Refused
+
+OPSET = 17
+# All of these are in TensorRT 10's table of supported ONNX operators and in ONNX Runtime since 1.12. A graph that needs
+# another one is refused here, where that costs a minute, and not on the cluster.
+OPERATORS = frozenset(
+    """
+    Add AveragePool BatchNormalization Cast Clip Concat Constant ConstantOfShape Conv ConvTranspose DepthToSpace Div
+    Equal Exp Expand Flatten Gather Gemm GlobalAveragePool Identity InstanceNormalization LeakyRelu MatMul Max MaxPool
+    Min Mul Pad Pow PRelu Range ReduceMean ReduceSum Relu Reshape Resize Round Shape Sigmoid Slice Softmax Split Sqrt
+    Squeeze Sub Tanh Tile Transpose Unsqueeze Where
+    """.split()  # noqa: SIM905
+)
+ONNX_TYPES = {"FP32": onnx.TensorProto.FLOAT, "UINT8": onnx.TensorProto.UINT8}
+
+
+# --- the candidate: everything a version directory holds, made beside the checkpoint ---
+
+
+def export(model: str, checkpoint: Path, run: Path, *, corpus: Corpus) -> Path:
+    """Write run/candidate with model.onnx, golden.npz and card.json; return that folder."""
+    recipe, spec = catalog.recipe(model), catalog.spec(model)
+    net = recipe.load_generator(checkpoint)
+    candidate = run / "candidate"
+    shutil.rmtree(candidate, ignore_errors=True)
+    candidate.mkdir()
+    golden = recipe.golden(net)
+    write_onnx(recipe.served(net), spec, golden, candidate / repository.MODEL)
+    np.savez_compressed(candidate / repository.GOLDEN, **golden)
+    metrics = recipe.evaluate(net, corpus, out=run)
+    made_by = json.loads((run / "options.json").read_text())
+    card = {
+        "model": model,
+        "preset": made_by["preset"],
+        "options": made_by["options"],
+        "corpus": made_by["corpus"],
+        "metrics": metrics,
+        "commit": made_by["commit"],
+        "trained_on": made_by["machine"],
+        "command": made_by["command"],
+        "sha256": repository.sha256(candidate / repository.MODEL),
+    }
+    (candidate / repository.CARD).write_text(json.dumps(card, indent=2) + "\n")
+    return candidate
+
+
+def write_onnx(net: torch.nn.Module, spec: ModelSpec, golden: dict[str, np.ndarray], path: Path) -> None:
+    """The graph of a net whose forward takes the spec's inputs in order, with a free first dimension."""
+    names = [t.name for t in (*spec.inputs, *spec.outputs)]
+    free = {}
+    for tensor in (*spec.inputs, *spec.outputs):
+        anys = {k + 1: f"{tensor.name}_{k + 1}" for k, size in enumerate(tensor.shape) if size < 0}
+        free[tensor.name] = {0: "batch", **anys}
+    inputs = tuple(torch.from_numpy(golden[t.name]) for t in spec.inputs)
+    with warnings.catch_warnings():
+        # The exporter that follows the graph is younger, and its graphs of these nets are larger and no faster.
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        torch.onnx.export(
+            net, inputs, str(path), dynamo=False, opset_version=OPSET,
+            input_names=names[: len(inputs)], output_names=names[len(inputs) :], dynamic_axes=free,
+        )  # fmt: skip
+
+
+# --- the gate ---
+
+
+def publish(model: str, candidate: Path, into: Path) -> int:
+    """Put a candidate through the gate and into a model repository; return its version. Raises Refused."""
+    spec = catalog.spec(model)
+    (candidate / "refused.txt").unlink(missing_ok=True)
+    reasons = parity_reasons(candidate, spec) + graph_reasons(candidate / repository.MODEL, spec)
+    reasons += metric_reasons(candidate, spec, into)
+    reasons = reasons or serving_reasons(candidate, spec)
+    if reasons:
+        (candidate / "refused.txt").write_text("\n".join(reasons) + "\n")
+        raise Refused(f"{model} refused, kept in {candidate}: {'; '.join(reasons)}")
+    try:
+        return repository.publish(candidate, into, model, config=pbtxt.render(spec))
+    except ServingError as error:
+        raise BadInput(f"--publish: {error}") from error
+
+
+def parity_reasons(candidate: Path, spec: ModelSpec) -> list[str]:
+    """What ONNX Runtime answers on the golden batch, whole and one by one, against the eager model."""
+    golden = dict(np.load(candidate / repository.GOLDEN))
+    try:
+        session = onnxruntime.InferenceSession(str(candidate / repository.MODEL), providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has no base class for its errors
+        return [f"ONNX Runtime can't load model.onnx: {' '.join(str(error).split())}"]
+    count = len(golden[spec.inputs[0].name])
+    reasons = []
+    for part in (slice(0, count), slice(0, 1)):
+        answers = session.run([t.name for t in spec.outputs], {t.name: golden[t.name][part] for t in spec.inputs})
+        for tensor, answer in zip(spec.outputs, answers, strict=True):
+            truth = golden[tensor.name][part]
+            if answer.shape != truth.shape or answer.dtype != truth.dtype:
+                reasons.append(
+                    f"{tensor.name} is {answer.dtype}{answer.shape}, the eager model's {truth.dtype}{truth.shape}"
+                )
+                continue
+            worst = float(np.abs(answer.astype(np.float64) - truth).max())
+            if not worst <= spec.golden_atol:
+                reasons.append(
+                    f"{tensor.name} differs from the eager model by {worst:.3g}, more than {spec.golden_atol:.3g}"
+                )
+    return reasons
+
+
+def graph_reasons(path: Path, spec: ModelSpec) -> list[str]:
+    """What only the cluster would refuse: a fixed batch, a name or type other than config.pbtxt's, an operator."""
+    graph = onnx.load(path).graph
+    reasons = []
+    for values, tensors in ((graph.input, spec.inputs), (graph.output, spec.outputs)):
+        if (have := sorted(v.name for v in values)) != (want := sorted(t.name for t in tensors)):
+            reasons.append(f"the graph has {', '.join(have)} where the spec has {', '.join(want)}")
+            continue
+        for tensor in tensors:
+            value = next(v for v in values if v.name == tensor.name).type.tensor_type
+            first, *rest = value.shape.dim
+            if not first.dim_param:
+                reasons.append(f"{tensor.name}: its batch is fixed at {first.dim_value}")
+            if value.elem_type != ONNX_TYPES[tensor.dtype]:
+                reasons.append(f"{tensor.name}: its type is not {tensor.dtype}")
+            fixed = [(d.dim_value, s) for d, s in zip(rest, tensor.shape, strict=False) if s > 0 and d.dim_value]
+            if len(rest) != len(tensor.shape) or any(d != s for d, s in fixed):
+                reasons.append(f"{tensor.name}: its shape is not {tensor.shape}")
+    if unknown := sorted({node.op_type for node in graph.node} - OPERATORS):
+        reasons.append(f"operators that TensorRT or ONNX Runtime may lack: {', '.join(unknown)}")
+    return reasons
+
+
+def metric_reasons(candidate: Path, spec: ModelSpec, into: Path) -> list[str]:
+    """The spec's thresholds, beside the live version's metrics where they were measured on the same corpus."""
+    card = repository.Card.read(candidate / repository.CARD)
+    live: dict[str, Any] = {}
+    if present := repository.versions(into, spec.name):
+        live_card = repository.card(into, spec.name, present[-1])
+        live = dict(live_card.metrics) if live_card.corpus == card.corpus else {}
+    reasons = []
+    for threshold in spec.thresholds:
+        if threshold.metric not in card.metrics:
+            continue  # a corpus whose truth is not known has no structure to measure
+        reasons.append(threshold.refusal(card.metrics[threshold.metric], live.get(threshold.metric)))
+    return [reason for reason in reasons if reason]
+
+
+def serving_reasons(candidate: Path, spec: ModelSpec) -> list[str]:
+    """Whether a Triton of its own serves the candidate and answers the golden batch as the eager model did."""
+    with tempfile.TemporaryDirectory(prefix="atelier-gate-") as folder:
+        alone = Path(folder)
+        version = repository.publish(candidate, alone, spec.name, config=pbtxt.render(spec))
+        try:
+            with Embedded(alone) as server:
+                golden = alone / spec.name / str(version) / repository.GOLDEN
+                verify.verify(server.grpc, spec.name, version, golden, spec.golden_atol)
+        except ServingError as error:
+            return [f"Triton: {error}"]
+    return []
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m training.export", description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="a run directory with a candidate, such as runs/wgan")
+    parser.add_argument("--publish", type=Path, required=True, metavar="DIR", help="the model repository")
+    args = parser.parse_args()
+    try:
+        candidate = args.run / "candidate"
+        if not (candidate / repository.CARD).is_file():
+            raise BadInput(f"RUN: no candidate in {args.run}; python -m training.run makes one when it ends")
+        model = repository.Card.read(candidate / repository.CARD).model
+        print(f"published {model} version {publish(model, candidate, args.publish)} in {args.publish}")
+        return 0
+    except (BadInput, ServingError) as error:
+        print(f"training.export: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except Refused as error:
+        print(f"training.export: {error}", file=sys.stderr)
+        return REFUSED
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,23 @@
+"""The generator of computer art, as it is served and as its Job asks for it. Torch-free."""
+
+from serving.spec import Batching, ModelSpec, Tensor, Threshold
+
+LATENT = 100
+SIZE = 128
+
+SPEC = ModelSpec(
+    name="wgan",
+    summary="computer art from a latent vector (WGAN-GP)",
+    inputs=(Tensor(name="latent", dtype="FP32", shape=(LATENT,)),),
+    outputs=(Tensor(name="image", dtype="UINT8", shape=(SIZE, SIZE, 3)),),
+    batching=Batching(max_batch=32, preferred=(8, 16, 32), queue_delay_us=1000, queue_size=256),
+    instances=1,
+    threads=2,
+    # Rounding to UINT8 turns a difference of 1e-5 in the eager output into one level now and then.
+    golden_atol=1.0,
+    thresholds=(
+        Threshold(metric="sliced_wasserstein_ratio", at_most=3.0, may_worsen_by=0.25),
+        Threshold(metric="structure", at_least=0.5, may_worsen_by=0.05),
+        Threshold(metric="palette", at_least=0.8, may_worsen_by=0.05),
+    ),
+)

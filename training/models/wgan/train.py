@@ -1,0 +1,266 @@
+"""Train the WGAN-GP generator. Run: python -m training.run wgan --dry-run
+
+Gulrajani et al. 2017, "Improved Training of Wasserstein GANs", on pictures of 128x128. Preset `seed` is the source's
+program to the letter; the default ships.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from training import plots
+from training.data import corpus as corpora
+from training.data.corpus import Corpus
+from training.devices import autocast, pick_device
+from training.errors import BadInput
+from training.models.wgan import evaluate as measures
+from training.models.wgan.net import NETWORKS, Served
+from training.models.wgan.spec import LATENT, SIZE
+from training.rundir import RunDir, Stopped, load_checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Defaults are the run that ships. `batch` is in pictures; one step is one update of the generator."""
+
+    corpus: str = "lines"
+    """lines, lines_uniform, schotter, interruptions, cubic_limit (all drawn here), or a folder or zip of pictures"""
+    pictures: int = 10_000
+    """how many to draw, or the most to take from a folder"""
+    seed: int = 0
+    network: str = "strips"
+    """strips (small, for long lines) or source (the source program's)"""
+    steps: int = 3_200
+    batch: int = 32
+    critic_steps: int = 2
+    """critic updates to one of the generator; 5 in the paper, where the critic learns no faster than the generator"""
+    generator_lr: float = 4e-4
+    critic_lr: float = 5e-4
+    """above the generator's (Heusel et al. 2017): where the critic lags, the penalty grows without end"""
+    decay_from: float = 0.5
+    """share of the steps after which both learning rates fall in a straight line to zero; 1 keeps them"""
+    beta1: float = 0.0
+    beta2: float = 0.99
+    gradient_penalty: float = 10.0
+    drift: float = 1e-3
+    """weight of the squared critic score (Karras et al. 2018): keeps scores near zero, where bf16 is exact"""
+    ema: float = 0.999
+    """decay of the generator's running average, which is what gets evaluated and served; 0 serves the last one"""
+    bf16: bool = True
+    """bfloat16 autocast and channels-last memory; off: plain float32"""
+    rows: int = 4
+    """of a grid of samples"""
+    columns: int = 8
+    samples_every: int = 100
+    """steps between two grids"""
+    checkpoint_minutes: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name in ("pictures", "steps", "batch", "critic_steps", "rows", "columns", "samples_every"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} is too few; give 1 or more")
+        if self.network not in NETWORKS:
+            raise BadInput(f"--network: no {self.network!r}; there are {', '.join(NETWORKS)}")
+        for name in ("ema", "decay_from", "beta1", "beta2"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} must lie within 0 and 1")
+
+
+PRESETS = {
+    "default": Options(),
+    # The source's options. It names no average of weights, no decay and no drift term; its batch norm needs float32.
+    "seed": Options(
+        network="source",
+        steps=1_200,
+        batch=16,
+        critic_steps=5,
+        generator_lr=2e-4,
+        critic_lr=2e-4,
+        decay_from=1.0,
+        beta1=0.5,
+        beta2=0.999,
+        drift=0.0,
+        ema=0.0,
+        bf16=False,
+    ),
+    # Seconds on a CPU: that the path works, not that the pictures do.
+    "tiny": Options(pictures=256, steps=4, batch=4, critic_steps=1, rows=2, columns=4, samples_every=2),
+}
+
+
+def load_corpus(options: Options) -> Corpus:
+    return corpora.load(options.corpus, count=options.pictures, seed=options.seed, size=SIZE)
+
+
+def train(options: Options, run: RunDir, corpus: Corpus) -> Path:
+    """Train until options.steps and return the last checkpoint. Raises Stopped after SIGTERM, with a checkpoint."""
+    device = pick_device()
+    torch.manual_seed(options.seed)
+    generator, critic = (net().to(device) for net in NETWORKS[options.network])
+    if options.bf16:
+        for net in (generator, critic):
+            net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+    average = copy.deepcopy(generator).requires_grad_(False)
+    betas = (options.beta1, options.beta2)
+    generator_adam = torch.optim.Adam(generator.parameters(), options.generator_lr, betas, fused=True)
+    critic_adam = torch.optim.Adam(critic.parameters(), options.critic_lr, betas, fused=True)
+
+    # One generator on the CPU draws everything, so that its state is the whole of the run's luck.
+    luck = torch.Generator().manual_seed(options.seed)
+    grid_latents = torch.randn(options.rows * options.columns, LATENT, generator=luck)
+    real_pictures = torch.from_numpy(corpus.images).permute(0, 3, 1, 2)
+
+    parts: dict[str, Any] = {
+        "generator": generator, "critic": critic, "average": average,
+        "generator_adam": generator_adam, "critic_adam": critic_adam,
+    }  # fmt: skip
+    first = 0
+    if (state := run.restore()) is not None:
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        luck.set_state(state["luck"])
+        first = state["step"]
+
+    def checkpoint(step: int) -> None:
+        states = {name: part.state_dict() for name, part in parts.items()}
+        run.save({**states, "luck": luck.get_state(), "step": step, "network": options.network})
+
+    def latents() -> Tensor:
+        return torch.randn(options.batch, LATENT, generator=luck).to(device)
+
+    def reals() -> Tensor:
+        batch = real_pictures[torch.randint(len(real_pictures), (options.batch,), generator=luck)].to(device)
+        batch = batch.float() / 127.5 - 1  # uint8 (N, 3, H, W) -> [-1, 1]
+        return batch.contiguous(memory_format=torch.channels_last) if options.bf16 else batch.contiguous()
+
+    last_saved = time.monotonic()
+    for step in run.steps(first, options.steps):
+        rate = learning_rate(step, options)
+        generator_adam.param_groups[0]["lr"] = rate * options.generator_lr
+        critic_adam.param_groups[0]["lr"] = rate * options.critic_lr
+
+        # --- critic: several steps to one of the generator (Gulrajani et al. 2017, algorithm 1) ---
+        for _ in range(options.critic_steps):
+            real = reals()
+            with torch.no_grad(), autocast(device, options.bf16):
+                fake = generator(latents()).float()
+            with autocast(device, options.bf16):
+                score = critic(torch.cat([real, fake])).float()
+            real_score, fake_score = score[: options.batch].mean(), score[options.batch :].mean()
+            mix = torch.rand(options.batch, 1, 1, 1, generator=luck).to(device)
+            penalty = gradient_penalty(critic, mix * real + (1 - mix) * fake, bf16=options.bf16)
+            critic_loss = fake_score - real_score + options.gradient_penalty * penalty
+            critic_adam.zero_grad()
+            (critic_loss + options.drift * score.square().mean()).backward()
+            critic_adam.step()
+
+        # --- generator ---
+        with autocast(device, options.bf16):
+            generator_loss = -critic(generator(latents())).float().mean()
+        generator_adam.zero_grad()
+        generator_loss.backward()
+        generator_adam.step()
+        follow(average, generator, decay=min(options.ema, (1 + step) / (10 + step)) if options.ema else 0.0)
+
+        run.record(
+            step,
+            f"critic {critic_loss.item():+8.3f} (real {real_score.item():+8.3f} fake {fake_score.item():+8.3f} "
+            f"penalty {penalty.item():6.3f}) generator {generator_loss.item():+8.3f}",
+            critic_loss=critic_loss.item(),
+            real=real_score.item(),
+            fake=fake_score.item(),
+            penalty=penalty.item(),
+            generator_loss=generator_loss.item(),
+        )
+        if (step + 1) % options.samples_every == 0 or step + 1 == options.steps:
+            pictures = generate(average, grid_latents)
+            plots.save_grid(pictures, run.path / "samples" / f"{step + 1:06d}.png", columns=options.columns)
+        if run.terminated:
+            checkpoint(step + 1)
+            raise Stopped
+        if time.monotonic() - last_saved > 60 * options.checkpoint_minutes:
+            checkpoint(step + 1)
+            last_saved = time.monotonic()
+
+    checkpoint(options.steps)
+    plots.save_convergence(run.stats(), run.path / "convergence.png", title=f"{run.path.name}: {options.corpus}")
+    return run.last
+
+
+def learning_rate(step: int, options: Options) -> float:
+    """The share of the full learning rates at a step: 20 steps of warm-up, a plateau, a straight line to zero."""
+    warm_up = min(1.0, (step + 1) / 20) if options.decay_from < 1 else 1.0
+    left = (options.steps - step) / (options.steps * (1 - options.decay_from)) if options.decay_from < 1 else 1.0
+    return min(warm_up, left, 1.0)
+
+
+def gradient_penalty(critic: nn.Module, picture: Tensor, *, bf16: bool) -> Tensor:
+    """Mean squared distance from 1 of the norm of the critic's gradient at float (N, 3, H, W)."""
+    picture = picture.detach().requires_grad_()
+    with autocast(picture.device, bf16):
+        score = critic(picture).float().sum()
+    (gradient,) = torch.autograd.grad(score, picture, create_graph=True)
+    return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+
+
+@torch.no_grad()
+def follow(average: nn.Module, net: nn.Module, *, decay: float) -> None:
+    """Move `average` towards `net`; buffers (batch norm's statistics) are taken over as they are."""
+    for mean, now in zip(average.parameters(), net.parameters(), strict=True):
+        mean.lerp_(now, 1 - decay)
+    for kept, current in zip(average.buffers(), net.buffers(), strict=True):
+        kept.copy_(current)
+
+
+@torch.no_grad()
+def generate(generator: nn.Module, latents: Tensor, *, batch: int = 64) -> np.ndarray:
+    """Latents float (N, 100) -> pictures uint8 (N, 128, 128, 3), in float32, as they will be served."""
+    device = next(generator.parameters()).device
+    was_training = generator.training
+    net = served(generator)
+    pictures = torch.cat([net(part.to(device)).cpu() for part in latents.split(batch)])
+    generator.train(was_training)
+    return pictures.numpy()
+
+
+def served(generator: nn.Module) -> nn.Module:
+    """What is exported: latent in, uint8 picture out."""
+    return Served(generator).eval()
+
+
+def load_generator(checkpoint: Path) -> nn.Module:
+    """The averaged generator of a checkpoint, ready to serve. BadInput if it holds another network."""
+    state = load_checkpoint(checkpoint)
+    network = state.get("network")
+    if network not in NETWORKS or "average" not in state:
+        raise BadInput(f"checkpoint {checkpoint}: not one of wgan's; give one that `training.run wgan` wrote")
+    generator = NETWORKS[network][0]()
+    try:
+        generator.load_state_dict(state["average"])
+    except RuntimeError as error:
+        raise BadInput(
+            f"checkpoint {checkpoint}: made by another version of the {network} network; train anew"
+        ) from error
+    return generator.eval()
+
+
+def evaluate(generator: nn.Module, corpus: Corpus, *, out: Path) -> dict[str, float]:
+    """Measures of 2,048 pictures of a generator; writes `out`/evaluation.png beside."""
+    latents = torch.randn(measures.COUNT, LATENT, generator=torch.Generator().manual_seed(1))
+    pictures = generate(generator, latents)
+    measures.report(pictures, corpus, out / "evaluation.png")
+    return measures.evaluate(pictures, corpus)
+
+
+def golden(generator: nn.Module) -> dict[str, np.ndarray]:
+    """A few latents and the eager model's pictures of them, named as on the wire."""
+    latents = torch.randn(4, LATENT, generator=torch.Generator().manual_seed(2))
+    return {"latent": latents.numpy(), "image": generate(generator, latents)}

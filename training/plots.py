@@ -1,0 +1,56 @@
+"""Pictures of a run: grids of samples and the losses over the steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+def grid(pictures: np.ndarray, *, columns: int, gap: int = 2) -> Image.Image:
+    """uint8 (N, H, W, 3) side by side on gray, `columns` to a row."""
+    count, height, width, _ = pictures.shape
+    rows = -(-count // columns)
+    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 48, np.uint8)
+    for k, picture in enumerate(pictures):
+        y, x = gap + k // columns * (height + gap), gap + k % columns * (width + gap)
+        sheet[y : y + height, x : x + width] = picture
+    return Image.fromarray(sheet)
+
+
+def save_grid(pictures: np.ndarray, path: Path, *, columns: int) -> None:
+    grid(pictures, columns=columns).save(path)
+
+
+def save_convergence(stats: list[dict[str, float]], path: Path, *, title: str) -> None:
+    """Every figure of stats.jsonl over the steps: the raw values faint, a running median over 2 % of the run strong."""
+    steps = np.array([row["step"] for row in stats])
+    window = max(1, len(stats) // 50)
+    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    ends = []
+    for name in (key for key in stats[0] if key != "step"):
+        values = np.array([row[name] for row in stats])
+        smooth = running_median(values, window)
+        (line,) = axes.plot(steps, smooth, label=name.replace("_", " "), linewidth=1.6)
+        axes.plot(steps, values, color=line.get_color(), alpha=0.18, linewidth=0.6)
+        ends += [smooth.min(), smooth.max()]
+    # The first steps and single spikes would flatten everything else.
+    margin = 0.1 * (max(ends) - min(ends)) or 1.0
+    axes.set_ylim(min(ends) - margin, max(ends) + margin)
+    axes.set(title=title, xlabel="generator step", ylabel="loss (difference of critic scores)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def running_median(values: np.ndarray, window: int) -> np.ndarray:
+    """The median of each value's neighbourhood, as long as `values`."""
+    half = window // 2
+    padded = np.pad(values, half, mode="edge")
+    return np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1), axis=-1)

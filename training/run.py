@@ -1,0 +1,162 @@
+"""Train a model; the entry point of every Job. Run: python -m training.run wgan --dry-run
+
+    python -m training.run wgan                             train into runs/wgan, evaluate, export
+    python -m training.run wgan --preset tiny --name try    seconds on a CPU
+    python -m training.run wgan --resume                    go on where runs/wgan stopped
+    python -m training.run wgan --publish DIR               and put the result through the gate into a model repository
+    python -m training.run wgan --evaluate CHECKPOINT       only the measures of a checkpoint
+
+Exit status: 0 done; 2 bad options or data; 3 refused by the gate; 143 stopped by SIGTERM, with a checkpoint to resume.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from training import catalog
+from training.errors import BAD_INPUT, REFUSED, STOPPED, BadInput, Refused
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Invocation:
+    """What every model's run can be asked, besides the model's own options."""
+
+    name: str = ""
+    """of the run, and of its directory; the model's name if left out"""
+    runs: Path = Path("runs")
+    """where run directories are"""
+    resume: bool = False
+    """go on from the last checkpoint if there is one"""
+    publish: Path | None = None
+    """a model repository, to publish the result in if the gate lets it pass"""
+    evaluate: Path | None = None
+    """only measure this checkpoint"""
+    metrics_port: int = 0
+    """serve Prometheus metrics there while training; 0 does not"""
+    dry_run: bool = False
+    """print the resolved options and stop"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        model, preset, rest = _model_and_preset(arguments)
+        return _run(model, preset, rest)
+    except BadInput as error:
+        print(f"training.run: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except Refused as error:
+        print(f"training.run: {error}", file=sys.stderr)
+        return REFUSED
+
+
+def _model_and_preset(arguments: list[str]) -> tuple[str, str, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.run", description=__doc__, add_help=False, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("model", nargs="?", metavar="MODEL", help=", ".join(catalog.names()))
+    parser.add_argument("--preset", default="default")
+    parser.add_argument("-h", "--help", action="store_true")
+    known, rest = parser.parse_known_args(arguments)
+    if known.model is None or known.model.startswith("-"):
+        if known.help:
+            print(f"{parser.format_help()}\nOptions of a model: python -m training.run wgan --help")
+            raise SystemExit(0)
+        raise BadInput(f"MODEL: which one? There are {', '.join(catalog.names())}")
+    if known.model not in catalog.names():
+        raise BadInput(f"MODEL: no {known.model!r}; there are {', '.join(catalog.names())}")
+    return known.model, known.preset, rest + (["--help"] if known.help else [])
+
+
+def _run(model: str, preset: str, rest: list[str]) -> int:
+    recipe = catalog.recipe(model)
+    if preset not in recipe.PRESETS:
+        raise BadInput(f"--preset: no {preset!r}; {model} has {', '.join(recipe.PRESETS)}")
+    asked, options = _parse(model, preset, recipe, rest)
+    if asked.dry_run:
+        print(json.dumps(dataclasses.asdict(options), indent=2, default=str))
+        return 0
+
+    # Heavy imports come after the cheap refusals.
+    from training import devices, export
+    from training.rundir import RunDir, Stopped
+
+    devices.keep_freed_memory()
+    corpus = recipe.load_corpus(options)
+    if asked.evaluate is not None:
+        generator = recipe.load_generator(asked.evaluate)
+        print(json.dumps(recipe.evaluate(generator, corpus, out=asked.evaluate.parent), indent=2))
+        print(f"picture: {asked.evaluate.parent / 'evaluation.png'}", file=sys.stderr)
+        return 0
+
+    name = asked.name or model
+    run = RunDir(
+        asked.runs / name, model=model, options=options, preset=preset, resume=asked.resume,
+        corpus={"name": corpus.name, "sha256": corpus.sha256},
+    )  # fmt: skip
+    if asked.metrics_port:
+        _serve_metrics(asked.metrics_port)
+    try:
+        checkpoint = recipe.train(options, run, corpus)
+    except Stopped:
+        print(f"stopped; python -m training.run {' '.join(sys.argv[1:])} --resume goes on", file=sys.stderr)
+        return STOPPED
+    finally:
+        run.close()
+        _push_metrics(model, name)
+    candidate = export.export(model, checkpoint, run.path, corpus=corpus)
+    if asked.publish is None:
+        print(
+            f"candidate: {candidate}; python -m training.export {run.path} --publish serving/model_repository serves it"
+        )
+    else:
+        version = export.publish(model, candidate, asked.publish)
+        print(f"published {model} version {version} in {asked.publish}")
+    return 0
+
+
+def _parse(model: str, preset: str, recipe: Any, rest: list[str]) -> tuple[Invocation, Any]:
+    """The command line made from the two dataclasses, with the preset's values as defaults."""
+    command = dataclasses.make_dataclass(
+        "Command",
+        [
+            ("options", Annotated[recipe.Options, tyro.conf.OmitArgPrefixes], recipe.PRESETS[preset]),
+            ("invocation", Annotated[Invocation, tyro.conf.OmitArgPrefixes], Invocation()),
+        ],
+        frozen=True,
+    )
+    description = f"{catalog.spec(model).summary}; preset {preset} of {', '.join(recipe.PRESETS)} (--preset)"
+    parsed: Any = tyro.cli(command, prog=f"python -m training.run {model}", args=rest, description=description)
+    return parsed.invocation, parsed.options
+
+
+def _serve_metrics(port: int) -> None:
+    import prometheus_client
+
+    try:
+        prometheus_client.start_http_server(port)
+    except OSError as error:
+        raise BadInput(f"--metrics-port: {port} can't be used ({error.strerror}); give another or 0") from error
+
+
+def _push_metrics(model: str, name: str) -> None:
+    from training.rundir import push_metrics
+
+    if gateway := os.environ.get("ATELIER_PUSHGATEWAY"):
+        try:
+            push_metrics(gateway, model=model, run=name)
+        except OSError as error:  # a lost figure is no reason to lose a trained model
+            print(f"ATELIER_PUSHGATEWAY: {gateway} took no metrics ({error})", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,218 @@
+"""A run's directory: what was asked, what happened, what it made. Every recipe writes through it.
+
+runs/<name>/  options.json   the options, the corpus and the commit; written once
+              stats.jsonl    one line per step
+              samples/       pictures made on the way
+              checkpoints/   last.pt: everything needed to go on to the same bits
+              tensorboard/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import prometheus_client
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from training.errors import BadInput
+
+STEP = prometheus_client.Gauge("atelier_training_step", "Steps done", ["model", "run"])
+STEPS = prometheus_client.Gauge("atelier_training_steps", "Steps asked for", ["model", "run"])
+STAT = prometheus_client.Gauge(
+    "atelier_training_stat", "The recipe's figures of the last step", ["model", "run", "stat"]
+)
+SECONDS = prometheus_client.Histogram(
+    "atelier_training_step_seconds", "Time of one step", ["model", "run"], buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10)
+)
+
+
+class Stopped(Exception):
+    """SIGTERM came; the checkpoint is written."""
+
+
+class RunDir:
+    """An open run directory. `steps()` drives the loop; `record()` tells everyone how a step went."""
+
+    def __init__(
+        self, path: Path, *, model: str, preset: str, options: Any, corpus: dict[str, str], resume: bool
+    ) -> None:
+        self.path, self.model, self.options = path, model, options
+        self.asked: dict[str, Any] = {
+            "model": model,
+            "preset": preset,
+            "options": _plain(asdict(options)),
+            "corpus": corpus,
+        }
+        self.last = path / "checkpoints" / "last.pt"
+        self._terminated = False
+        if self.last.exists() and not resume:
+            raise BadInput(f"--name: {path} already holds a run; --resume continues it, another --name starts anew")
+        if self.last.exists():
+            self._same_options()
+        else:
+            self._begin()
+        self.made_by = json.loads((path / "options.json").read_text())
+        self._stats = (path / "stats.jsonl").open("a")
+        self.board = SummaryWriter(str(path / "tensorboard"))
+
+    def _begin(self) -> None:
+        try:
+            for folder in ("samples", "checkpoints"):
+                (self.path / folder).mkdir(parents=True, exist_ok=True)
+            made_by = {**self.asked, "commit": commit(), "machine": machine(), "command": sys.argv[1:]}
+            (self.path / "options.json").write_text(json.dumps(made_by, indent=2) + "\n")
+            (self.path / "stats.jsonl").write_text("")
+        except OSError as error:
+            raise BadInput(f"--runs: can't write {self.path}: {error.strerror}") from error
+
+    def _same_options(self) -> None:
+        before = json.loads((self.path / "options.json").read_text())
+        for part in ("options", "corpus"):
+            for key in sorted(before[part].keys() | self.asked[part].keys()):
+                was, now = before[part].get(key), self.asked[part].get(key)
+                if was != now:
+                    flag = "--corpus" if part == "corpus" else f"--{key.replace('_', '-')}"
+                    raise BadInput(f"{flag}: {self.path} was begun with {was}, not {now}; use that or another --name")
+
+    # --- checkpoints ---
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write last.pt beside and swap it in: a full disk or a kill leaves the one before."""
+        beside = self.last.with_suffix(".tmp")
+        try:
+            with beside.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(self.last)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise BadInput(f"--runs: can't write {self.last}: {error.strerror}; the one before is kept") from error
+
+    def restore(self) -> dict[str, Any] | None:
+        """The last checkpoint, or None for a new run. Figures recorded after it are dropped: they will come again."""
+        if not self.last.exists():
+            return None
+        state = load_checkpoint(self.last)
+        path = self.path / "stats.jsonl"
+        kept = [line for line in path.read_text().splitlines(keepends=True) if json.loads(line)["step"] < state["step"]]
+        self._stats.close()
+        path.write_text("".join(kept))
+        self._stats = path.open("a")
+        return state
+
+    # --- the loop ---
+
+    def steps(self, first: int, last: int) -> Iterator[int]:
+        """first .. last - 1 with a progress bar on a terminal. SIGTERM ends it after a whole step."""
+        STEPS.labels(self.model, self.path.name).set(last)
+        self._begun, self._first, self._last = time.monotonic(), first, last
+        self._bar = tqdm(total=last, initial=first, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+        with self._bar, self._on_sigterm():
+            for step in range(first, last):
+                begun = time.monotonic()
+                yield step
+                SECONDS.labels(self.model, self.path.name).observe(time.monotonic() - begun)
+                STEP.labels(self.model, self.path.name).set(step + 1)
+
+    @contextmanager
+    def _on_sigterm(self) -> Iterator[None]:
+        def stop(_signal: int, _frame: FrameType | None) -> None:
+            self._terminated = True
+
+        before = signal.signal(signal.SIGTERM, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    @property
+    def terminated(self) -> bool:
+        """SIGTERM has come: save, then raise Stopped."""
+        return self._terminated
+
+    def record(self, step: int, line: str, **stats: float) -> None:
+        """`line` for people, `stats` for stats.jsonl, TensorBoard and Prometheus."""
+        self._stats.write(json.dumps({"step": step, **stats}) + "\n")
+        self._stats.flush()
+        for name, value in stats.items():
+            self.board.add_scalar(name, value, step)
+            STAT.labels(self.model, self.path.name, name).set(value)
+        if self._bar.disable:
+            done = step + 1 - self._first
+            left = (time.monotonic() - self._begun) / done * (self._last - step - 1)
+            print(f"step {step + 1}/{self._last} {line} | {_duration(left)} left", flush=True)
+        else:
+            self._bar.set_postfix_str(line, refresh=False)
+            self._bar.update()
+
+    def stats(self) -> list[dict[str, float]]:
+        return [json.loads(line) for line in (self.path / "stats.jsonl").read_text().splitlines()]
+
+    def close(self) -> None:
+        self._stats.close()
+        self.board.close()
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's content. BadInput if it isn't one."""
+    if not path.is_file():
+        raise BadInput(f"checkpoint {path}: no such file; runs/<name>/checkpoints/last.pt is where training leaves one")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        assert isinstance(state, dict)
+    except Exception as error:  # torch.load raises a dozen types for a file that is not its own
+        raise BadInput(f"checkpoint {path}: not a checkpoint of training.run ({type(error).__name__})") from error
+    return state
+
+
+def commit() -> str:
+    """The commit of the training code, with -dirty if the code differs from it; in an image, ATELIER_COMMIT."""
+    if given := os.environ.get("ATELIER_COMMIT"):
+        return given
+    root = Path(__file__).parents[1]
+    try:
+        head = _git(root, "rev-parse", "HEAD").strip()
+        dirty = _git(root, "status", "--porcelain", "--", "training", "serving/spec.py")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{head}-dirty" if dirty else head
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on besides the options."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def push_metrics(gateway: str, *, model: str, run: str) -> None:
+    """Send the last figures to a Pushgateway: a Job is gone before Prometheus comes round again."""
+    prometheus_client.push_to_gateway(
+        gateway, job="atelier_training", registry=prometheus_client.REGISTRY, grouping_key={"model": model, "run": run}
+    )
+
+
+def _git(root: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True).stdout
+
+
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
