@@ -99,12 +99,14 @@ def _run(model: str, preset: str, rest: list[str]) -> int:
         return 0
 
     name = asked.name or model
+    if asked.publish is not None:
+        _check_publish(asked.publish)
+    if asked.metrics_port:
+        _serve_metrics(asked.metrics_port)
     run = RunDir(
         asked.runs / name, model=model, options=options, preset=preset, resume=asked.resume,
         corpus={"name": corpus.name, "sha256": corpus.sha256},
     )  # fmt: skip
-    if asked.metrics_port:
-        _serve_metrics(asked.metrics_port)
     try:
         checkpoint = recipe.train(options, run, corpus)
     except Stopped:
@@ -139,13 +141,20 @@ def _parse(model: str, preset: str, recipe: Any, rest: list[str]) -> tuple[Invoc
     return parsed.invocation, parsed.options
 
 
+def _check_publish(repository: Path) -> None:
+    """Before hours of training, not after them: the repository is a folder, or one can be made."""
+    existing = next(path for path in (repository, *repository.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise BadInput(f"--publish: can't write {repository}; give a folder that can be written")
+
+
 def _serve_metrics(port: int) -> None:
     import prometheus_client
 
     try:
         prometheus_client.start_http_server(port)
-    except OSError as error:
-        raise BadInput(f"--metrics-port: {port} can't be used ({error.strerror}); give another or 0") from error
+    except (OSError, OverflowError) as error:
+        raise BadInput(f"--metrics-port: {port} can't be used ({error}); give another or 0") from error
 
 
 def _push_metrics(model: str, name: str) -> None:

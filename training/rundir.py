@@ -108,7 +108,8 @@ class RunDir:
             return None
         state = load_checkpoint(self.last)
         path = self.path / "stats.jsonl"
-        kept = [line for line in path.read_text().splitlines(keepends=True) if json.loads(line)["step"] < state["step"]]
+        lines = path.read_text().splitlines(keepends=True)
+        kept = lines[: state["step"]]  # one line a step, from step 0; also drops one that a kill cut short
         self._stats.close()
         path.write_text("".join(kept))
         self._stats = path.open("a")
@@ -130,14 +131,18 @@ class RunDir:
 
     @contextmanager
     def _on_sigterm(self) -> Iterator[None]:
-        def stop(_signal: int, _frame: FrameType | None) -> None:
-            self._terminated = True
+        def on_signal(_signal: int, _frame: FrameType | None) -> None:
+            self.stop()
 
-        before = signal.signal(signal.SIGTERM, stop)
+        before = signal.signal(signal.SIGTERM, on_signal)
         try:
             yield
         finally:
             signal.signal(signal.SIGTERM, before)
+
+    def stop(self) -> None:
+        """Ask the recipe to save after this step and raise Stopped. SIGTERM does the same."""
+        self._terminated = True
 
     @property
     def terminated(self) -> bool:

@@ -63,7 +63,7 @@ def load(
     it can't be used.
     """
     if count < LEAST:
-        raise BadInput(f"--count: {count} pictures are too few to train on; at least {LEAST}")
+        raise BadInput(f"--pictures: {count} pictures are too few to train on; at least {LEAST}")
     if str(name) in DRAWN:
         draw = DRAWN[str(name)]
         if size != lines.SIZE:

@@ -1,7 +1,7 @@
 """The source program's corpus: three lines on black. Run: python -m training.data.lines --out DIR
 
 Each picture has one vertical and two horizontal lines, each white or one of Mondrian's colours. 10,000 of
-them are 492 MB and take about two seconds.
+them are 492 MB and take about a second.
 """
 
 from __future__ import annotations

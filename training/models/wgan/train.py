@@ -7,10 +7,11 @@ program to the letter; the default ships.
 from __future__ import annotations
 
 import copy
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,6 +36,10 @@ class Options:
     """lines, lines_uniform, schotter, interruptions, cubic_limit (all drawn here), or a folder or zip of pictures"""
     pictures: int = 10_000
     """how many to draw, or the most to take from a folder"""
+    fit: Literal["crop", "pad"] = "crop"
+    """how your own pictures become square"""
+    skip_broken: bool = False
+    """leave out files that can't be read, instead of stopping at the first"""
     seed: int = 0
     network: str = "strips"
     """strips (small, for long lines) or source (the source program's)"""
@@ -69,6 +74,9 @@ class Options:
                 raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} is too few; give 1 or more")
         if self.network not in NETWORKS:
             raise BadInput(f"--network: no {self.network!r}; there are {', '.join(NETWORKS)}")
+        for name in ("generator_lr", "critic_lr", "gradient_penalty", "checkpoint_minutes"):
+            if not getattr(self, name) > 0:
+                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} must be above 0")
         for name in ("ema", "decay_from", "beta1", "beta2"):
             if not 0 <= getattr(self, name) <= 1:
                 raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} must lie within 0 and 1")
@@ -97,7 +105,13 @@ PRESETS = {
 
 
 def load_corpus(options: Options) -> Corpus:
-    return corpora.load(options.corpus, count=options.pictures, seed=options.seed, size=SIZE)
+    corpus = corpora.load(
+        options.corpus, count=options.pictures, seed=options.seed, size=SIZE,
+        fit=options.fit, skip_broken=options.skip_broken,
+    )  # fmt: skip
+    if corpus.skipped:
+        print(f"left out {len(corpus.skipped)} broken files: {', '.join(corpus.skipped)}", file=sys.stderr)
+    return corpus
 
 
 def train(options: Options, run: RunDir, corpus: Corpus) -> Path:

@@ -1,0 +1,54 @@
+"""What all tests share: markers by folder, `need`, and a real server for those that want one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import stand_in
+
+from serving import wheel
+from serving.embedded import Embedded
+from serving.errors import ServerError
+
+TESTS = Path(__file__).parent
+
+# Tests run beside each other, one to a core: more threads in each would only wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(item.path.relative_to(TESTS).parts[0])
+
+
+def need(condition: object, reason: str) -> None:
+    """Skips the test where a machine lacks something; under CI, which installs everything, lacking it is a failure."""
+    if condition:
+        return
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"missing under CI: {reason}")
+    pytest.skip(reason)
+
+
+def need_tritonserver() -> None:
+    try:
+        wheel.find()
+    except ServerError as exc:
+        need(False, str(exc))
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A model repository of the test's own: the stand-in generator, versions 1 and 2."""
+    return stand_in.repository(tmp_path / "repository")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
+    """A real server that all tests of a run share; it serves the stand-in generator, versions 1 and 2."""
+    need_tritonserver()
+    with Embedded(stand_in.repository(tmp_path_factory.mktemp("shared") / "repository")) as server:
+        yield server

@@ -1,0 +1,54 @@
+"""The whole gate, with its throwaway Triton."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import stand_in
+from conftest import need_tritonserver
+
+from serving import repository
+from training import export
+from training.errors import Refused
+from training.models.wgan.spec import SPEC
+
+GOOD = {"sliced_wasserstein_ratio": 1.2, "structure": 0.95, "palette": 0.95}
+
+
+@pytest.fixture
+def candidate(tmp_path: Path) -> Path:
+    need_tritonserver()
+    folder = stand_in.candidate(tmp_path / "run" / "candidate")
+    card = json.loads((folder / repository.CARD).read_text())
+    (folder / repository.CARD).write_text(json.dumps(card | {"metrics": GOOD}))
+    return folder
+
+
+def test_candidate_that_passes_is_published_as_the_next_version(candidate: Path, tmp_path: Path) -> None:
+    """Twice through the gate gives versions 1 and 2, complete, beside a config.pbtxt."""
+    into = tmp_path / "repository"
+    assert [export.publish("wgan", candidate, into) for _ in range(2)] == [1, 2]
+    files = {path.name for path in (into / "wgan" / "2").iterdir()}
+    assert files == {"model.onnx", "card.json", "golden.npz"}
+    assert (into / "wgan" / "config.pbtxt").is_file()
+    assert repository.card(into, "wgan", 2).version == 2
+
+
+def test_triton_that_answers_otherwise_is_a_reason(candidate: Path) -> None:
+    """The third check alone catches a golden batch that the served model does not give."""
+    golden = dict(np.load(candidate / repository.GOLDEN))
+    golden["image"] = 255 - golden["image"]
+    np.savez(candidate / repository.GOLDEN, **golden)
+    (reason,) = export.serving_reasons(candidate, SPEC)
+    assert reason.startswith("Triton: ")
+
+
+def test_repository_that_cannot_be_written_keeps_the_candidate(candidate: Path, tmp_path: Path) -> None:
+    """--publish on a file: one line that names the flag, and the candidate is where it was."""
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(Exception, match="--publish") as caught:
+        export.publish("wgan", candidate, tmp_path / "file")
+    assert not isinstance(caught.value, Refused)
+    assert (candidate / repository.MODEL).is_file()
+    assert (tmp_path / "file").read_text() == "mine"

@@ -1,0 +1,142 @@
+"""The gate's checks that need no server: each must refuse what it is there for, and only that."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import stand_in
+
+from serving import repository
+from serving.spec import Threshold
+from training import export
+from training.errors import Refused
+from training.models.wgan.spec import SPEC
+
+GATED = dataclasses.replace(SPEC, thresholds=(Threshold(metric="structure", at_least=0.5, may_worsen_by=0.1),))
+
+
+@pytest.fixture
+def candidate(tmp_path: Path) -> Path:
+    return stand_in.candidate(tmp_path / "run" / "candidate")
+
+
+def with_structure(candidate: Path, value: float, *, corpus: str = "lines") -> None:
+    path = candidate / repository.CARD
+    card = json.loads(path.read_text())
+    card |= {"metrics": {"structure": value}, "corpus": {"name": corpus, "sha256": "0"}}
+    path.write_text(json.dumps(card))
+
+
+def test_good_graph_passes(candidate: Path) -> None:
+    """A graph with the spec's tensors, a free batch and known operators gives no reason."""
+    assert export.graph_reasons(candidate / repository.MODEL, SPEC) == []
+    assert export.parity_reasons(candidate, SPEC) == []
+
+
+def fixed_batch(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+
+
+def other_name(model: onnx.ModelProto) -> None:
+    model.graph.output[0].name = "picture"
+
+
+def other_width(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 99
+
+
+def other_type(model: onnx.ModelProto) -> None:
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT8
+
+
+def rare_operator(model: onnx.ModelProto) -> None:
+    model.graph.node[0].op_type = "GridSample"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (fixed_batch, "latent: its batch is fixed at 4"),
+        (other_name, "the graph has picture where the spec has image"),
+        (other_width, "latent: its shape is not"),
+        (other_type, "image: its type is not UINT8"),
+        (rare_operator, "may lack: GridSample"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_graph_that_the_cluster_would_refuse_is_refused(candidate: Path, spoil: object, reason: str) -> None:
+    """What Triton's C++ backend or TensorRT would only say at load is said here."""
+    path = candidate / repository.MODEL
+    model = onnx.load(path)
+    spoil(model)  # type: ignore[operator]
+    onnx.save(model, path)
+    assert any(reason in said for said in export.graph_reasons(path, SPEC))
+
+
+def test_graph_that_disagrees_with_the_eager_model_is_refused(candidate: Path) -> None:
+    """One pixel of one golden picture, two levels off."""
+    golden = dict(np.load(candidate / repository.GOLDEN))
+    pixel = golden["image"][-1, 64, 64]
+    pixel[0] += 2 if pixel[0] < 128 else -2
+    np.savez(candidate / repository.GOLDEN, **golden)
+    (reason,) = export.parity_reasons(candidate, SPEC)
+    assert "image differs from the eager model by 2" in reason
+
+
+def test_graph_that_does_not_load_is_refused(candidate: Path) -> None:
+    """A cut-off file is a reason, not a traceback."""
+    path = candidate / repository.MODEL
+    path.write_bytes(path.read_bytes()[:100])
+    (reason,) = export.parity_reasons(candidate, SPEC)
+    assert reason.startswith("ONNX Runtime can't load model.onnx")
+    assert "\n" not in reason
+
+
+@pytest.mark.parametrize(
+    ("value", "live", "reason"),
+    [
+        (0.6, None, None),
+        (0.4, None, "structure 0.4 is below 0.5"),
+        (float("nan"), None, "structure nan is below 0.5"),
+        (0.75, 0.8, None),
+        (0.6, 0.8, "structure 0.6 is worse than the live 0.8"),
+    ],
+)
+def test_metrics_meet_the_threshold_and_the_live_version(
+    candidate: Path, tmp_path: Path, value: float, live: float | None, reason: str | None
+) -> None:
+    """The absolute bound always holds; beside a live version on the same corpus, the allowed worsening too."""
+    into = tmp_path / "repository"
+    if live is not None:
+        before = stand_in.candidate(tmp_path / "before")
+        with_structure(before, live)
+        repository.publish(before, into, "wgan")
+    with_structure(candidate, value)
+    reasons = export.metric_reasons(candidate, GATED, into)
+    assert reasons == [] if reason is None else reason in reasons[0]
+
+
+def test_live_version_of_another_corpus_does_not_count(candidate: Path, tmp_path: Path) -> None:
+    """Figures on other pictures are no yardstick."""
+    before = stand_in.candidate(tmp_path / "before")
+    with_structure(before, 0.99, corpus="cats")
+    repository.publish(before, tmp_path / "repository", "wgan")
+    with_structure(candidate, 0.6)
+    assert export.metric_reasons(candidate, GATED, tmp_path / "repository") == []
+
+
+def test_refused_candidate_stays_with_every_reason(candidate: Path, tmp_path: Path) -> None:
+    """Nothing is published; refused.txt has a line for each reason."""
+    with_structure(candidate, 0.1)
+    spoilt = onnx.load(candidate / repository.MODEL)
+    rare_operator(spoilt)
+    spoilt.graph.node[0].op_type = "Det"
+    onnx.save(spoilt, candidate / repository.MODEL)
+    with pytest.raises(Refused, match="kept in"):
+        export.publish("wgan", candidate, tmp_path / "repository")
+    reasons = (candidate / "refused.txt").read_text().splitlines()
+    assert len(reasons) >= 3  # does not load, operator, metrics
+    assert repository.versions(tmp_path / "repository", "wgan") == []

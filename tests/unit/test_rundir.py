@@ -1,0 +1,106 @@
+"""Run directories: nothing of an earlier run is lost, whatever is asked of it or happens to the disk."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.errors import BadInput
+from training.rundir import RunDir, load_checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    batch_size: int = 8
+
+
+def open_run(path: Path, options: Options = Options(), *, resume: bool = False) -> RunDir:
+    return RunDir(path, model="m", preset="p", options=options, corpus={"name": "c", "sha256": "0"}, resume=resume)
+
+
+def test_new_run_never_overwrites_an_old_one(tmp_path: Path) -> None:
+    """Without --resume, a directory that holds a run is refused and left alone."""
+    run = open_run(tmp_path / "run")
+    run.save({"step": 3})
+    run.close()
+    before = run.last.read_bytes()
+    with pytest.raises(BadInput, match="--resume"):
+        open_run(tmp_path / "run")
+    assert run.last.read_bytes() == before
+
+
+def test_resume_with_other_options_names_the_flag(tmp_path: Path) -> None:
+    """A run goes on with the options it began with."""
+    run = open_run(tmp_path / "run")
+    run.save({"step": 3})
+    run.close()
+    with pytest.raises(BadInput, match=r"--batch-size: .* begun with 8, not 16"):
+        open_run(tmp_path / "run", Options(batch_size=16), resume=True)
+
+
+def test_figures_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
+    """A run killed after a checkpoint repeats the steps since; stats.jsonl has each step once."""
+    run = open_run(tmp_path / "run")
+    for step in run.steps(0, 3):
+        run.record(step, "line", loss=float(step))
+        if step == 1:
+            run.save({"step": 2})
+    run.close()
+    resumed = open_run(tmp_path / "run", resume=True)
+    assert resumed.restore() == {"step": 2}
+    assert [row["step"] for row in resumed.stats()] == [0, 1]
+    resumed.close()
+
+
+def test_half_written_last_line_is_dropped(tmp_path: Path) -> None:
+    """A kill in the middle of a line costs that line, not the run."""
+    run = open_run(tmp_path / "run")
+    for step in run.steps(0, 2):
+        run.record(step, "line", loss=1.0)
+    run.save({"step": 2})
+    run.close()
+    with (run.path / "stats.jsonl").open("a") as file:
+        file.write('{"step": 2, "lo')
+    resumed = open_run(tmp_path / "run", resume=True)
+    resumed.restore()
+    assert [row["step"] for row in resumed.stats()] == [0, 1]
+    resumed.close()
+
+
+def test_full_disk_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint that can't be written leaves the old one, no fragment, and one line that names the file."""
+    run = open_run(tmp_path / "run")
+    run.save({"step": 1})
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(BadInput, match=r"--runs: .*last\.pt: No space left"):
+        run.save({"step": 2})
+    run.close()
+    assert load_checkpoint(run.last) == {"step": 1}
+    assert [p.name for p in run.last.parent.iterdir()] == ["last.pt"]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut short"], ids=["empty", "text", "zip"])
+def test_what_is_no_checkpoint_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    """Any file that torch can't read is one clear error."""
+    path = tmp_path / "last.pt"
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=r"last\.pt: not a checkpoint"):
+        load_checkpoint(path)
+
+
+def test_missing_checkpoint_says_where_one_would_be(tmp_path: Path) -> None:
+    """The error tells the place to look."""
+    with pytest.raises(BadInput, match=r"runs/<name>/checkpoints/last\.pt"):
+        load_checkpoint(tmp_path / "none.pt")
+
+
+def test_directory_that_cannot_be_written_names_the_flag(tmp_path: Path) -> None:
+    """--runs on a file."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="--runs: can't write"):
+        open_run(tmp_path / "file" / "run")
