@@ -68,6 +68,7 @@ def export(model: str, checkpoint: Path, run: Path, *, corpus: Corpus) -> Path:
         "commit": made_by["commit"],
         "trained_on": made_by["machine"],
         "command": made_by["command"],
+        **({"started_from": made_by["started_from"]} if "started_from" in made_by else {}),
         "sha256": repository.sha256(candidate / repository.MODEL),
     }
     (candidate / repository.CARD).write_text(json.dumps(card, indent=2) + "\n")

@@ -5,6 +5,7 @@
     python -m training.run wgan --resume                    go on where runs/wgan stopped
     python -m training.run wgan --publish DIR               and put the result through the gate into a model repository
     python -m training.run wgan --evaluate CHECKPOINT       only the measures of a checkpoint
+    python -m training.run wgan --corpus DIR --name mine --init CHECKPOINT     start from learnt weights
 
 Exit status: 0 done; 2 bad options or data; 3 refused by the gate; 143 stopped by SIGTERM, with a checkpoint to resume.
 """

@@ -73,10 +73,19 @@ class RunDir:
             for folder in ("samples", "checkpoints"):
                 (self.path / folder).mkdir(parents=True, exist_ok=True)
             made_by = {**self.asked, "commit": commit(), "machine": machine(), "command": sys.argv[1:]}
+            if init := getattr(self.options, "init", ""):
+                made_by["started_from"] = self._story(Path(init))
             (self.path / "options.json").write_text(json.dumps(made_by, indent=2) + "\n")
             (self.path / "stats.jsonl").write_text("")
         except OSError as error:
             raise BadInput(f"--runs: can't write {self.path}: {error.strerror}") from error
+
+    @staticmethod
+    def _story(checkpoint: Path) -> dict[str, Any]:
+        """How the checkpoint that a run starts from was made, so that a card tells it from the beginning."""
+        options = checkpoint.parents[1] / "options.json"
+        made_by: dict[str, Any] = json.loads(options.read_text()) if options.is_file() else {}
+        return {**made_by, "checkpoint": str(checkpoint)}
 
     def _same_options(self) -> None:
         before = json.loads((self.path / "options.json").read_text())

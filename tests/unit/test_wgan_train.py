@@ -65,6 +65,34 @@ def test_resumed_run_equals_the_unbroken_one_bit_for_bit(corpus: Corpus, tmp_pat
     resumed.close()
 
 
+def test_run_starts_from_learnt_weights(corpus: Corpus, tmp_path: Path) -> None:
+    """--init takes every weight and optimiser state over, counts its own steps, and tells the story in options.json."""
+    first = open_run(tmp_path / "first", SMALL)
+    recipe.train(SMALL, first, corpus)
+    first.close()
+    # A learning rate so small that one step moves nothing that float32 can hold.
+    still = dataclasses.replace(SMALL, init=str(first.last), steps=1, generator_lr=1e-30, critic_lr=1e-30, ema=1.0)
+    second = open_run(tmp_path / "second", still)
+    recipe.train(still, second, corpus)
+    second.close()
+    before, after = fingerprint(first.last), fingerprint(second.last)
+    weights = [place for place in before if place.startswith(("/generator/", "/critic/", "/average/"))]
+    assert weights
+    assert {place: before[place] for place in weights} == {place: after[place] for place in weights}
+    assert second.made_by["started_from"]["options"]["steps"] == SMALL.steps
+    assert len(second.stats()) == 1
+
+
+def test_run_does_not_start_from_another_network(corpus: Corpus, tmp_path: Path) -> None:
+    """--init names the network that the checkpoint is of."""
+    torch.save({"network": "source", "average": {}}, tmp_path / "source.pt")
+    options = dataclasses.replace(SMALL, init=str(tmp_path / "source.pt"))
+    run = open_run(tmp_path / "run", options)
+    with pytest.raises(BadInput, match="of the source network"):
+        recipe.train(options, run, corpus)
+    run.close()
+
+
 def test_run_leaves_what_the_reader_needs(corpus: Corpus, tmp_path: Path) -> None:
     """A finished run holds its options, a line per step, grids of the chosen size and a convergence plot."""
     from PIL import Image

@@ -33,13 +33,15 @@ class Options:
     """Defaults are the run that ships. `batch` is in pictures; one step is one update of the generator."""
 
     corpus: str = "lines"
-    """lines, lines_uniform, schotter, interruptions, cubic_limit (all drawn here), or a folder or zip of pictures"""
+    """lines, lines_uniform, schotter, interruptions, cubic_limit, hommage_klee, or a folder or zip of pictures"""
     pictures: int = 10_000
     """how many to draw, or the most to take from a folder"""
     fit: Literal["crop", "pad"] = "crop"
     """how your own pictures become square"""
     skip_broken: bool = False
     """leave out files that can't be read, instead of stopping at the first"""
+    init: str = ""
+    """a checkpoint to start from instead of random weights, of this corpus or of another"""
     seed: int = 0
     network: str = "strips"
     """strips (small, for long lines) or source (the source program's)"""
@@ -138,10 +140,13 @@ def train(options: Options, run: RunDir, corpus: Corpus) -> Path:
     }  # fmt: skip
     first = 0
     if (state := run.restore()) is not None:
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
         luck.set_state(state["luck"])
         first = state["step"]
+    elif options.init:
+        state = own_checkpoint(Path(options.init), options.network)
+    if state is not None:
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
 
     def checkpoint(step: int) -> None:
         states = {name: part.state_dict() for name, part in parts.items()}
@@ -182,7 +187,9 @@ def train(options: Options, run: RunDir, corpus: Corpus) -> Path:
         generator_adam.zero_grad()
         generator_loss.backward()
         generator_adam.step()
-        follow(average, generator, decay=min(options.ema, (1 + step) / (10 + step)) if options.ema else 0.0)
+        # A young average would be mostly the random weights it began with, so it looks back less far at first.
+        youth = 1.0 if options.init else (1 + step) / (10 + step)
+        follow(average, generator, decay=min(options.ema, youth))
 
         run.record(
             step,
@@ -250,12 +257,20 @@ def served(generator: nn.Module) -> nn.Module:
     return Served(generator).eval()
 
 
+def own_checkpoint(path: Path, network: str | None = None) -> dict[str, Any]:
+    """A checkpoint of this recipe's, of the given network or any. BadInput if it is something else."""
+    state = load_checkpoint(path)
+    if state.get("network") not in NETWORKS or "average" not in state:
+        raise BadInput(f"checkpoint {path}: not one of wgan's; give one that `training.run wgan` wrote")
+    if network not in (None, state["network"]):
+        raise BadInput(f"checkpoint {path}: of the {state['network']} network; --network {network} can't start from it")
+    return state
+
+
 def load_generator(checkpoint: Path) -> nn.Module:
     """The averaged generator of a checkpoint, ready to serve. BadInput if it holds another network."""
-    state = load_checkpoint(checkpoint)
-    network = state.get("network")
-    if network not in NETWORKS or "average" not in state:
-        raise BadInput(f"checkpoint {checkpoint}: not one of wgan's; give one that `training.run wgan` wrote")
+    state = own_checkpoint(checkpoint)
+    network = state["network"]
     generator = NETWORKS[network][0]()
     try:
         generator.load_state_dict(state["average"])
