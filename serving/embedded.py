@@ -13,6 +13,7 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,15 +26,17 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Self
 
-from serving import wheel
+from serving import cli, wheel
 from serving.errors import PortTaken, RepositoryError, ServerError, ServingError
 from serving.repository import REPOSITORY, models, versions
 
 KEEPER = Path(__file__).with_name("keeper.py")
 FREE_PORT_ATTEMPTS = 5
 START_TIMEOUT_S = 120.0
+EXIT_TIMEOUT_S = 15  # for requests that run; shorter than the keeper's patience
 STOP_TIMEOUT_S = 30.0
 POLL_S = 0.02
+POLL_TIMEOUT_S = 1.0
 WATCH_S = 0.5
 EVERY_INTERFACE = "0.0.0.0"
 REASONS = (  # in tritonserver's log, the most telling first
@@ -54,14 +57,10 @@ class Ports:
     def __post_init__(self) -> None:
         for name, port in vars(self).items():
             if not 0 <= port <= 65535:
-                raise ServerError(
-                    f"--{name}-port {port}: give a number from 1 to 65535, or 0 for any free port"
-                )
+                raise ServerError(f"--{name}-port {port}: give a number from 1 to 65535, or 0 for any free port")
         fixed = [port for port in astuple(self) if port]
         if len(set(fixed)) < len(fixed):
-            raise ServerError(
-                f"ports {astuple(self)}: --http-port, --grpc-port and --metrics-port must differ"
-            )
+            raise ServerError(f"ports {astuple(self)}: --http-port, --grpc-port and --metrics-port must differ")
 
     def chosen(self, host: str) -> Ports:
         """These, with a free one in place of each 0. Raises PortTaken for one that something listens on."""
@@ -91,7 +90,7 @@ class Embedded:
     ) -> None:
         self.repository = Path(repository)
         self.models = servable(self.repository, models)
-        self.host = host
+        self.host = _ipv4(host)  # tritonserver takes no names
         self.ports = ports
         self.timeout_s = timeout_s
         self._server: _Server | None = None
@@ -126,17 +125,20 @@ class Embedded:
 
     def start(self) -> None:
         """Returns when every model is ready."""
+        assert self._server is None, "it runs already"
         attempts = FREE_PORT_ATTEMPTS if 0 in astuple(self.ports) else 1
         for left in reversed(range(attempts)):
-            self._server = _Server(self, self.ports.chosen(self.host))
+            server = _Server(self, self.ports.chosen(self.host))
             try:
-                return self._server.wait_until_ready(time.monotonic() + self.timeout_s)
-            except PortTaken:  # another program was quicker to open the port that was free
-                if not left:
-                    raise
+                server.wait_until_ready(time.monotonic() + self.timeout_s)
             except BaseException as exc:
-                self._server.stop(keep_log=isinstance(exc, ServerError))
-                raise
+                server.stop(keep_log=isinstance(exc, ServerError))
+                if not (isinstance(exc, PortTaken) and left):
+                    raise
+                # Another program was quicker to open what was a free port: choose again.
+            else:
+                self._server = server
+                return
 
     def stop(self) -> None:
         """Lets the server finish what it has begun; returns when no process or shared memory is left."""
@@ -156,43 +158,58 @@ class _Server:
     """One run of tritonserver, under a keeper."""
 
     def __init__(self, plan: Embedded, ports: Ports) -> None:
+        found = wheel.find()
         self.ports = ports
         self.host = _reachable(plan.host)
         self.id = f"atelier-{uuid.uuid4().hex[:12]}"
-        found = wheel.find()
-        handle, log = tempfile.mkstemp(prefix=f"{self.id}-", suffix=".log")
-        self.log = Path(log)
-        folder = tempfile.mkdtemp(prefix=f"{self.id}-")
-        backends = found.assemble(Path(folder, "backends"))
-        keeper = [sys.executable, "-I", "-S", str(KEEPER), self.id, folder]
-        server = [str(found.binary), *_arguments(plan, ports, self.id, backends)]
-        with os.fdopen(handle, "wb") as output:
-            self._keeper = subprocess.Popen(
-                [*keeper, *server],
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{self.id}-"))
+        self.log = self._folder.with_suffix(".log")
+        try:
+            backends = found.assemble(self._folder / "backends")
+            arguments = _arguments(plan, ports, self.id, backends)
+            self._keeper = self._launch(str(found.binary), *arguments, environment=found.environment())
+        except BaseException:
+            self._remove()
+            raise
+
+    def _launch(self, *command: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        keeper = [sys.executable, "-I", "-S", str(KEEPER), self.id, str(self._folder)]
+        with self.log.open("wb") as log:
+            return subprocess.Popen(
+                [*keeper, *command],
                 stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                env=found.environment(),
+                stdout=log,
+                stderr=log,
+                env=environment,
                 start_new_session=True,  # Ctrl-C reaches this process alone, which ends the server in order
             )
 
     def wait_until_ready(self, deadline: float) -> None:
         while not self._ready():
-            self.check()
+            if self._keeper.poll() is not None:
+                raise _failure(self.log, self.ports) or self._ended()
             if time.monotonic() > deadline:
                 raise ServerError(f"tritonserver is not ready in time; its log: {self.log}")
             time.sleep(POLL_S)
 
     def check(self) -> None:
         if self._keeper.poll() is not None:
-            raise _failure(self.log, self.ports, self._keeper.returncode)
+            raise self._ended()
+
+    def _ended(self) -> ServerError:
+        return ServerError(f"tritonserver ended by itself with status {self._keeper.poll()}; its log: {self.log}")
 
     def stop(self, *, keep_log: bool = False) -> None:
-        ended_before = self._keeper.poll() is not None
+        """Ends the server; its log stays if asked for, or if the server had ended by itself."""
+        keep_log = keep_log or self._keeper.poll() is not None
         assert self._keeper.stdin is not None
         self._keeper.stdin.close()
         self._keeper.wait(STOP_TIMEOUT_S)
-        if not (keep_log or ended_before):
+        self._remove(keep_log=keep_log)
+
+    def _remove(self, *, keep_log: bool = False) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        if not keep_log:
             self.log.unlink(missing_ok=True)
 
     def _ready(self) -> bool:
@@ -200,13 +217,13 @@ class _Server:
         metadata = self._get(self.ports.http, "/v2")
         return (
             metadata is not None
-            and json.loads(metadata)["name"] == self.id
+            and self.id.encode() in metadata
             and self._get(self.ports.http, "/v2/health/ready") is not None
             and self._get(self.ports.metrics, "/metrics") is not None
         )
 
     def _get(self, port: int, path: str) -> bytes | None:
-        connection = http.client.HTTPConnection(self.host, port, timeout=5)
+        connection = http.client.HTTPConnection(self.host, port, timeout=POLL_TIMEOUT_S)
         try:
             connection.request("GET", path)
             answer = connection.getresponse()
@@ -241,6 +258,7 @@ def _arguments(plan: Embedded, ports: Ports, server_id: str, backends: Path) -> 
         "backend-config": f"python,shm-region-prefix-name={server_id}",
         "model-control-mode": "explicit",
         "strict-readiness": "true",
+        "exit-timeout-secs": EXIT_TIMEOUT_S,
         "http-address": plan.host,
         "grpc-address": plan.host,
         "metrics-address": plan.host,
@@ -252,6 +270,13 @@ def _arguments(plan: Embedded, ports: Ports, server_id: str, backends: Path) -> 
     }
     loads = [f"--load-model={name}" for name in plan.models]
     return ["--disable-auto-complete-config", *(f"--{key}={value}" for key, value in options.items()), *loads]
+
+
+def _ipv4(host: str) -> str:
+    try:
+        return socket.gethostbyname(host)
+    except OSError as exc:
+        raise _no_address(host, exc) from exc
 
 
 def _reachable(host: str) -> str:
@@ -273,6 +298,10 @@ def _unavailable(name: str, host: str, port: int, exc: OSError) -> ServerError:
         return _taken(name, port)
     if exc.errno == errno.EACCES:
         return ServerError(f"--{name}-port {port}: {exc.strerror}; choose one above 1023")
+    return _no_address(host, exc)
+
+
+def _no_address(host: str, exc: OSError) -> ServerError:
     return ServerError(f"--host {host}: not an IPv4 address of this machine ({exc.strerror})")
 
 
@@ -280,8 +309,8 @@ def _taken(name: str, port: int) -> PortTaken:
     return PortTaken(f"--{name}-port {port}: in use by another program; choose another, or use --free-ports")
 
 
-def _failure(log: Path, ports: Ports, status: int) -> ServerError:
-    """Why the server ended, in its own words, from its log."""
+def _failure(log: Path, ports: Ports) -> ServerError | None:
+    """Why the server did not start, in its own words, from its log."""
     text = log.read_text(errors="replace")
     if taken := re.search(r"failed to start (\w+) service: Unavailable - Socket", text):
         name = taken[1].lower()
@@ -290,7 +319,7 @@ def _failure(log: Path, ports: Ports, status: int) -> ServerError:
     for pattern in REASONS:
         if reason := re.search(pattern, text):
             return ServerError(f"{_readable(reason[1])}; tritonserver's log: {log}")
-    return ServerError(f"tritonserver ended by itself with status {status}; its log: {log}")
+    return None
 
 
 def _readable(reason: str) -> str:
@@ -310,21 +339,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except ServingError as exc:
         print(exc, file=sys.stderr)
-        return 2
+        return cli.BAD_INPUT
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m serving.embedded", description=__doc__)
+def _parser() -> cli.Parser:
+    parser = cli.Parser(prog="python -m serving.embedded", description="The real tritonserver on this machine.")
     ports = Ports()
-    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="model repository")
-    parser.add_argument(
-        "--model", action="append", default=[], help="load this one (again for more); default all"
-    )
+    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="model repository; default %(default)s")
+    parser.add_argument("--model", action="append", default=[], help="load this one (again for more); default all")
     parser.add_argument("--host", default="127.0.0.1", help=f"{EVERY_INTERFACE} listens on every interface")
-    parser.add_argument(
-        "--http-port", type=int, default=ports.http, help="0 is any free port, as for the others"
-    )
+    parser.add_argument("--http-port", type=int, default=ports.http, help="0 is any free port, as for the others")
     parser.add_argument("--grpc-port", type=int, default=ports.grpc)
     parser.add_argument("--metrics-port", type=int, default=ports.metrics)
     parser.add_argument("--free-ports", action="store_true", help="any free port for all three")

@@ -23,10 +23,10 @@ PR_SET_PDEATHSIG = 1
 
 
 def main(prefix: str, folder: str, *command: str) -> int:
-    server = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_end_with_keeper
-    )
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until there is something to end
+    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_as_server)
     signal.signal(signal.SIGTERM, lambda *_: _in_background(_end, server.pid))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     _in_background(_end_with_input, server.pid)
     os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)  # not reaped yet, so its number stays its own
     with contextlib.suppress(ProcessLookupError):
@@ -38,9 +38,10 @@ def main(prefix: str, folder: str, *command: str) -> int:
     return status if status >= 0 else 128 - status
 
 
-def _end_with_keeper() -> None:
+def _as_server() -> None:
     """In the server, before it starts: should the keeper itself be killed, the kernel ends the server."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def _end_with_input(pid: int) -> None:

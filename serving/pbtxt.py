@@ -27,9 +27,7 @@ def config(spec: ModelSpec) -> pb.ModelConfig:
         max_batch_size=spec.batching.max_batch,
         input=[pb.ModelInput(name=t.name, data_type=_dtype(t), dims=t.shape) for t in spec.inputs],
         output=[_output(t, spec) for t in spec.outputs],
-        version_policy=pb.ModelVersionPolicy(
-            latest=pb.ModelVersionPolicy.Latest(num_versions=VERSIONS_SERVED)
-        ),
+        version_policy=pb.ModelVersionPolicy(latest=pb.ModelVersionPolicy.Latest(num_versions=VERSIONS_SERVED)),
         # KIND_AUTO: on GPUs where there are some, on the CPU elsewhere. One folder serves both places.
         instance_group=[pb.ModelInstanceGroup(kind=pb.ModelInstanceGroup.KIND_AUTO, count=spec.instances)],
         dynamic_batching=_batching(spec),
@@ -44,9 +42,7 @@ def _dtype(tensor: Tensor) -> int:
 
 def _output(tensor: Tensor, spec: ModelSpec) -> pb.ModelOutput:
     labels = "labels.txt" if spec.labels else ""
-    return pb.ModelOutput(
-        name=tensor.name, data_type=_dtype(tensor), dims=tensor.shape, label_filename=labels
-    )
+    return pb.ModelOutput(name=tensor.name, data_type=_dtype(tensor), dims=tensor.shape, label_filename=labels)
 
 
 def _batching(spec: ModelSpec) -> pb.ModelDynamicBatching:

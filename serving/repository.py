@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -21,7 +21,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from serving.errors import RepositoryError, ServingError
+from serving import cli
+from serving.errors import RepositoryError
 
 REPOSITORY = Path(__file__).parent / "model_repository"
 MODEL, CARD, GOLDEN, CONFIG = "model.onnx", "card.json", "golden.npz", "config.pbtxt"
@@ -177,9 +178,7 @@ def _staged(candidate: Path, folder: Path) -> Iterator[Path]:
             shutil.copyfile(candidate / name, staged / name)
             _sync(staged / name)
         if sha256(staged / MODEL) != sha256(candidate / MODEL):
-            raise RepositoryError(
-                f"{staged / MODEL}: the copy differs from {candidate / MODEL}; check the disk"
-            )
+            raise RepositoryError(f"{staged / MODEL}: the copy differs from {candidate / MODEL}; check the disk")
         yield staged
     finally:
         shutil.rmtree(staged, ignore_errors=True)
@@ -195,6 +194,8 @@ def _remove_abandoned(folder: Path) -> None:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """One publisher or rollback at a time. The kernel lets go of the lock if its holder dies."""
+    import fcntl  # missing on Windows, where the rest of this module works
+
     with (folder / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -243,17 +244,12 @@ def _clear_errors(doing: str) -> Iterator[None]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    try:
-        print(options.run(options))
-    except ServingError as exc:
-        print(exc, file=sys.stderr)
-        return 2
-    return 0
+    return cli.run(options.run, options)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m serving.repository", description=__doc__)
-    parser.add_argument("--repository", type=Path, default=REPOSITORY)
+def _parser() -> cli.Parser:
+    parser = cli.Parser(prog="python -m serving.repository", description="The versions of a model repository.")
+    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="default %(default)s")
     commands = parser.add_subparsers(required=True)
     listing = commands.add_parser("list", help="the versions in service")
     listing.set_defaults(run=_list)
@@ -288,7 +284,8 @@ def _rollback(options: argparse.Namespace) -> str:
     gone = rollback(options.repository, options.model)
     now = newest(options.repository, options.model)
     away = withdrawn(options.repository, options.model, gone)
-    return f"{options.model} {now} is the newest now; `mv {away} {away.with_name(str(gone))}` restores {gone}"
+    restore = shlex.join(["mv", str(away), str(away.with_name(str(gone)))])
+    return f"{options.model} {now} is the newest now; `{restore}` restores {gone}"
 
 
 if __name__ == "__main__":

@@ -103,9 +103,7 @@ class ModelSpec:
         _require(bool(self.inputs) and bool(self.outputs), f"{self.name}: needs an input and an output")
         names = [t.name for t in (*self.inputs, *self.outputs)]
         _require(len(set(names)) == len(names), f"{self.name}: tensor names repeat: {names}")
-        _require(
-            self.instances > 0 and self.threads > 0, f"{self.name}: instances and threads must be 1 or more"
-        )
+        _require(self.instances > 0 and self.threads > 0, f"{self.name}: instances and threads must be 1 or more")
 
 
 def _is_name(text: str) -> bool:

@@ -17,7 +17,8 @@ import numpy.typing as npt
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from serving.errors import Disagreement, RepositoryError, ServerError, ServingError
+from serving import cli
+from serving.errors import Disagreement, RepositoryError, ServerError
 from serving.repository import GOLDEN, REPOSITORY, newest
 
 TIMEOUT_S = 60.0
@@ -37,15 +38,21 @@ def verify(url: str, model: str, version: int, golden: Path, atol: float) -> flo
         try:
             answers = _ask(client, model, str(version), arrays, golden)
         except InferenceServerException as exc:
-            raise ServerError(f"{url}: {model} {version}: {exc.message()}") from exc
+            raise _server_error(url, f"{model} {version}", exc) from exc
     where = f"{model} {version} at {url}"
     return max(_difference(where, name, answer, arrays[name], atol) for name, answer in answers.items())
 
 
+def _server_error(url: str, version: str, exc: InferenceServerException) -> ServerError:
+    unreachable = exc.status() == "StatusCode.UNAVAILABLE"
+    hint = "; is a server running there, and is that its gRPC port? `make serve` starts one" if unreachable else ""
+    return ServerError(f"--url {url}: {version}: {exc.message()}{hint}")
+
+
 def _read(golden: Path) -> Arrays:
     try:
-        with np.load(golden) as file:
-            return dict(file)
+        with golden.open("rb") as file, np.load(file) as arrays:
+            return dict(arrays)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as exc:
         raise RepositoryError(f"{golden}: not a golden batch ({exc})") from exc
 
@@ -57,9 +64,7 @@ def _ask(
     inputs, outputs = ([tensor.name for tensor in tensors] for tensors in (metadata.inputs, metadata.outputs))
     if missing := {*inputs, *outputs} - set(arrays):
         raise RepositoryError(f"{golden}: no array {', '.join(sorted(missing))}, which {model} {version} has")
-    answer = client.infer(
-        model, [_tensor(name, arrays[name]) for name in inputs], version, client_timeout=TIMEOUT_S
-    )
+    answer = client.infer(model, [_tensor(name, arrays[name]) for name in inputs], version, client_timeout=TIMEOUT_S)
     return {name: answer.as_numpy(name) for name in outputs}
 
 
@@ -72,14 +77,10 @@ def _tensor(name: str, array: Array) -> triton.InferInput:
 def _difference(where: str, name: str, answer: Array | None, expected: Array, atol: float) -> float:
     if answer is None or (answer.shape, answer.dtype) != (expected.shape, expected.dtype):
         got = "nothing" if answer is None else f"{answer.dtype} {answer.shape}"
-        raise Disagreement(
-            f"{where}: {name} is {got}; its golden batch has {expected.dtype} {expected.shape}"
-        )
+        raise Disagreement(f"{where}: {name} is {got}; its golden batch has {expected.dtype} {expected.shape}")
     largest = float(np.abs(answer.astype(np.float64) - expected.astype(np.float64)).max())
     if not largest <= atol:  # NaN disagrees, too
-        raise Disagreement(
-            f"{where}: {name} differs from its golden batch by up to {largest:g}, allowed {atol:g}"
-        )
+        raise Disagreement(f"{where}: {name} differs from its golden batch by up to {largest:g}, allowed {atol:g}")
     return largest
 
 
@@ -87,24 +88,16 @@ def _difference(where: str, name: str, answer: Array | None, expected: Array, at
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
-    try:
-        print(_verify(options))
-    except ServingError as exc:
-        print(exc, file=sys.stderr)
-        return 2
-    return 0
+    return cli.run(_verify, _parser().parse_args(arguments))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m serving.verify", description=__doc__)
+def _parser() -> cli.Parser:
+    parser = cli.Parser(prog="python -m serving.verify", description="A live server against the golden batch.")
     parser.add_argument("--model", required=True)
     parser.add_argument("--version", type=int, help="default: the newest in the repository")
-    parser.add_argument("--url", default="localhost:8001", help="gRPC address; default %(default)s")
+    parser.add_argument("--url", default="localhost:8001", help="gRPC address, without http://; default %(default)s")
     parser.add_argument("--repository", type=Path, default=REPOSITORY, help="where the golden batch lies")
-    parser.add_argument(
-        "--atol", type=float, default=1.0, help="largest difference allowed; default %(default)s"
-    )
+    parser.add_argument("--atol", type=float, default=1.0, help="largest difference allowed; default %(default)s")
     return parser
 
 

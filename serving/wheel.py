@@ -6,6 +6,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import sysconfig
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from pathlib import Path
 from serving.errors import ServerError
 
 ONNXRUNTIME = Path(__file__).parent / "backends" / "onnxruntime"
+LIBRARY_MISSING = 127
+"""The dynamic loader's exit status."""
 NEXT_STEP = "run `make setup`, or `pip install '.[serving]'`"
 # glibc then keeps freed memory, instead of returning it to the kernel and faulting it in for each batch.
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_MMAP_THRESHOLD_": str(1 << 30)}
@@ -33,7 +36,7 @@ class Wheel:
     @property
     def stub(self) -> Path:
         """The program that is a model's process; it embeds one version of Python, the running one."""
-        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        version = sysconfig.get_python_version()
         return self.root / "python_backend_stubs" / version / "triton_python_backend_stub"
 
     def assemble(self, folder: Path) -> Path:
@@ -59,6 +62,7 @@ class Wheel:
         return {
             **os.environ,
             **MALLOC,
+            "CUDA_VISIBLE_DEVICES": "",  # KIND_AUTO in config.pbtxt then means the CPU, whatever the machine has
             "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         }
@@ -68,9 +72,7 @@ def find() -> Wheel:
     """The installed wheel. Raises ServerError where there is none, or none for this machine or Python."""
     machine = f"{platform.system()} {platform.machine()}"
     if machine != "Linux x86_64":
-        raise ServerError(
-            f"tritonserver runs on Linux x86_64, and this is {machine}: use a server elsewhere (--url)"
-        )
+        raise ServerError(f"tritonserver runs on Linux x86_64, and this is {machine}: use a server elsewhere (--url)")
     spec = importlib.util.find_spec("pytriton")
     if spec is None or spec.origin is None:
         raise ServerError(f"nvidia-pytriton, which holds tritonserver, is not installed: {NEXT_STEP}")
@@ -78,7 +80,17 @@ def find() -> Wheel:
     wheel = Wheel(package / "tritonserver", package.parent / "nvidia_pytriton.libs")
     if not wheel.stub.exists():
         have = ", ".join(sorted(p.name for p in wheel.stub.parent.parent.glob("3.*")))
-        raise ServerError(
-            f"Python {platform.python_version()}: this tritonserver serves with Python {have} only"
-        )
+        raise ServerError(f"Python {platform.python_version()}: this tritonserver serves with Python {have} only")
+    _check_libraries(wheel)
     return wheel
+
+
+def _check_libraries(wheel: Wheel) -> None:
+    """Starts the stub for nothing (5 ms): without its libraries a model would load for ever."""
+    idle = subprocess.run([wheel.stub], env=wheel.environment(), capture_output=True, text=True, check=False)
+    if idle.returncode == LIBRARY_MISSING:
+        reason = idle.stderr.strip().rpartition("libraries: ")[2]
+        raise ServerError(
+            f"tritonserver needs Python's shared library ({reason}): "
+            f"`apt install libpython{sysconfig.get_python_version()}`, or use a Python built with --enable-shared"
+        )

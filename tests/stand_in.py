@@ -1,6 +1,6 @@
 """A small model with wgan's contract, drawn without training, for tests of everything around a model.
 
-Run: python tests/stand_in.py DIR   (writes a model repository with versions 1 and 2)
+Run: PYTHONPATH=. python tests/stand_in.py DIR   (writes a model repository with versions 1 and 2)
 """
 
 from __future__ import annotations

@@ -1,0 +1,162 @@
+"""The onnxruntime backend: shapes that differ, errors that stay with their request, and what it takes from config."""
+
+from __future__ import annotations
+
+import concurrent.futures
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import tritonclient.grpc as triton
+from conftest import need_tritonserver
+from onnx import TensorProto, helper, numpy_helper
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from serving.embedded import Embedded
+
+Array = np.ndarray[Any, Any]
+
+# A batch that fills only with eight requests, so that these run together.
+BATCH_OF_EIGHT = "dynamic_batching { max_queue_delay_microseconds: 20000000 }"
+
+
+def write(folder: Path, config: str, model: onnx.ModelProto) -> None:
+    (folder / "1").mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(f'backend: "onnxruntime"\nname: "{folder.name}"\n{config}')
+    onnx.save(model, folder / "1" / "model.onnx")
+
+
+def model(
+    nodes: list[onnx.NodeProto], given: onnx.ValueInfoProto, made: onnx.ValueInfoProto, **constants: Array
+) -> onnx.ModelProto:
+    initial = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "test", [given], [made], initial)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def turn(folder: Path, batch: str, dims: str = "[-1, -1, 3]") -> None:
+    """Any picture, turned upside down."""
+    nodes = [helper.make_node("Slice", ["image", "start", "end", "axis", "step"], ["turned"])]
+    sizes = ["batch", "height", "width", 3]
+    value = helper.make_tensor_value_info
+    minus = np.array([-1])
+    write(
+        folder,
+        f"input {{ name: 'image' data_type: TYPE_UINT8 dims: {dims} }}\n"
+        f"output {{ name: 'turned' data_type: TYPE_UINT8 dims: {dims} }}\n{batch}",
+        model(
+            nodes,
+            value("image", TensorProto.UINT8, sizes),
+            value("turned", TensorProto.UINT8, sizes),
+            start=minus,
+            end=np.array([-(2**31)]),
+            axis=np.array([1]),
+            step=minus,
+        ),
+    )
+
+
+def pick(folder: Path) -> None:
+    """The i-th of ten numbers, stored in half precision: an error for an i beyond."""
+    nodes = [
+        helper.make_node("Cast", ["index"], ["whole"], to=TensorProto.INT64),
+        helper.make_node("Cast", ["halves"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("Gather", ["numbers", "whole"], ["number"]),
+    ]
+    value = helper.make_tensor_value_info
+    write(
+        folder,
+        "max_batch_size: 8\ninput { name: 'index' data_type: TYPE_FP32 dims: [1] }\n"
+        f"output {{ name: 'number' data_type: TYPE_FP32 dims: [1] }}\n{BATCH_OF_EIGHT}",
+        model(
+            nodes,
+            value("index", TensorProto.FLOAT, ["batch", 1]),
+            value("number", TensorProto.FLOAT, ["batch", 1]),
+            halves=(np.arange(10) / 2).astype(np.float16),
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[triton.InferenceServerClient]:
+    need_tritonserver()
+    root = tmp_path_factory.mktemp("backend")
+    turn(root / "turn", f"max_batch_size: 8\n{BATCH_OF_EIGHT}")
+    turn(root / "turn_ragged", f"max_batch_size: 8\n{BATCH_OF_EIGHT}")
+    ragged = root / "turn_ragged" / "config.pbtxt"
+    ragged.write_text(ragged.read_text().replace("3] }", "3] allow_ragged_batch: true }", 1))
+    turn(root / "turn_unbatched", "", dims="[-1, -1, -1, 3]")
+    pick(root / "pick")
+    with Embedded(root) as server, triton.InferenceServerClient(server.grpc) as client:
+        yield client
+
+
+def ask(client: triton.InferenceServerClient, name: str, array: Array) -> Array:
+    given = {"pick": "index"}.get(name, "image")
+    tensor = triton.InferInput(given, array.shape, np_to_triton_dtype(array.dtype))
+    tensor.set_data_from_numpy(array)
+    answer = client.infer(name, [tensor], client_timeout=60)
+    made = answer.as_numpy(answer.get_response().outputs[0].name)
+    assert made is not None
+    return made
+
+
+def executions(client: triton.InferenceServerClient, name: str) -> int:
+    (stats,) = client.get_inference_statistics(name).model_stats
+    return int(stats.execution_count)
+
+
+def pictures(sizes: list[tuple[int, int]]) -> list[Array]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (1, height, width, 3), np.uint8) for height, width in sizes]
+
+
+def test_sizes_that_differ(client: triton.InferenceServerClient) -> None:
+    """Pictures of different sizes in one batch are all answered, each in its own size."""
+    given = pictures([(16, 16), (20, 31), (16, 16), (1, 1), (20, 31), (64, 5), (16, 16), (5, 64)])
+    before = executions(client, "turn_ragged")
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda image: ask(client, "turn_ragged", image), given))
+    assert executions(client, "turn_ragged") == before + 1
+    for image, turned in zip(given, made, strict=True):
+        np.testing.assert_array_equal(turned, image[:, ::-1])
+
+
+def test_same_size(client: triton.InferenceServerClient) -> None:
+    """Pictures of one size run as one batch, and each request gets its own."""
+    given = pictures([(33, 17)] * 8)
+    before = executions(client, "turn")
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda image: ask(client, "turn", image), given))
+    assert executions(client, "turn") == before + 1
+    for image, turned in zip(given, made, strict=True):
+        np.testing.assert_array_equal(turned, image[:, ::-1])
+
+
+def test_no_batching(client: triton.InferenceServerClient) -> None:
+    """A model that does not batch gets each request as it is; its first dimension is its own."""
+    (image,) = pictures([(9, 4)])
+    three = np.repeat(image, 3, axis=0)
+    np.testing.assert_array_equal(ask(client, "turn_unbatched", three), three[:, ::-1])
+
+
+def test_error_stays_with_its_request(client: triton.InferenceServerClient) -> None:
+    """A request that ONNX Runtime cannot run fails alone, with the reason; those beside it are answered."""
+    indices = [0, 1, 99, 3, 4, -99, 6, 7]
+
+    def outcome(index: int) -> float | str:
+        try:
+            return float(ask(client, "pick", np.array([[index]], np.float32)).item())
+        except InferenceServerException as error:
+            return error.message()
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(outcome, indices))
+    for index, got in zip(indices, made, strict=True):
+        if 0 <= index < 10:
+            assert got == index / 2
+        else:
+            assert f"idx={index}" in str(got)

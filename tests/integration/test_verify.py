@@ -1,0 +1,133 @@
+"""The golden batch tells a right model from a wrong one on a live server, and says by how much."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import stand_in
+from traces import PATIENCE_S
+
+from serving.embedded import Embedded
+from serving.errors import Disagreement, RepositoryError, ServerError
+from serving.verify import verify
+
+Arrays = Mapping[str, np.ndarray[Any, Any]]
+NOBODY = "127.0.0.1:1"
+
+
+@pytest.fixture
+def golden(tmp_path: Path) -> Path:
+    return stand_in.candidate(tmp_path / "candidate", version=1) / "golden.npz"
+
+
+def changed(golden: Path, change: Callable[[dict[str, Any]], Arrays]) -> Path:
+    with np.load(golden) as file:
+        arrays = change(dict(file))
+    np.savez(golden, **arrays)
+    return golden
+
+
+def test_agrees(server: Embedded, golden: Path) -> None:
+    """The right version agrees, within the rounding of single levels."""
+    assert verify(server.grpc, "wgan", 1, golden, atol=1) <= 1
+
+
+def test_other_version(server: Embedded, golden: Path) -> None:
+    """Another version of the same shape and type does not agree, and the message says by how much."""
+    with pytest.raises(Disagreement, match=r"wgan 2 at .*: image differs from its golden batch") as error:
+        verify(server.grpc, "wgan", 2, golden, atol=1)
+    largest = float(re.search(r"up to (\d+)", str(error.value))[1])  # type: ignore[index]
+    assert largest > 20
+
+
+def test_one_pixel(server: Embedded, golden: Path) -> None:
+    """One wrong pixel in the batch is enough, and is measured exactly."""
+
+    def spoil(arrays: dict[str, Any]) -> Arrays:
+        arrays["image"][2, 5, 7, 1] ^= 128
+        return arrays
+
+    with pytest.raises(Disagreement, match=r"by up to 12[789]"):
+        verify(server.grpc, "wgan", 1, changed(golden, spoil), atol=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        pytest.param(lambda image: image[:, :64], r"uint8 \(4, 64, 128, 3\)", id="shape"),
+        pytest.param(lambda image: image.astype(np.int16), "int16", id="type"),
+        pytest.param(lambda image: image[:1], r"uint8 \(1, 128", id="batch that could be broadcast"),
+    ],
+)
+def test_other_shape_or_type(server: Embedded, golden: Path, change: Callable[[Any], Any], says: str) -> None:
+    """Shape and type are compared before values, and nothing is broadcast or converted."""
+    changed(golden, lambda arrays: arrays | {"image": change(arrays["image"])})
+    with pytest.raises(Disagreement, match=says):
+        verify(server.grpc, "wgan", 1, golden, atol=1)
+
+
+def test_not_a_number(server: Embedded, golden: Path) -> None:
+    """A golden batch of NaN agrees with nothing."""
+    changed(golden, lambda arrays: arrays | {"latent": arrays["latent"] * np.float32("nan")})
+    with pytest.raises(Disagreement):
+        verify(server.grpc, "wgan", 1, golden, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "says"),
+    [
+        pytest.param("other", 1, "unknown model: 'other'", id="unknown model"),
+        pytest.param("wgan", 9, "version 9 is not found", id="unknown version"),
+    ],
+)
+def test_not_served(server: Embedded, golden: Path, model: str, version: int, says: str) -> None:
+    """What the server does not have is the server's error, not a disagreement."""
+    with pytest.raises(ServerError, match=says):
+        verify(server.grpc, model, version, golden, atol=1)
+
+
+def test_nobody_there(golden: Path) -> None:
+    """An address where nobody listens is named."""
+    with pytest.raises(ServerError, match=f"{NOBODY}.*onnect"):
+        verify(NOBODY, "wgan", 1, golden, atol=1)
+
+
+def test_golden_without_output(server: Embedded, golden: Path) -> None:
+    """A golden batch must cover every tensor, or it would verify nothing."""
+    changed(golden, lambda arrays: {"latent": arrays["latent"]})
+    with pytest.raises(RepositoryError, match="no array image"):
+        verify(server.grpc, "wgan", 1, golden, atol=1)
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04cut"], ids=["empty", "text", "cut short"])
+def test_unreadable_golden(golden: Path, content: bytes) -> None:
+    """A golden batch that cannot be read is named."""
+    golden.write_bytes(content)
+    with pytest.raises(RepositoryError, match=r"golden.npz: not a golden batch"):
+        verify(NOBODY, "wgan", 1, golden, atol=1)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "serving.verify", "--model", "wgan", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+
+
+def test_command(server: Embedded) -> None:
+    """The command verifies the newest version of the repository, and says the largest difference."""
+    done = run("--url", server.grpc, "--repository", str(server.repository))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"wgan 2 at \S+: agrees, largest difference [01]\n", done.stdout)
+
+
+@pytest.mark.parametrize("version", ["1", "9"], ids=["nobody there", "no such version"])
+def test_command_fails(server: Embedded, version: str) -> None:
+    """What is wrong is one line on stderr, with status 2, so that a probe fails."""
+    done = run("--url", NOBODY, "--repository", str(server.repository), "--version", version)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

@@ -1,0 +1,235 @@
+"""What plain clients see: tritonclient over gRPC, HTTP without a client, and the metrics."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import http.client
+import json
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import stand_in
+import tritonclient.grpc as triton
+from conftest import need_tritonserver
+from tritonclient.utils import InferenceServerException
+
+from serving.embedded import Embedded
+from serving.spec import Batching
+from training.models.wgan.spec import SPEC
+
+SECOND_US = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def client(server: Embedded) -> Iterator[triton.InferenceServerClient]:
+    with triton.InferenceServerClient(server.grpc) as client:
+        yield client
+
+
+def latents(count: int, seed: int = 0) -> stand_in.Latents:
+    return np.random.default_rng(seed).standard_normal((count, 100)).astype(np.float32)
+
+
+def tensor(array: np.ndarray[Any, Any], name: str = "latent", dtype: str = "FP32") -> triton.InferInput:
+    tensor = triton.InferInput(name, array.shape, dtype)
+    tensor.set_data_from_numpy(array)
+    return tensor
+
+
+def generate(
+    client: triton.InferenceServerClient, given: stand_in.Latents, version: str = "", **options: Any
+) -> stand_in.Images:
+    images = client.infer("wgan", [tensor(given)], version, client_timeout=60, **options).as_numpy("image")
+    assert images is not None
+    return images
+
+
+def assert_close(images: stand_in.Images, expected: stand_in.Images) -> None:
+    """Equal but for the rounding of single levels."""
+    assert (images.shape, images.dtype) == (expected.shape, expected.dtype)
+    assert np.abs(images.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("count", [1, 5, 32])
+def test_grpc(client: triton.InferenceServerClient, count: int) -> None:
+    """A batch of latents comes back as that many pictures, in order, from the newest version."""
+    given = latents(count)
+    assert_close(generate(client, given), stand_in.images(given, version=2))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_version(client: triton.InferenceServerClient, version: int) -> None:
+    """A client that asks for a version gets that one; the one before the newest answers, too."""
+    given = latents(3)
+    assert_close(generate(client, given, str(version)), stand_in.images(given, version))
+
+
+def request(address: str, path: str, body: object = None) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection(address, timeout=60)
+    try:
+        connection.request("POST" if body else "GET", path, json.dumps(body) if body else None)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def test_http_json(server: Embedded) -> None:
+    """Without any client library: JSON in, JSON out."""
+    given = latents(1)
+    body = {"inputs": [{"name": "latent", "shape": [1, 100], "datatype": "FP32", "data": given.tolist()}]}
+    status, answer = request(server.http, "/v2/models/wgan/versions/1/infer", body)
+    assert status == 200
+    (image,) = json.loads(answer)["outputs"]
+    assert (image["name"], image["datatype"], image["shape"]) == ("image", "UINT8", [1, 128, 128, 3])
+    pixels = np.array(image["data"], np.uint8).reshape(image["shape"])
+    assert_close(pixels, stand_in.images(given, 1))
+
+
+def test_metadata(client: triton.InferenceServerClient) -> None:
+    """The server describes the model as the spec does."""
+    metadata = client.get_model_metadata("wgan")
+    assert list(metadata.versions) == ["1", "2"]
+    (latent,), (image,) = metadata.inputs, metadata.outputs
+    assert (latent.name, latent.datatype, list(latent.shape)) == ("latent", "FP32", [-1, 100])
+    assert (image.name, image.datatype, list(image.shape)) == ("image", "UINT8", [-1, 128, 128, 3])
+
+
+def test_metrics(server: Embedded, client: triton.InferenceServerClient) -> None:
+    """Prometheus can count the pictures of each version and their time in the queue."""
+    counted = r'nv_inference_count{model="wgan",version="1"} (\d+)'
+    before = request(server.metrics, "/metrics")[1].decode()
+    generate(client, latents(7), "1")
+    after = request(server.metrics, "/metrics")[1].decode()
+    was, now = (int(re.search(counted, text)[1]) for text in (before, after))  # type: ignore[index]
+    assert now - was == 7
+    assert 'nv_inference_queue_duration_us{model="wgan",version="1"}' in after
+
+
+ONE = np.zeros((1, 100), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("ask", "status", "says"),
+    [
+        pytest.param({"inputs": [tensor(ONE[:, :99])]}, "INVALID_ARGUMENT", "unexpected shape", id="width"),
+        pytest.param({"inputs": [tensor(ONE[0])]}, "INVALID_ARGUMENT", "batch-size", id="no batch dimension"),
+        pytest.param(
+            {"inputs": [tensor(np.zeros((33, 100), np.float32))]},
+            "INVALID_ARGUMENT",
+            "batch-size must be <= 32",
+            id="batch too large",
+        ),
+        pytest.param({"inputs": [tensor(ONE[:0])]}, "INVALID_ARGUMENT", "got 0", id="batch of none"),
+        pytest.param({"inputs": [tensor(ONE.astype(np.float64), dtype="FP64")]}, "INVALID_ARGUMENT", "FP64", id="type"),
+        pytest.param({"inputs": [tensor(ONE, "z")]}, "INVALID_ARGUMENT", "input 'z'", id="unknown input"),
+        pytest.param({"inputs": []}, "INVALID_ARGUMENT", "latent", id="no input"),
+        pytest.param(
+            {"outputs": [triton.InferRequestedOutput("picture")]},
+            "INVALID_ARGUMENT",
+            "output 'picture'",
+            id="unknown output",
+        ),
+        pytest.param({"model_name": "other"}, "NOT_FOUND", "unknown model: 'other'", id="unknown model"),
+        pytest.param({"model_version": "9"}, "NOT_FOUND", "version 9 is not found", id="unknown version"),
+        pytest.param({"model_version": "new"}, "INVALID_ARGUMENT", "'new'", id="version not a number"),
+    ],
+)
+def test_bad_request(client: triton.InferenceServerClient, ask: dict[str, Any], status: str, says: str) -> None:
+    """A request that cannot be served is told so by status and name, and the next one is answered."""
+    with pytest.raises(InferenceServerException, match=re.escape(says)) as error:
+        client.infer(**{"model_name": "wgan", "inputs": [tensor(ONE)], "client_timeout": 60} | ask)
+    assert error.value.status() == f"StatusCode.{status}"
+    assert_close(generate(client, ONE), stand_in.images(ONE, 2))
+
+
+def test_requests_at_once_share_a_batch(tmp_path: Path) -> None:
+    """Requests that come together run together, and each gets its own answer."""
+    need_tritonserver()
+    patient = replace(SPEC, batching=Batching(max_batch=8, queue_delay_us=20 * SECOND_US))
+    given = latents(8)
+    with (
+        Embedded(stand_in.repository(tmp_path / "repository", versions=(1,), spec=patient)) as server,
+        triton.InferenceServerClient(server.grpc) as client,
+        concurrent.futures.ThreadPoolExecutor(8) as pool,
+    ):
+        executions = _executions(client)
+        answers = pool.map(lambda z: generate(client, z[None], "1"), given)
+        assert_close(np.concatenate(list(answers)), stand_in.images(given, 1))
+        assert _executions(client) == executions + 1
+
+
+def _executions(client: triton.InferenceServerClient) -> int:
+    (stats,) = client.get_inference_statistics("wgan", "1").model_stats
+    return int(stats.execution_count)
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[triton.InferenceServerClient]:
+    """A server whose queue holds two requests and, with a batch that never fills, keeps them until they are late."""
+    need_tritonserver()
+    batching = Batching(max_batch=32, queue_delay_us=60 * SECOND_US, queue_size=2, queue_timeout_us=3 * SECOND_US)
+    root = stand_in.repository(tmp_path_factory.mktemp("narrow") / "repository", (1,), replace(SPEC, batching=batching))
+    with Embedded(root) as server, triton.InferenceServerClient(server.grpc) as client:
+        yield client
+
+
+def refusal(client: triton.InferenceServerClient, **options: Any) -> tuple[str, str]:
+    with pytest.raises(InferenceServerException) as error:
+        generate(client, ONE, **options)
+    return error.value.status(), error.value.message()
+
+
+def test_full_queue(narrow: triton.InferenceServerClient) -> None:
+    """A request that finds the queue full is refused at once as UNAVAILABLE, by a text that tells it from `down`;
+    those in the queue are refused when they are late, by another."""
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        refused = [pool.submit(refusal, narrow) for _ in range(3)]
+        said = [future.result() for future in concurrent.futures.as_completed(refused)]
+    assert {status for status, _ in said} == {"StatusCode.UNAVAILABLE"}
+    assert "Exceeds maximum queue size" in said[0][1]
+    assert [text for _, text in said[1:]] == ["Request timeout expired"] * 2
+
+
+def test_impatient_request(narrow: triton.InferenceServerClient) -> None:
+    """A request may be more impatient than the queue: its own timeout, in microseconds, is respected."""
+    assert refusal(narrow, timeout=1000) == ("StatusCode.UNAVAILABLE", "Request timeout expired")
+
+
+def test_server_gone(tmp_path: Path) -> None:
+    """Where nobody listens any more, a client is told UNAVAILABLE as well, but nothing of a queue."""
+    need_tritonserver()
+    server = Embedded(stand_in.repository(tmp_path / "repository", versions=(1,)))
+    server.start()
+    with triton.InferenceServerClient(server.grpc) as client:
+        generate(client, ONE)
+        server.stop()
+        status, text = refusal(client)
+    assert status == "StatusCode.UNAVAILABLE"
+    assert "queue" not in text
+    assert "timeout" not in text
+
+
+def test_many_clients(client: triton.InferenceServerClient) -> None:
+    """Clients that never stop asking each get the answers to their own requests."""
+    wrong: list[int] = []
+
+    def ask(seed: int) -> None:
+        for turn in range(10):
+            given = latents(1 + (seed + turn) % 4, seed * 100 + turn)
+            difference = generate(client, given, "1").astype(int) - stand_in.images(given, 1)
+            if np.abs(difference).max() > 1:
+                wrong.append(seed)
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []

@@ -1,0 +1,97 @@
+"""The keeper's promise, kept without a server: whichever ends first, nothing of it stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import traces
+from conftest import need
+
+from serving.embedded import KEEPER
+
+Keeper = Callable[[str], "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def name() -> str:
+    """A name that marks all that belongs to one keeper."""
+    need(sys.platform == "linux", "process groups and /dev/shm of Linux")
+    return f"atelier-test-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def keeper(name: str, tmp_path: Path) -> Iterator[Keeper]:
+    """Starts a keeper over a shell command that knows its name; returns once the command says it runs."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(script: str) -> subprocess.Popen[bytes]:
+        (tmp_path / "folder").mkdir()
+        (Path("/dev/shm") / f"{name}-region").touch()
+        command = [sys.executable, "-I", "-S", str(KEEPER), name, str(tmp_path / "folder")]
+        command += ["bash", "-c", f": {name}; {script}"]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        running.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"runs\n"
+        return process
+
+    yield start
+    for process in running:
+        with process:
+            process.kill()
+
+
+def gone(name: str, folder: Path) -> None:
+    end = time.monotonic() + traces.PATIENCE_S
+    while traces.processes(name) or traces.files(name) or folder.exists():
+        assert time.monotonic() < end, (traces.processes(name), traces.files(name), folder)
+        time.sleep(0.02)
+
+
+# A server with a child of its own, as tritonserver has one for each model; `wait` lets traps run at once.
+FAMILY = "bash -c ': {name}; sleep 1000 & wait' & {trap} echo runs; wait"
+
+
+def test_input_closes(keeper: Keeper, name: str, tmp_path: Path) -> None:
+    """When standard input closes, the server is asked to end, and its status is passed on."""
+    process = keeper(FAMILY.format(name=name, trap="trap 'exit 7' TERM;"))
+    assert process.stdin is not None
+    process.stdin.close()
+    assert process.wait(traces.PATIENCE_S) == 7
+    gone(name, tmp_path / "folder")
+
+
+def test_terminated(keeper: Keeper, name: str, tmp_path: Path) -> None:
+    """SIGTERM to the keeper does the same."""
+    process = keeper(FAMILY.format(name=name, trap="trap 'exit 7' TERM;"))
+    process.terminate()
+    assert process.wait(traces.PATIENCE_S) == 7
+    gone(name, tmp_path / "folder")
+
+
+def test_server_killed(keeper: Keeper, name: str, tmp_path: Path) -> None:
+    """A server that is killed takes its children along; the status says by which signal."""
+    process = keeper(FAMILY.format(name=name, trap=""))
+    (server,) = {os.getpgid(pid) for pid in traces.processes(name)} - {os.getpgid(process.pid)}
+    os.kill(server, signal.SIGKILL)
+    assert process.wait(traces.PATIENCE_S) == 128 + signal.SIGKILL
+    gone(name, tmp_path / "folder")
+
+
+def test_keeper_killed(keeper: Keeper, name: str) -> None:
+    """Should the keeper itself be killed, the kernel ends the server."""
+    process = keeper(FAMILY.format(name=name, trap="trap 'kill 0' TERM;"))
+    process.kill()
+    end = time.monotonic() + traces.PATIENCE_S
+    while traces.processes(name):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    (Path("/dev/shm") / f"{name}-region").unlink()

@@ -1,0 +1,231 @@
+"""Publishing is all or nothing, numbers are never used twice, and the newest version can be taken back."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import stand_in
+from conftest import need
+
+from serving import repository as repo
+from serving.errors import RepositoryError
+
+AWAY = 3600.0
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Everything a reader could see of a repository; the lock is not content."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
+        for path in folder.rglob("*")
+        if path.name != ".lock"
+    }
+
+
+@pytest.fixture
+def candidate(tmp_path: Path) -> Path:
+    return stand_in.candidate(tmp_path / "candidate")
+
+
+def rewrite(card: Path, **fields: object) -> None:
+    card.write_text(json.dumps(json.loads(card.read_text()) | fields))
+
+
+def test_first_version(candidate: Path, tmp_path: Path) -> None:
+    """An empty volume becomes a repository: config.pbtxt and version 1, whose card knows its number."""
+    models = tmp_path / "new" / "models"
+    assert repo.publish(candidate, models, "wgan", config="name: 'wgan'\n") == 1
+    card = repo.card(models, "wgan", 1)
+    assert (card.version, card.model, card.preset) == (1, "wgan", "stand-in")
+    assert card.published.endswith("+00:00")
+    assert (models / "wgan" / "config.pbtxt").read_text() == "name: 'wgan'\n"
+    assert (models / "wgan" / "1" / "model.onnx").read_bytes() == (candidate / "model.onnx").read_bytes()
+    assert repo.models(models) == ["wgan"]
+
+
+def test_next_version(candidate: Path, repository: Path) -> None:
+    """The next number is one above the newest; the versions before and the candidate stay as they were."""
+    before, given = content(repository), content(candidate)
+    assert repo.publish(candidate, repository, "wgan") == 3
+    assert repo.versions(repository, "wgan") == [1, 2, 3]
+    after = content(repository)
+    assert {name: after[name] for name in before} == before
+    assert {name.split("/")[1] for name in after.keys() - before.keys()} == {"3"}
+    assert content(candidate) == given
+
+
+def test_no_version_of_an_unknown_model(repository: Path) -> None:
+    """A model that is not there has no versions, and asking for its newest says so."""
+    assert repo.versions(repository, "other") == []
+    with pytest.raises(RepositoryError, match="no version of other"):
+        repo.newest(repository, "other")
+
+
+@pytest.mark.parametrize("missing", repo.FILES)
+def test_incomplete_candidate(candidate: Path, repository: Path, missing: str) -> None:
+    """A version is three files; without one of them nothing is published."""
+    (candidate / missing).unlink()
+    before = content(repository)
+    with pytest.raises(RepositoryError, match=f"no {missing}"):
+        repo.publish(candidate, repository, "wgan")
+    assert content(repository) == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        pytest.param(lambda c: rewrite(c / "card.json", model="other"), "'other', not 'wgan'", id="other model"),
+        pytest.param(lambda c: rewrite(c / "card.json", sha256="0" * 64), "SHA-256", id="other checksum"),
+        pytest.param(lambda c: rewrite(c / "card.json", metrics={"a": "x"}), "not a model card", id="metric"),
+        pytest.param(lambda c: (c / "card.json").write_text("{"), "not a model card", id="no JSON"),
+        pytest.param(lambda c: (c / "card.json").write_text("[]"), "not a model card", id="a list"),
+        pytest.param(lambda c: (c / "card.json").write_text("{}"), "no field 'model'", id="no fields"),
+        pytest.param(lambda c: (c / "model.onnx").write_bytes(b"cut"), "SHA-256", id="model cut short"),
+    ],
+)
+def test_damaged_candidate(candidate: Path, repository: Path, damage: Callable[[Path], object], says: str) -> None:
+    """What does not fit together is refused, and the message names the file."""
+    damage(candidate)
+    before = content(repository)
+    with pytest.raises(RepositoryError, match=says) as error:
+        repo.publish(candidate, repository, "wgan")
+    assert str(candidate) in str(error.value)
+    assert content(repository) == before
+
+
+def _publish_when_told(gate: str, candidate: Path, repository: Path) -> int:
+    while not os.path.exists(gate):  # noqa: PTH110 - the tightest loop, so that both start at once
+        pass
+    return repo.publish(candidate, repository, "wgan")
+
+
+def test_publishers_at_once(candidate: Path, repository: Path, tmp_path: Path) -> None:
+    """Any number of publishers at the same moment all succeed, each with a number of its own."""
+    gate = tmp_path / "gate"
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        arguments = [(str(gate), candidate, repository)] * 4
+        numbers = pool.starmap_async(_publish_when_told, arguments, chunksize=1)
+        gate.touch()
+        assert sorted(numbers.get(60)) == [3, 4, 5, 6]
+    for version in repo.versions(repository, "wgan"):
+        assert repo.card(repository, "wgan", version).version == version
+    assert not list((repository / "wgan").glob(f"{repo.STAGING}*"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of 1 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    need(mounted.returncode == 0, f"mounting a small filesystem needs root: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_disk_fills_up(candidate: Path, small_disk: Path) -> None:
+    """A disk too small for the next version leaves the repository as it was, and serving goes on."""
+    models = small_disk / "models"
+    repo.publish(candidate, models, "wgan", config="first")
+    (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free - 100_000))
+    before = content(models)
+    with pytest.raises(RepositoryError, match=r"No space left on device.*nothing has changed"):
+        repo.publish(candidate, models, "wgan", config="second")
+    assert content(models) == before
+
+
+def test_file_too_large(candidate: Path, repository: Path) -> None:
+    """The same where a limit on file sizes stands for the full disk, for machines without root."""
+    before = content(repository)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(RepositoryError, match=r"File too large.*nothing has changed"):
+            repo.publish(candidate, repository, "wgan")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert content(repository) == before
+
+
+def test_killed_publisher(candidate: Path, repository: Path) -> None:
+    """What a killed publisher left is no version, does not stop the next one, and goes after a day."""
+    left = repository / "wgan" / f"{repo.STAGING}dead"
+    shutil.copytree(candidate, left)
+    assert repo.publish(candidate, repository, "wgan") == 3
+    assert left.exists()
+    os.utime(left, (time.time() - repo.ABANDONED_S - AWAY,) * 2)
+    assert repo.publish(candidate, repository, "wgan") == 4
+    assert not left.exists()
+
+
+def test_rollback(candidate: Path, repository: Path) -> None:
+    """The newest goes out of service whole and can be put back; its number is not given to another."""
+    before = content(repository / "wgan" / "2")
+    assert repo.rollback(repository, "wgan") == 2
+    assert repo.versions(repository, "wgan") == [1]
+    assert content(repo.withdrawn(repository, "wgan", 2)) == before
+    assert repo.publish(candidate, repository, "wgan") == 3
+    repo.withdrawn(repository, "wgan", 2).rename(repository / "wgan" / "2")
+    assert repo.versions(repository, "wgan") == [1, 2, 3]
+
+
+def test_only_version_stays(repository: Path) -> None:
+    """Rolling back the last version is refused: there would be nothing to serve."""
+    repo.rollback(repository, "wgan")
+    with pytest.raises(RepositoryError, match="nothing to serve"):
+        repo.rollback(repository, "wgan")
+    assert repo.versions(repository, "wgan") == [1]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "serving.repository", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_list(repository: Path) -> None:
+    """`list` shows each version with its preset, commit and metrics, oldest first."""
+    done = run("--repository", str(repository), "list")
+    assert (done.returncode, done.stderr) == (0, "")
+    head, first, second = done.stdout.splitlines()
+    assert head.split() == ["model", "version", "published", "preset", "commit", "metrics"]
+    assert first.split()[:2] == ["wgan", "1"]
+    assert second.split()[:2] == ["wgan", "2"]
+    assert "structure 0.7" in second
+
+
+def test_rollback_command(repository: Path) -> None:
+    """`rollback` says what is newest now, and the command it names brings the version back."""
+    done = run("--repository", str(repository), "rollback", "wgan")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "wgan 1 is the newest now" in done.stdout
+    subprocess.run(shlex.split(done.stdout.split("`")[1]), check=True)
+    assert repo.versions(repository, "wgan") == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        pytest.param(["list"], "--repository", id="no such folder"),
+        pytest.param(["rollback", "wgan"], "no model wgan", id="no such model"),
+        pytest.param([], "list,rollback", id="no command"),
+        pytest.param(["purge"], "invalid choice: 'purge'", id="unknown command"),
+    ],
+)
+def test_bad_input(tmp_path: Path, arguments: list[str], says: str) -> None:
+    """A mistake is one line on stderr and status 2."""
+    done = run("--repository", str(tmp_path / "absent"), *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert says in done.stderr

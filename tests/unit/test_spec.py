@@ -1,0 +1,97 @@
+"""A spec refuses what could not be served, and a threshold says why it refuses a candidate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from serving.spec import ANY, Batching, ModelSpec, Tensor, Threshold
+
+Keywords = dict[str, Any]
+
+LATENT = Tensor(name="latent", dtype="FP32", shape=(100,))
+IMAGE = Tensor(name="image", dtype="UINT8", shape=(ANY, ANY, 3))
+GOOD: Keywords = {
+    "name": "wgan",
+    "summary": "pictures",
+    "inputs": (LATENT,),
+    "outputs": (IMAGE,),
+    "batching": Batching(max_batch=8),
+}
+
+
+def test_good_spec_is_accepted() -> None:
+    """A complete spec with a free size is valid, and cannot be changed."""
+    spec = ModelSpec(**GOOD)
+    with pytest.raises(AttributeError):
+        spec.name = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        pytest.param({"name": "Wgan 2"}, "Wgan 2", id="name with capitals and a space"),
+        pytest.param({"name": "../wgan"}, "model name", id="name that is a path"),
+        pytest.param({"inputs": ()}, "needs an input", id="no input"),
+        pytest.param({"outputs": ()}, "needs an input and an output", id="no output"),
+        pytest.param({"outputs": (LATENT,)}, "repeat", id="output named as an input"),
+        pytest.param({"instances": 0}, "1 or more", id="no instance"),
+        pytest.param({"threads": 0}, "1 or more", id="no thread"),
+    ],
+)
+def test_bad_spec_is_refused(change: Keywords, says: str) -> None:
+    """What Triton could not serve is a ValueError that names the field."""
+    with pytest.raises(ValueError, match=says):
+        ModelSpec(**GOOD | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        pytest.param({"max_batch": 0}, "max_batch 0", id="batch of none"),
+        pytest.param({"preferred": (16,)}, "preferred", id="preferred above the largest batch"),
+        pytest.param({"preferred": (0,)}, "preferred", id="preferred batch of none"),
+        pytest.param({"queue_delay_us": -1}, "queue_delay_us -1", id="negative delay"),
+        pytest.param({"queue_size": 0}, "queue_size 0", id="queue of none"),
+        pytest.param({"queue_timeout_us": 0}, "queue_timeout_us 0", id="no time in the queue"),
+    ],
+)
+def test_bad_batching_is_refused(change: Keywords, says: str) -> None:
+    """Limits outside of Triton's are a ValueError with the number."""
+    with pytest.raises(ValueError, match=says):
+        Batching(**{"max_batch": 8} | change)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, -2)], ids=["empty", "zero", "negative"])
+def test_bad_shape_is_refused(shape: tuple[int, ...]) -> None:
+    """A dimension is a size or free."""
+    with pytest.raises(ValueError, match="shape"):
+        Tensor(name="image", dtype="UINT8", shape=shape)
+
+
+@pytest.mark.parametrize(
+    ("bound", "value", "live", "refusal"),
+    [
+        pytest.param({"at_least": 0.5}, 0.6, None, None, id="good, nothing live"),
+        pytest.param({"at_least": 0.5}, 0.4, None, "structure 0.4 is below 0.5", id="too low"),
+        pytest.param({"at_most": 3.0}, 3.1, None, "structure 3.1 is above 3", id="too high"),
+        pytest.param({"at_least": 0.5, "may_worsen_by": 0.1}, 0.6, 0.65, None, id="a little lower"),
+        pytest.param({"at_least": 0.5, "may_worsen_by": 0.1}, 0.6, 0.8, "worse than the live 0.8", id="fell"),
+        pytest.param({"at_most": 3.0, "may_worsen_by": 0.1}, 2.0, 1.5, "worse than the live 1.5", id="rose"),
+        pytest.param({"at_most": 3.0}, 1.0, 2.0, None, id="better"),
+        pytest.param({"at_least": 0.5}, float("nan"), None, "below", id="not a number, lower bound"),
+        pytest.param({"at_most": 0.5}, float("nan"), None, "above", id="not a number, upper bound"),
+    ],
+)
+def test_threshold(bound: Keywords, value: float, live: float | None, refusal: str | None) -> None:
+    """A candidate passes within its bound and near the live version; a refusal says by which number."""
+    said = Threshold(metric="structure", **bound).refusal(value, live)
+    assert said is None if refusal is None else refusal in str(said)
+
+
+@pytest.mark.parametrize("bounds", [{}, {"at_least": 0.0, "at_most": 1.0}], ids=["none", "both"])
+def test_threshold_has_one_bound(bounds: Keywords) -> None:
+    """No bound, or two, is a mistake in the spec."""
+    with pytest.raises(ValueError, match="not both"):
+        Threshold(metric="structure", **bounds)
