@@ -6,7 +6,7 @@ A spec is the single source of config.pbtxt, the training Job and the SDK's tens
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 Dtype = Literal["FP32", "UINT8"]
@@ -84,7 +84,8 @@ class ModelSpec:
     """One served model, from the wire to its gate.
 
     `threads` are intra-op threads of each of `instances`; `golden_atol` is the largest difference, in the
-    output's own unit, by which an answer may differ from the golden batch.
+    output's own unit, by which an answer may differ from the golden batch. A version that misses a threshold
+    is not published; one that misses an aim says so in its card.
     """
 
     name: str
@@ -96,7 +97,8 @@ class ModelSpec:
     threads: int = 2
     golden_atol: float = 1.0
     labels: tuple[str, ...] = ()
-    thresholds: tuple[Threshold, ...] = field(default=())
+    thresholds: tuple[Threshold, ...] = ()
+    aims: tuple[Threshold, ...] = ()
 
     def __post_init__(self) -> None:
         _require(_is_name(self.name), f"model name {self.name!r}: lower-case letters, digits and _")

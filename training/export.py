@@ -14,8 +14,8 @@ import shutil
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -25,7 +25,7 @@ import torch
 from serving import pbtxt, repository, verify
 from serving.embedded import Embedded
 from serving.errors import ServingError
-from serving.spec import ModelSpec
+from serving.spec import ModelSpec, Threshold
 from training import catalog
 from training.data.corpus import Corpus
 from training.errors import BAD_INPUT, REFUSED, BadInput, Refused
@@ -65,6 +65,7 @@ def export(model: str, checkpoint: Path, run: Path, *, corpus: Corpus) -> Path:
         "options": made_by["options"],
         "corpus": made_by["corpus"],
         "metrics": metrics,
+        "missed_aims": missed(spec.aims, metrics),
         "commit": made_by["commit"],
         "trained_on": made_by["machine"],
         "command": made_by["command"],
@@ -163,15 +164,20 @@ def graph_reasons(path: Path, spec: ModelSpec) -> list[str]:
 def metric_reasons(candidate: Path, spec: ModelSpec, into: Path) -> list[str]:
     """The spec's thresholds, beside the live version's metrics where they were measured on the same corpus."""
     card = repository.Card.read(candidate / repository.CARD)
-    live: dict[str, Any] = {}
+    live: Mapping[str, float] = {}
     if present := repository.versions(into, spec.name):
         live_card = repository.card(into, spec.name, present[-1])
-        live = dict(live_card.metrics) if live_card.corpus == card.corpus else {}
-    reasons = []
-    for threshold in spec.thresholds:
-        if threshold.metric not in card.metrics:
-            continue  # a corpus whose truth is not known has no structure to measure
-        reasons.append(threshold.refusal(card.metrics[threshold.metric], live.get(threshold.metric)))
+        live = live_card.metrics if live_card.corpus == card.corpus else {}
+    return missed(spec.thresholds, card.metrics, live)
+
+
+def missed(
+    bounds: Iterable[Threshold], metrics: Mapping[str, float], live: Mapping[str, float] | None = None
+) -> list[str]:
+    """What is said of each bound that the metrics don't meet. A metric that was not measured is passed over: a corpus
+    whose truth is not known has no structure to measure."""
+    measured = [bound for bound in bounds if bound.metric in metrics]
+    reasons = [bound.refusal(metrics[bound.metric], (live or {}).get(bound.metric)) for bound in measured]
     return [reason for reason in reasons if reason]
 
 
@@ -193,11 +199,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m training.export", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="a run directory with a candidate, such as runs/wgan")
     parser.add_argument("--publish", type=Path, required=True, metavar="DIR", help="the model repository")
+    parser.add_argument("--note", default="", metavar="TEXT", help="for the card: what a reader should know")
     args = parser.parse_args()
     try:
         candidate = args.run / "candidate"
-        if not (candidate / repository.CARD).is_file():
+        path = candidate / repository.CARD
+        if not path.is_file():
             raise BadInput(f"RUN: no candidate in {args.run}; python -m training.run makes one when it ends")
+        if args.note:
+            path.write_text(json.dumps({**json.loads(path.read_text()), "note": args.note}, indent=2) + "\n")
         model = repository.Card.read(candidate / repository.CARD).model
         print(f"published {model} version {publish(model, candidate, args.publish)} in {args.publish}")
         return 0

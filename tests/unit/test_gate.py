@@ -140,3 +140,10 @@ def test_refused_candidate_stays_with_every_reason(candidate: Path, tmp_path: Pa
     reasons = (candidate / "refused.txt").read_text().splitlines()
     assert len(reasons) >= 3  # does not load, operator, metrics
     assert repository.versions(tmp_path / "repository", "wgan") == []
+
+
+def test_missed_aims_are_told_by_how_much() -> None:
+    """An aim that was not reached stands in the card with both numbers; one that was not measured is passed over."""
+    aims = (Threshold(metric="structure", at_least=0.85), Threshold(metric="palette", at_least=0.9))
+    assert export.missed(aims, {"structure": 0.6}) == ["structure 0.6 is below 0.85"]
+    assert export.missed(aims, {"structure": 0.9, "palette": 0.95}) == []

@@ -23,4 +23,9 @@ SPEC = ModelSpec(
         Threshold(metric="structure", at_least=0.5, may_worsen_by=0.05),
         Threshold(metric="palette", at_least=0.8, may_worsen_by=0.05),
     ),
+    aims=(
+        Threshold(metric="sliced_wasserstein_ratio", at_most=1.5),
+        Threshold(metric="structure", at_least=0.85),
+        Threshold(metric="palette", at_least=0.9),
+    ),
 )
