@@ -1,0 +1,197 @@
+"""The asynchronous client: carries out the steps of `_protocol.py` over gRPC's asyncio side."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator
+from functools import cached_property
+from typing import Any, Self, TypeVar
+
+import grpc
+import grpc.aio
+import numpy.typing as npt
+from PIL import Image
+from tritonclient.grpc import service_pb2_grpc
+
+from atelier import _address, paths
+from atelier._protocol import IN_FLIGHT, Core, Flow, Pause, Probe, Send, Step, batches, contract
+from atelier._types import DEFAULT_TIMEOUT_S, NOT_GIVEN, Model, NotGiven
+from atelier.errors import AtelierError, Cancelled
+from atelier.latents import Latents, check
+
+T = TypeVar("T")
+
+
+class AsyncFrames(AsyncIterator[Image.Image]):
+    """`Frames` for `async for`."""
+
+    def __init__(self, latents: Latents, pictures: AsyncIterator[Image.Image]) -> None:
+        self.latents = latents
+        self._pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    async def __anext__(self) -> Image.Image:
+        return await anext(self._pictures)
+
+
+class AsyncClient:
+    """`Client` for asyncio: same methods, options, errors. It stays in the event loop that first uses it."""
+
+    def __init__(
+        self,
+        url: str = _address.DEFAULT_URL,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        patient: bool = False,
+    ) -> None:
+        self._address = _address.parse(url)
+        self._core = Core(self._address, timeout_s=timeout_s, patient=patient)
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self._address)!r})"
+
+    async def close(self) -> None:
+        """Ends the connection; calls under way raise Cancelled. Closing again does nothing."""
+        self._closed = True
+        if "_channel" in vars(self):
+            await self._channel.close()
+
+    async def ready(
+        self,
+        model: str | None = None,
+        *,
+        version: int | None = None,
+        timeout_s: float | NotGiven = NOT_GIVEN,
+    ) -> bool:
+        """Whether the server, or one of its models, can answer now. False too while nothing answers there."""
+        return await self._run(self._core.ready(model, version, timeout_s))
+
+    async def models(self, *, timeout_s: float | NotGiven = NOT_GIVEN) -> list[Model]:
+        """What the server holds, by name."""
+        return await self._run(self._core.models(timeout_s))
+
+    async def generate(
+        self,
+        latents: npt.ArrayLike,
+        *,
+        model: str = "wgan",
+        version: int | None = None,
+        timeout_s: float | NotGiven = NOT_GIVEN,
+    ) -> list[Image.Image]:
+        """Latents (N, 100), any N, to N RGB pictures, in order; see `Client.generate`."""
+        frames = self.stream(latents, model=model, version=version, timeout_s=timeout_s)
+        return [picture async for picture in frames]
+
+    def stream(
+        self,
+        latents: npt.ArrayLike,
+        *,
+        model: str = "wgan",
+        version: int | None = None,
+        timeout_s: float | NotGiven = NOT_GIVEN,
+    ) -> AsyncFrames:
+        """As `generate`, but each picture as soon as it is there: `async for picture in client.stream(z)`."""
+        vectors = check(latents, width=contract(model).inputs[0].shape[0])
+        seconds = self._core.seconds(timeout_s)
+        return AsyncFrames(vectors, self._pictures(vectors, model, version, seconds))
+
+    def walk(
+        self,
+        keyframes: npt.ArrayLike,
+        *,
+        steps: int = 20,
+        path: paths.Path = "spline",
+        loop: bool = False,
+        model: str = "wgan",
+        version: int | None = None,
+        timeout_s: float | NotGiven = NOT_GIVEN,
+    ) -> AsyncFrames:
+        """A walk through keyframes (N, 100): `steps` frames from each to the next, as `paths.walk` says."""
+        latents = paths.walk(keyframes, steps=steps, path=path, loop=loop)
+        return self.stream(latents, model=model, version=version, timeout_s=timeout_s)
+
+    async def _pictures(
+        self, latents: Latents, model: str, version: int | None, timeout_s: float
+    ) -> AsyncIterator[Image.Image]:
+        waiting = deque(batches(latents, model))
+        if version is None and len(waiting) > 1:
+            version = await self._run(self._core.newest(model, timeout_s))
+        under_way: deque[asyncio.Task[list[Image.Image]]] = deque()
+        try:
+            while waiting or under_way:
+                while waiting and len(under_way) < IN_FLIGHT:
+                    flow = self._core.generate(waiting.popleft(), model, version, timeout_s)
+                    under_way.append(asyncio.create_task(self._run(flow)))
+                for picture in await under_way.popleft():
+                    yield picture
+        finally:
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+
+    async def _run(self, flow: Flow[T]) -> T:
+        try:
+            step = next(flow)
+            while True:
+                try:
+                    reply = await self._do(step)
+                except (grpc.RpcError, AtelierError) as exc:
+                    step = flow.throw(exc)
+                else:
+                    step = flow.send(reply)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+    async def _do(self, step: Step) -> Any:
+        if self._closed:
+            raise self._ended()
+        match step:
+            case Pause(seconds):
+                return await asyncio.sleep(seconds)
+            case Probe(host, port, timeout_s):
+                return await _accepts(host, port, timeout_s)
+        return await self._send(step)
+
+    async def _send(self, step: Send) -> Any:
+        try:
+            return await getattr(self._stub, step.method)(step.request, timeout=step.timeout_s)
+        except asyncio.CancelledError as exc:
+            task = asyncio.current_task()
+            if self._closed and not (task and task.cancelling()):  # by close(), and not the caller's task
+                raise self._ended() from exc
+            raise
+
+    def _ended(self) -> Cancelled:
+        return Cancelled(f"{self._address}: this client is closed; make another one")
+
+    @cached_property
+    def _channel(self) -> Any:
+        address = self._address
+        if address.secure:
+            credentials = grpc.ssl_channel_credentials()
+            return grpc.aio.secure_channel(address.target, credentials, options=address.options)
+        return grpc.aio.insecure_channel(address.target, options=address.options)
+
+    @cached_property
+    def _stub(self) -> Any:
+        return service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+
+async def _accepts(host: str, port: int, timeout_s: float) -> bool:
+    with contextlib.suppress(OSError):
+        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), timeout_s)
+        writer.close()
+        return True
+    return False

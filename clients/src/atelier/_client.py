@@ -1,0 +1,221 @@
+"""The synchronous client: carries out the steps of `_protocol.py` over gRPC."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol, Self, TypeVar
+
+import grpc
+import numpy.typing as npt
+from PIL import Image
+from tritonclient.grpc import service_pb2_grpc
+
+from atelier import _address, paths
+from atelier._protocol import IN_FLIGHT, Core, Flow, Pause, Probe, Send, Step, batches, contract
+from atelier._types import DEFAULT_TIMEOUT_S, NOT_GIVEN, Model, NotGiven
+from atelier.errors import AtelierError, Cancelled
+from atelier.latents import Latents, check
+
+T = TypeVar("T")
+
+
+class Frames(Iterator[Image.Image]):
+    """Pictures as they come from the server, in order. `len` is how many there are in all.
+
+    `latents` (frames, width) holds the vector of each.
+    """
+
+    def __init__(self, latents: Latents, pictures: Iterator[Image.Image]) -> None:
+        self.latents = latents
+        self._pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def __next__(self) -> Image.Image:
+        return next(self._pictures)
+
+
+class Server(Protocol):
+    """What a client sends its requests to."""
+
+    @property
+    def address(self) -> _address.Address | str: ...
+
+    def send(self, step: Send) -> Any:
+        """The answer's protobuf. Raises grpc.RpcError or AtelierError."""
+
+    def close(self) -> None: ...
+
+
+class Client:
+    """A connection to one Triton server. Threads may share it; use it as a context manager, or close it.
+
+    url: HOST:PORT of its gRPC port ($ATELIER_URL, or localhost:8001); grpcs:// for TLS, dns:/// to balance over all
+    addresses of a name.
+    timeout_s: the longest wait for one answer, retries included; every method takes another.
+    patient: also wait, within the timeout, for a server that has too much to do.
+    Every method raises AtelierError (see errors.py) and nothing else.
+    """
+
+    def __init__(
+        self,
+        url: str = _address.DEFAULT_URL,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        patient: bool = False,
+    ) -> None:
+        self._server = self._connect(url)
+        self._core = Core(self._server.address, timeout_s=timeout_s, patient=patient)
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self._server.address)!r})"
+
+    def close(self) -> None:
+        """Ends the connection; calls under way raise Cancelled. Closing again does nothing."""
+        self._closed = True
+        self._server.close()
+
+    def ready(
+        self,
+        model: str | None = None,
+        *,
+        version: int | None = None,
+        timeout_s: float | NotGiven = NOT_GIVEN,
+    ) -> bool:
+        """Whether the server, or one of its models, can answer now. False too while nothing answers there."""
+        return self._run(self._core.ready(model, version, timeout_s))
+
+    def models(self, *, timeout_s: float | NotGiven = NOT_GIVEN) -> list[Model]:
+        """What the server holds, by name."""
+        return self._run(self._core.models(timeout_s))
+
+    def generate(
+        self,
+        latents: npt.ArrayLike,
+        *,
+        model: str = "wgan",
+        version: int | None = None,
+        timeout_s: float | NotGiven = NOT_GIVEN,
+    ) -> list[Image.Image]:
+        """Latents (N, 100), any N, to N RGB pictures, in order. version: None is the newest.
+
+        They go in batches, several under way at once, all to one version; `timeout_s` is for each batch. A
+        picture's `info` says its model and version.
+        """
+        return list(self.stream(latents, model=model, version=version, timeout_s=timeout_s))
+
+    def stream(
+        self,
+        latents: npt.ArrayLike,
+        *,
+        model: str = "wgan",
+        version: int | None = None,
+        timeout_s: float | NotGiven = NOT_GIVEN,
+    ) -> Frames:
+        """As `generate`, but each picture as soon as it is there: `for picture in tqdm(client.stream(z))`."""
+        vectors = check(latents, width=contract(model).inputs[0].shape[0])
+        seconds = self._core.seconds(timeout_s)
+        return Frames(vectors, self._pictures(vectors, model, version, seconds))
+
+    def walk(
+        self,
+        keyframes: npt.ArrayLike,
+        *,
+        steps: int = 20,
+        path: paths.Path = "spline",
+        loop: bool = False,
+        model: str = "wgan",
+        version: int | None = None,
+        timeout_s: float | NotGiven = NOT_GIVEN,
+    ) -> Frames:
+        """A walk through keyframes (N, 100): `steps` frames from each to the next, as `paths.walk` says."""
+        latents = paths.walk(keyframes, steps=steps, path=path, loop=loop)
+        return self.stream(latents, model=model, version=version, timeout_s=timeout_s)
+
+    def _pictures(self, latents: Latents, model: str, version: int | None, timeout_s: float) -> Iterator[Image.Image]:
+        waiting = deque(batches(latents, model))
+        if version is None and len(waiting) > 1:
+            version = self._run(self._core.newest(model, timeout_s))
+        under_way: deque[Future[list[Image.Image]]] = deque()
+        pool = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="atelier")
+        try:
+            while waiting or under_way:
+                while waiting and len(under_way) < IN_FLIGHT:
+                    flow = self._core.generate(waiting.popleft(), model, version, timeout_s)
+                    under_way.append(pool.submit(self._run, flow))
+                yield from under_way.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _run(self, flow: Flow[T]) -> T:
+        try:
+            step = next(flow)
+            while True:
+                try:
+                    reply = self._do(step)
+                except (grpc.RpcError, AtelierError) as exc:
+                    step = flow.throw(exc)
+                else:
+                    step = flow.send(reply)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+    def _do(self, step: Step) -> Any:
+        if self._closed:
+            raise _ended(self._server.address)
+        match step:
+            case Pause(seconds):
+                time.sleep(seconds)
+                return None
+            case Probe(host, port, timeout_s):
+                return _accepts(host, port, timeout_s)
+        return self._server.send(step)
+
+    def _connect(self, url: str) -> Server:
+        return _Grpc(_address.parse(url))
+
+
+class _Grpc:
+    """A server at the other end of a gRPC channel."""
+
+    def __init__(self, address: _address.Address) -> None:
+        self.address: _address.Address | str = address
+        if address.secure:
+            credentials = grpc.ssl_channel_credentials()
+            self._channel = grpc.secure_channel(address.target, credentials, options=address.options)
+        else:
+            self._channel = grpc.insecure_channel(address.target, options=address.options)
+        self._stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    def send(self, step: Send) -> Any:
+        try:
+            return getattr(self._stub, step.method)(step.request, timeout=step.timeout_s)
+        except ValueError as exc:  # gRPC's word for a channel that another thread has closed
+            raise _ended(self.address) from exc
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+def _ended(address: object) -> Cancelled:
+    return Cancelled(f"{address}: this client is closed; make another one")
+
+
+def _accepts(host: str, port: int, timeout_s: float) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout_s):
+        return True
+    return False

@@ -1,0 +1,242 @@
+"""The client without its I/O: builds requests, reads answers, names errors, decides what to try again.
+
+Each operation is a flow: a generator that yields the steps it wants done and is sent their results. `Client`
+and `AsyncClient` only carry the steps out, so neither can behave unlike the other.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import grpc
+import numpy as np
+from PIL import Image
+from tritonclient.grpc import service_pb2 as pb
+
+from atelier import _failures, errors
+from atelier._address import Address
+from atelier._contract import Contract
+from atelier._models import MODELS
+from atelier._types import Model, NotGiven
+from atelier.latents import Latents
+
+IN_FLIGHT: Final = 2
+"""Batches under way at once: one in the network, one queued behind it. More would only wait in a queue that
+Triton, after its timeout, empties by refusing."""
+
+ATTEMPTS: Final = 4
+FIRST_PAUSE_S: Final = 0.1
+PAUSE_GROWTH: Final = 3.0
+LONGEST_PAUSE_S: Final = 2.0
+JITTER: Final = 0.5
+"""Each pause is longer or shorter by up to this part, so that many clients do not come back as one."""
+
+
+@dataclass(frozen=True)
+class Send:
+    """Call `method` of the gRPC service. Its answer comes back, or its grpc.RpcError is thrown in."""
+
+    method: str
+    request: Any
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Wait."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Find out whether `host` accepts TCP connections at `port`; True or False comes back."""
+
+    host: str
+    port: int
+    timeout_s: float
+
+
+Step = Send | Pause | Probe
+T = TypeVar("T")
+Flow = Generator[Step, Any, T]
+
+
+class Core:
+    """The operations on one server, as flows. Remembers whether the server ever answered."""
+
+    def __init__(
+        self,
+        address: Address | str,
+        *,
+        timeout_s: float,
+        patient: bool,
+        clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self.address = address
+        self._timeout_s = _seconds(timeout_s)
+        self._patient = patient
+        self._clock = clock
+        self._chance = chance
+        self._answered = False
+
+    def ready(self, model: str | None, version: int | None, timeout_s: float | NotGiven) -> Flow[bool]:
+        if model is None:
+            method, request = "ServerReady", pb.ServerReadyRequest()
+        else:
+            method, request = "ModelReady", pb.ModelReadyRequest(name=model, version=_version(version))
+        try:
+            answer = yield from self._call(method, request, timeout_s, attempts=1)
+        except (errors.ServerUnreachable, errors.ModelNotReady):
+            return False
+        return bool(answer.ready)
+
+    def models(self, timeout_s: float | NotGiven) -> Flow[list[Model]]:
+        answer = yield from self._call("RepositoryIndex", pb.RepositoryIndexRequest(), timeout_s)
+        by_name = itertools.groupby(sorted(answer.models, key=lambda m: m.name), key=lambda m: m.name)
+        return [_model(name, list(entries)) for name, entries in by_name]
+
+    def newest(self, model: str, timeout_s: float | NotGiven) -> Flow[int]:
+        """The version that Triton would answer with now, for work of many batches to stay on."""
+        answer = yield from self._about(model, "ModelMetadata", pb.ModelMetadataRequest(name=model), timeout_s)
+        if not answer.versions:
+            raise errors.ModelNotReady(f"{self.address}: no version of {model} is ready; try again shortly")
+        return max(int(version) for version in answer.versions)
+
+    def generate(
+        self, latents: Latents, model: str, version: int | None, timeout_s: float | NotGiven
+    ) -> Flow[list[Image.Image]]:
+        """One batch: latents (n, width) with 1 <= n <= max_batch, to n pictures."""
+        request = _request(latents, model, version)
+        answer = yield from self._about(model, "ModelInfer", request, timeout_s)
+        return _pictures(answer, MODELS[model])
+
+    def seconds(self, timeout_s: float | NotGiven) -> float:
+        return self._timeout_s if isinstance(timeout_s, NotGiven) else _seconds(timeout_s)
+
+    def _about(self, model: str, method: str, request: Any, timeout_s: float | NotGiven) -> Flow[Any]:
+        """A call about a model. Where there is no such thing, the error says what there is."""
+        try:
+            return (yield from self._call(method, request, timeout_s))
+        except errors.UnknownModel as exc:
+            text = f"{self.address}: there is no model {model}"
+            raise errors.UnknownModel(text + (yield from self._there(timeout_s))) from exc.__cause__
+        except errors.UnknownVersion as exc:
+            text = f"{self.address}: {model} has no version {request.model_version}"
+            raise errors.UnknownVersion(text + (yield from self._there(timeout_s))) from exc.__cause__
+
+    def _there(self, timeout_s: float | NotGiven) -> Flow[str]:
+        try:
+            models = yield from self.models(timeout_s)
+        except errors.AtelierError:
+            return ""
+        served = "; ".join(f"{m.name} {', '.join(map(str, m.versions))}" for m in models if m.versions)
+        return f" (served: {served or 'nothing'})"
+
+    def _call(self, method: str, request: Any, timeout_s: float | NotGiven, *, attempts: int = ATTEMPTS) -> Flow[Any]:
+        within_s = self.seconds(timeout_s)
+        deadline = self._clock() + within_s
+        for attempt in itertools.count(1):
+            try:
+                answer = yield Send(method, request, max(deadline - self._clock(), 0.0))
+            except grpc.RpcError as exc:
+                failure = yield from self._explained(exc, within_s)
+                pause_s = self._pause_s(failure, attempt, attempts)
+                if pause_s is None or self._clock() + pause_s >= deadline:
+                    raise failure from exc
+                yield Pause(pause_s)
+            else:
+                self._answered = True
+                return answer
+        raise AssertionError("unreachable")
+
+    def _explained(self, failed: grpc.RpcError, timeout_s: float) -> Flow[errors.AtelierError]:
+        """The SDK's error. gRPC says "unavailable" of a port that talks something else, too: TCP tells."""
+        failure = _failures.error(failed, address=str(self.address), timeout_s=timeout_s)
+        strange = isinstance(failure, errors.ServerUnreachable) and not self._answered
+        if strange and isinstance(self.address, Address):
+            probe = Probe(self.address.host, self.address.port, min(timeout_s, LONGEST_PAUSE_S))
+            if (yield probe):
+                return _failures.not_triton(str(self.address), _failures.reason(failed))
+        return failure
+
+    def _pause_s(self, failure: errors.AtelierError, attempt: int, attempts: int) -> float | None:
+        """How long to wait before trying again, or None to give up."""
+        if isinstance(failure, errors.Overloaded):
+            if not self._patient:
+                return None
+            first = failure.retry_after_s
+        elif isinstance(failure, errors.ServerUnreachable) and attempt < attempts:
+            first = FIRST_PAUSE_S
+        else:
+            return None
+        grown = min(first * PAUSE_GROWTH ** min(attempt - 1, 9), LONGEST_PAUSE_S)
+        return grown * (1 + JITTER * (2 * self._chance() - 1))
+
+
+def contract(model: str) -> Contract:
+    """What the SDK knows of a model that turns latents into pictures. Raises UnknownModel, InvalidInput."""
+    if model not in MODELS:
+        known = ", ".join(sorted(MODELS))
+        raise errors.UnknownModel(f"there is no model {model!r}; this version of the SDK knows {known}")
+    found = MODELS[model]
+    if [tensor.name for tensor in found.inputs] != ["latent"]:
+        takes = ", ".join(tensor.name for tensor in found.inputs)
+        raise errors.InvalidInput(f"model {model!r}: takes {takes}, not latents")
+    return found
+
+
+def batches(latents: Latents, model: str) -> list[Latents]:
+    most = contract(model).max_batch
+    return [latents[start : start + most] for start in range(0, len(latents), most)]
+
+
+def _seconds(timeout_s: float) -> float:
+    if isinstance(timeout_s, int | float) and math.isfinite(timeout_s) and timeout_s > 0:
+        return float(timeout_s)
+    raise errors.InvalidInput(f"timeout_s {timeout_s!r}: must be a number of seconds above 0, and finite")
+
+
+def _version(version: int | None) -> str:
+    """On the wire a version is text, and no text is the newest."""
+    if version is None:
+        return ""
+    if isinstance(version, int) and version > 0:
+        return str(version)
+    raise errors.InvalidInput(f"version {version!r}: must be a whole number from 1, or None for the newest")
+
+
+def _model(name: str, entries: list[Any]) -> Model:
+    ready = sorted(int(entry.version) for entry in entries if entry.state == "READY")
+    return Model(name=name, versions=tuple(ready), state="READY" if ready else entries[0].state or "UNAVAILABLE")
+
+
+def _request(latents: Latents, model: str, version: int | None) -> Any:
+    wanted = contract(model)
+    request = pb.ModelInferRequest(model_name=model, model_version=_version(version))
+    request.inputs.add(name=wanted.inputs[0].name, datatype=wanted.inputs[0].dtype, shape=latents.shape)
+    request.outputs.add(name=wanted.outputs[0].name)
+    request.raw_input_contents.append(np.ascontiguousarray(latents, dtype="<f4").tobytes())
+    return request
+
+
+def _pictures(answer: Any, wanted: Contract) -> list[Image.Image]:
+    name = wanted.outputs[0].name
+    index = next((i for i, output in enumerate(answer.outputs) if output.name == name), None)
+    if index is None or index >= len(answer.raw_output_contents):
+        raise errors.ServerError(f"{answer.model_name}: its answer has no output {name!r}")
+    output, raw = answer.outputs[index], answer.raw_output_contents[index]
+    shape = tuple(output.shape)
+    if output.datatype != "UINT8" or len(shape) != 4 or shape[3] != 3 or math.prod(shape) != len(raw):
+        raise errors.ServerError(f"{answer.model_name}: output {name!r} is not pictures: {output.datatype} {shape}")
+    pictures = [Image.fromarray(pixels) for pixels in np.frombuffer(raw, np.uint8).reshape(shape)]
+    for picture in pictures:
+        picture.info.update(model=answer.model_name, version=int(answer.model_version))
+    return pictures

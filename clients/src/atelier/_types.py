@@ -1,0 +1,29 @@
+"""Small types of the public interface that need neither gRPC nor a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+class NotGiven:
+    """Type of NOT_GIVEN: "as the client is set", where None would mean something else."""
+
+    def __repr__(self) -> str:
+        return "NOT_GIVEN"
+
+
+NOT_GIVEN: Final = NotGiven()
+
+
+DEFAULT_TIMEOUT_S: Final = 30.0
+"""The longest wait for one answer unless the caller says otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model that a server holds. `versions` can be used now; `state` is Triton's word, such as READY."""
+
+    name: str
+    versions: tuple[int, ...]
+    state: str

@@ -1,0 +1,60 @@
+"""MP4 through PyAV, an optional package: pip install './clients[video]'."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Final
+
+from PIL import Image
+
+from atelier.errors import InvalidInput, MissingPackage
+
+# Every player wants yuv420p, which has one colour for 2 x 2 pixels: thin coloured lines on black come out gray.
+# Doubled frames keep theirs: the largest error falls from 155 levels to 47, the 99th percentile from 22 to 7.
+_ENLARGE: Final = 2
+_ENLARGE_UP_TO: Final = 512
+_CRF: Final = "16"
+
+
+def require() -> Any:
+    """PyAV, or MissingPackage with the command that installs it."""
+    try:
+        return importlib.import_module("av")
+    except ImportError as exc:
+        raise MissingPackage(
+            "an .mp4 needs PyAV, which is not installed: pip install av (or use .webp, .gif, .png)"
+        ) from exc
+
+
+def write(path: Path, frames: Sequence[Image.Image], fps: float, about: str) -> None:
+    av = require()
+    width, height = _size(frames[0])
+    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as file:
+        file.metadata["comment"] = about
+        stream = file.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = {"crf": _CRF, "preset": "medium"}
+        for frame in frames:
+            shown = frame.resize((width, height), Image.Resampling.NEAREST)
+            file.mux(stream.encode(av.VideoFrame.from_image(shown)))
+        file.mux(stream.encode())
+
+
+def about(path: Path) -> str | None:
+    av = require()
+    try:
+        with av.open(str(path)) as file:
+            found: str | None = file.metadata.get("comment")
+            return found
+    except av.FFmpegError as exc:
+        raise InvalidInput(f"{path}: cannot be read as a video ({exc.strerror})") from exc
+
+
+def _size(frame: Image.Image) -> tuple[int, int]:
+    """yuv420p needs even sides."""
+    factor = _ENLARGE if max(frame.size) <= _ENLARGE_UP_TO else 1
+    width, height = (side * factor for side in frame.size)
+    return width + width % 2, height + height % 2

@@ -1,0 +1,102 @@
+"""What the scripts in clients/ share: options that are checked, one line for each error, exit status 2."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, NoReturn
+
+from atelier import _address, errors
+
+# Its log lines say again what the errors say. It reads this when it is first imported.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+_FLAGS: Final[dict[type[errors.AtelierError], str]] = {
+    errors.UnknownModel: "--model",
+    errors.UnknownVersion: "--version",
+    errors.ServerUnreachable: "--url",
+    errors.NotATritonServer: "--url",
+    errors.DeadlineExceeded: "--url",
+    errors.Overloaded: "--url",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line, without the usage, and whose flags cannot be shortened."""
+
+    def __init__(self, script: str, *, about: str, examples: str) -> None:
+        super().__init__(
+            prog=Path(script).name,
+            description=about,
+            epilog=f"examples:\n{examples}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message.removeprefix('argument ')}\n")
+
+    def run(self, act: Callable[[argparse.Namespace], str]) -> None:
+        """Parses the command line, and prints what `act` makes of it, or in one line why it could not."""
+        options = self.parse_args()
+        try:
+            print(act(options))
+        except errors.AtelierError as exc:
+            flag = _FLAGS.get(type(exc))
+            self.error(f"{flag}: {exc}" if flag else str(exc))
+        except KeyboardInterrupt:
+            self.exit(130, f"{self.prog}: stopped; nothing was saved\n")
+
+
+def say(line: str) -> None:
+    """Tells people something beside the result."""
+    print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def naming(flag: str) -> Iterator[None]:
+    """Puts the flag before whatever the block finds wrong."""
+    try:
+        yield
+    except errors.AtelierError as exc:
+        raise errors.InvalidInput(f"{flag}: {exc}") from exc
+
+
+def server(text: str) -> str:
+    """An argparse type: where a server is."""
+    try:
+        _address.parse(text)
+    except errors.InvalidInput as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
+    return text
+
+
+def rate(text: str) -> float:
+    """An argparse type: a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0")
+    return value
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """An argparse type: a whole number of `least` or more."""
+
+    def number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, {least} or more")
+        return value
+
+    return number

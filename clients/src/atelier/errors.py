@@ -1,0 +1,59 @@
+"""The SDK's one error tree. Whatever it raises on purpose is an `AtelierError`; its text says what to do."""
+
+from __future__ import annotations
+
+
+class AtelierError(Exception):
+    """The root. Catch this to catch everything that the SDK raises on purpose."""
+
+
+class InvalidInput(AtelierError):
+    """An argument, an option or a file is wrong; sending it again will not help."""
+
+
+class ServerUnreachable(AtelierError):
+    """Nothing answers at the address, or the connection broke and stayed broken."""
+
+
+class NotATritonServer(AtelierError):
+    """Something answers at the address, but it does not speak Triton's gRPC protocol."""
+
+
+class UnknownModel(AtelierError):
+    """The server, or this version of the SDK, does not know a model of that name."""
+
+
+class UnknownVersion(AtelierError):
+    """The server knows the model, but does not serve that version of it."""
+
+
+class ModelNotReady(AtelierError):
+    """The model is there but cannot answer: it is loading, was unloaded, or failed to load."""
+
+
+class Overloaded(AtelierError):
+    """The server is up but its queue is full or too slow. Come back after `retry_after_s` seconds."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(AtelierError):
+    """No answer came within `timeout_s`."""
+
+
+class Cancelled(AtelierError):
+    """The call was cancelled before its answer came, for example by closing the client."""
+
+
+class AccessDenied(AtelierError):
+    """The server, or a gateway before it, refused this caller."""
+
+
+class ServerError(AtelierError):
+    """The server failed on a request that looked right. Its own words are in the text."""
+
+
+class MissingPackage(AtelierError):
+    """An optional package is needed for this; the text gives the pip command."""

@@ -1,0 +1,180 @@
+"""A client for this machine: to the server that runs here, or to one started for the occasion.
+
+with local.connect(None, checkout=Path("."), model="wgan", say=print) as client:
+    ...
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Final
+
+from atelier import errors
+from atelier._address import DEFAULT_URL
+from atelier._client import Client
+from atelier._protocol import contract
+from atelier.inprocess import InProcessClient
+
+GREETING_TIMEOUT_S: Final = 3.0
+"""How long the default address has to answer before it counts as empty."""
+ANSWER_TIMEOUT_S: Final = 10.0
+"""How long an address that was asked for has to answer before any work is sent there."""
+TIMEOUT_S: Final = 120.0
+"""For each batch: whoever renders an animation would rather wait than start again."""
+START_TIMEOUT_S: Final = 150.0
+STOP_TIMEOUT_S: Final = 40.0
+
+Say = Callable[[str], None]
+
+
+@contextlib.contextmanager
+def connect(
+    url: str | None = None,
+    *,
+    checkout: Path,
+    say: Say,
+    model: str = "wgan",
+    repository: Path | None = None,
+    in_process: bool = False,
+) -> Iterator[Client]:
+    """A client to `url`; without one, to the default address, or else to this checkout's own models.
+
+    These are served by the embedded Triton while the block runs or, where that cannot be, in this process.
+    `repository` and `in_process` ask for that outright. `say` is told of it. Raises AtelierError.
+    """
+    if url is not None and (repository or in_process):
+        raise errors.InvalidInput(f"{url}: is a server with models of its own; leave out the repository and in-process")
+    contract(model)
+    folder = repository or checkout / "serving" / "model_repository"
+    chosen: contextlib.AbstractContextManager[Client]
+    if url is not None:
+        chosen = _reached(url)
+    elif in_process:
+        chosen = InProcessClient(_with_model(folder, model))
+    elif repository is None and (there := _default(say)):
+        chosen = there
+    else:
+        chosen = _started(checkout, _with_model(folder, model), model, say)
+    with chosen as client:
+        yield client
+
+
+def _reached(url: str) -> Client:
+    """A client to a server that answers. Raises what it meets instead, after closing."""
+    client = Client(url, timeout_s=TIMEOUT_S, patient=True)
+    try:
+        client.models(timeout_s=ANSWER_TIMEOUT_S)
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
+def _default(say: Say) -> Client | None:
+    client = Client(DEFAULT_URL, timeout_s=TIMEOUT_S, patient=True)
+    try:
+        if client.ready(timeout_s=GREETING_TIMEOUT_S):
+            return client
+        say(f"no server is ready at {DEFAULT_URL}")
+    except errors.AtelierError:
+        say(f"what answers at {DEFAULT_URL} is not Triton's gRPC port")
+    client.close()
+    return None
+
+
+@contextlib.contextmanager
+def _started(checkout: Path, repository: Path, model: str, say: Say) -> Iterator[Client]:
+    with contextlib.ExitStack() as stack:
+        try:
+            address = stack.enter_context(_embedded(checkout, repository, model))
+            say("started the embedded Triton for this walk; `make serve` keeps one running")
+            client: Client = Client(address, timeout_s=TIMEOUT_S, patient=True)
+        except errors.ServerUnreachable as exc:
+            client = _in_process(repository, exc)
+            say(f"running the model in this process with ONNX Runtime: {exc}")
+        yield stack.enter_context(client)
+
+
+def _in_process(repository: Path, why: errors.ServerUnreachable) -> InProcessClient:
+    try:
+        return InProcessClient(repository)
+    except errors.MissingPackage as exc:
+        raise errors.MissingPackage(f"{why}, and {exc}; or give --url") from exc
+
+
+@contextlib.contextmanager
+def _embedded(checkout: Path, repository: Path, model: str) -> Iterator[str]:
+    """The gRPC address of a Triton that runs while the block does. Raises ServerUnreachable, with the reason."""
+    if reason := _cannot_embed():
+        raise errors.ServerUnreachable(reason)
+    command = [sys.executable, "-m", "serving.embedded", "--json", "--free-ports", "--with-parent"]
+    command += ["--repository", str(repository.absolute()), "--model", model]
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=checkout,
+            stdin=subprocess.PIPE,  # it ends when this closes
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for this process, which then ends the server in order
+        )
+        with process:
+            try:
+                yield _address(process) or _refuse(log)
+            finally:
+                _end(process)
+
+
+def _cannot_embed() -> str | None:
+    machine = f"{platform.system()} {platform.machine()}"
+    if machine != "Linux x86_64":
+        return f"tritonserver runs on Linux x86_64, and this is {machine}"
+    if importlib.util.find_spec("pytriton") is None:
+        return "nvidia-pytriton, which holds tritonserver, is not installed (`make setup` does)"
+    return None
+
+
+def _address(process: subprocess.Popen[str]) -> str | None:
+    assert process.stdout is not None
+    late = threading.Timer(START_TIMEOUT_S, process.kill)
+    late.start()
+    try:
+        line = process.stdout.readline()
+    finally:
+        late.cancel()
+    return str(json.loads(line)["grpc"]) if line else None
+
+
+def _refuse(log: IO[str]) -> str:
+    log.seek(0)
+    last = (log.read().strip().splitlines() or ["it said nothing"])[-1]
+    raise errors.ServerUnreachable(f"the embedded Triton did not start ({last})")
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.close()
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
+def _with_model(repository: Path, model: str) -> Path:
+    if not repository.is_dir():
+        raise errors.InvalidInput(f"{repository}: no such folder of models; start a server elsewhere and give --url")
+    if not any((repository / model).glob("*/model.onnx")):
+        raise errors.UnknownModel(
+            f"{repository}: no version of {model} yet; `python -m training.run {model}` makes one"
+        )
+    return repository

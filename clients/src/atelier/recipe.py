@@ -1,0 +1,121 @@
+"""What decides the frames of a walk, as one value that is saved with them and makes them again."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+import numpy as np
+from PIL import Image
+
+from atelier import latents, layout, paths
+from atelier.errors import InvalidInput
+from atelier.latents import Latents
+
+LatentScale = Literal["walk", "frame"]
+_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Recipe:
+    """A walk through `keyframes` (N, 100) and how it is shown. Raises InvalidInput for what cannot be walked.
+
+    `pairs` walks from keyframe 0 to 1, from 2 to 3, and so on. `seed` only tells where the keyframes came from.
+    """
+
+    keyframes: Latents
+    model: str = "wgan"
+    version: int | None = None
+    seed: int | None = None
+    path: paths.Path = "spline"
+    steps: int = 20
+    loop: bool = False
+    pairs: bool = False
+    fps: float = 20.0
+    latent: bool = False
+    latent_scale: LatentScale = "walk"
+    strip: bool = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.fps) and self.fps > 0):
+            raise InvalidInput(f"fps {self.fps:g}: must be above 0")
+        if self.latent_scale not in get_args(LatentScale):
+            raise InvalidInput(f"latent scale {self.latent_scale!r}: must be walk or frame")
+        if self.pairs and len(self.keyframes) % 2:
+            raise InvalidInput(f"pairs: {len(self.keyframes)} vectors do not make pairs, one is left over")
+        self.latents()  # raises for the rest
+
+    def latents(self) -> Latents:
+        """The vector of every frame: (frames, 100)."""
+        walks = self.keyframes.reshape(-1, 2, self.keyframes.shape[1]) if self.pairs else [self.keyframes]
+        return np.concatenate([paths.walk(k, steps=self.steps, path=self.path, loop=self.loop) for k in walks])
+
+    def arranged(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
+        """The model's pictures as they are to be seen: with heat maps, or all in one, if the recipe says so."""
+        shown = list(pictures)
+        if self.latent:
+            vectors = self.latents()
+            scale = layout.symmetric_scale(vectors) if self.latent_scale == "walk" else None
+            shown = [_with_heat_map(*pair, scale) for pair in zip(shown, vectors, strict=True)]
+        return [layout.strip(shown, columns=self._columns)] if self.strip else shown
+
+    def to_json(self) -> str:
+        """One line of ASCII. The keyframes are in it, so that no random generator need agree."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        vectors = plain.pop("keyframes").astype("<f4")
+        counts = {"keyframes": len(vectors), "width": vectors.shape[1], "frames": len(self.latents())}
+        packed = base64.b64encode(vectors.tobytes()).decode("ascii")
+        return json.dumps({"atelier": _FORMAT, **plain, **counts, "vectors_float32_base64": packed})
+
+    @classmethod
+    def from_json(cls, text: str, *, where: str) -> Recipe:
+        """Reads `to_json` back. Raises InvalidInput that begins with `where`."""
+        try:
+            found = json.loads(text)
+            if found["atelier"] != _FORMAT:
+                raise InvalidInput(f"{where}: was made by another version of atelier")
+            options = {name: _checked(name, found[name]) for name in _KINDS}
+            raw = base64.b64decode(found["vectors_float32_base64"], validate=True)
+            vectors = np.frombuffer(raw, "<f4").reshape(found["keyframes"], found["width"])
+            return cls(keyframes=latents.check(vectors, width=found["width"]), **options)
+        except InvalidInput as exc:
+            raise InvalidInput(f"{where}: {exc}") from exc
+        except (ValueError, KeyError, TypeError, binascii.Error) as exc:
+            raise InvalidInput(f"{where}: its description of the walk is damaged ({exc})") from exc
+
+    @property
+    def _columns(self) -> int:
+        """A row of a strip: one leg, or one pair, or all of an open walk with one leg."""
+        legs = len(self.keyframes) - (not self.loop)
+        return len(self.latents()) // (len(self.keyframes) // 2) if self.pairs else self.steps + (legs == 1)
+
+
+def _with_heat_map(picture: Image.Image, latent: Latents, scale: float | None) -> Image.Image:
+    scale = scale or layout.symmetric_scale(latent)
+    return layout.beside(picture, layout.heat_map(latent, size=picture.height, scale=scale))
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "model": (str,),
+    "version": (int, type(None)),
+    "seed": (int, type(None)),
+    "path": (str,),
+    "steps": (int,),
+    "loop": (bool,),
+    "pairs": (bool,),
+    "fps": (float, int),
+    "latent": (bool,),
+    "latent_scale": (str,),
+    "strip": (bool,),
+}
+
+
+def _checked(name: str, value: Any) -> Any:
+    if not isinstance(value, _KINDS[name]) or (isinstance(value, bool) and bool not in _KINDS[name]):
+        raise TypeError(f"{name} is {value!r}")
+    return value

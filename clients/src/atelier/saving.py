@@ -1,0 +1,233 @@
+"""Saving frames, with the recipe that made them, and reading the recipe back.
+
+    saving.save("walk.gif", frames, fps=20, recipe=recipe)
+    recipe = saving.read("walk.gif")
+
+The format goes by the ending: .gif .webp .png (APNG) .mp4 .zip; no ending is a folder of frames.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from atelier import _gif, _video
+from atelier.errors import InvalidInput
+from atelier.files import check_writable, replacing, told
+from atelier.recipe import Recipe
+
+WALK_JSON: Final = "walk.json"
+FOLDER: Final = ""
+FASTEST_FPS: Final = 240.0
+_EXIF_DESCRIPTION: Final = 0x010E
+_LARGEST_SIDE: Final = {".gif": 65535, ".webp": 16383, ".mp4": 8192}
+_ZIP_TIME: Final = (1980, 1, 1, 0, 0, 0)
+"""The same frames make the same .zip."""
+
+
+def format_of(path: str | Path) -> str:
+    """The ending that says how `path` is to be written, "" for a folder. Raises InvalidInput."""
+    suffix = "" if str(path).endswith(("/", os.sep)) else Path(path).suffix.lower()
+    if suffix not in (*_WRITERS, FOLDER):
+        known = " ".join(_WRITERS)
+        raise InvalidInput(f"{path}: unknown format {suffix}; use {known}, or no ending for a folder of frames")
+    return suffix
+
+
+def check(path: str | Path, *, fps: float, still: bool = False) -> None:
+    """Whether `save` could write there at all, asked before any work is done. Raises InvalidInput, MissingPackage."""
+    suffix, target = format_of(path), Path(path)
+    fastest = _gif.FASTEST_FPS if suffix == ".gif" else FASTEST_FPS
+    if not 0 < fps <= fastest:
+        other = "; .webp and .mp4 can show more" if suffix == ".gif" else ""
+        raise InvalidInput(f"{path}: fps {fps:g} must be above 0 and at most {fastest:g}{other}")
+    if still and suffix not in (".png", ".webp", ".gif"):
+        raise InvalidInput(f"{path}: a strip is one picture; use .png, .webp or .gif")
+    if suffix == ".mp4":
+        _video.require()
+    if suffix == FOLDER:
+        _check_folder(target)
+    elif target.is_dir():
+        raise InvalidInput(f"{path}: is a folder; name a file, or end it with / to put frames in it")
+    check_writable(target)
+
+
+def save(path: str | Path, frames: Sequence[Image.Image], *, fps: float = 20.0, recipe: Recipe | None = None) -> None:
+    """Writes frames, all of one size, at once or not at all; what is there by that name is replaced.
+
+    In a folder only the frames of an earlier walk are replaced. Raises InvalidInput, MissingPackage.
+    """
+    check(path, fps=fps)
+    suffix = format_of(path)
+    if not frames or any(frame.size != frames[0].size for frame in frames):
+        raise InvalidInput("frames: needs one or more, all of one size")
+    if max(frames[0].size) > _LARGEST_SIDE.get(suffix, math.inf):
+        raise InvalidInput(f"{path}: {frames[0].size} is more pixels than {suffix} can hold; use .png")
+    about = recipe.to_json() if recipe else ""
+    if suffix == FOLDER:
+        _write_folder(Path(path), frames, about)
+    else:
+        with replacing(Path(path)) as beside:
+            _WRITERS[suffix](beside, frames, fps, about)
+
+
+def read(path: str | Path) -> Recipe:
+    """The recipe in a file, folder or zip that `save` wrote. Raises InvalidInput if there is none."""
+    file = Path(path)
+    if not file.exists():
+        raise InvalidInput(f"{path}: no such file")
+    about = _about(file)
+    if not about or '"atelier"' not in about:
+        raise InvalidInput(f"{path}: holds no walk; it was not saved by walk.py")
+    return Recipe.from_json(about, where=str(path))
+
+
+# --- writers
+
+
+def _write_png(path: Path, frames: Sequence[Image.Image], fps: float, about: str) -> None:
+    info = PngInfo()
+    if about:
+        info.add_text("atelier", about)
+    _animation(path, "PNG", frames, fps, pnginfo=info)
+
+
+def _write_webp(path: Path, frames: Sequence[Image.Image], fps: float, about: str) -> None:
+    exif = Image.Exif()
+    if about:
+        exif[_EXIF_DESCRIPTION] = about
+    # Without loss: flat colour keeps its edges, and costs little.
+    _animation(path, "WEBP", frames, fps, lossless=True, quality=50, method=2, exif=exif)
+
+
+def _animation(path: Path, form: str, frames: Sequence[Image.Image], fps: float, **options: object) -> None:
+    if len(frames) > 1:
+        durations = _gif.delays(len(frames), fps, per_second=1000)
+        options |= {"save_all": True, "append_images": frames[1:], "duration": durations, "loop": 0}
+    frames[0].save(path, format=form, **options)
+
+
+def _write_zip(path: Path, frames: Sequence[Image.Image], fps: float, about: str) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
+        for name, content in _members(frames, about):
+            file.writestr(zipfile.ZipInfo(name, _ZIP_TIME), content)
+
+
+_Writer = Callable[[Path, Sequence[Image.Image], float, str], None]
+_WRITERS: Final[dict[str, _Writer]] = {
+    ".gif": _gif.write,
+    ".webp": _write_webp,
+    ".png": _write_png,
+    ".mp4": _video.write,
+    ".zip": _write_zip,
+}
+
+
+def _members(frames: Sequence[Image.Image], about: str) -> list[tuple[str, bytes]]:
+    """The files of a folder or zip, walk.json last."""
+    digits = max(4, len(str(len(frames) - 1)))
+    pictures = [(f"frame-{index:0{digits}}.png", _png(frame)) for index, frame in enumerate(frames)]
+    listed = {**json.loads(about or "{}"), "files": [name for name, _ in pictures]}
+    return [*pictures, (WALK_JSON, json.dumps(listed, indent=1).encode())]
+
+
+def _png(frame: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    frame.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+# --- folders
+
+
+def _write_folder(target: Path, frames: Sequence[Image.Image], about: str) -> None:
+    earlier = _check_folder(target)
+    folder = target.absolute()
+    members = _members(frames, about)
+    with told(target):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Inside a folder that exists: it may be the root of another filesystem, and nothing moves across.
+        with tempfile.TemporaryDirectory(
+            prefix=".atelier-", dir=folder if earlier is not None else folder.parent
+        ) as scratch:
+            made = Path(scratch, "made")
+            made.mkdir()
+            for name, content in members:
+                (made / name).write_bytes(content)
+            _move(made, folder, [name for name, _ in members], earlier)
+
+
+def _move(made: Path, folder: Path, names: list[str], earlier: set[str] | None) -> None:
+    if earlier is None:
+        made.rename(folder)
+        return
+    for name in names:
+        (made / name).replace(folder / name)
+    for name in earlier - set(names):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _check_folder(folder: Path) -> set[str] | None:
+    """The frames of an earlier walk in `folder`, which may be replaced; None if there is no folder yet.
+
+    Raises InvalidInput for frames that no walk made.
+    """
+    if not folder.exists():
+        return None
+    if not folder.is_dir():
+        raise InvalidInput(f"{folder}: is a file; name a folder, or give it an ending such as .gif")
+    ours = _listed(folder / WALK_JSON)
+    for path in folder.glob("frame-*.png"):
+        if path.name not in ours:
+            raise InvalidInput(f"{path}: is there already, and no walk made it; choose another folder")
+    return ours
+
+
+def _listed(walk: Path) -> set[str]:
+    try:
+        names = json.loads(walk.read_text(encoding="utf-8"))["files"]
+        return {name for name in names if Path(name).name == name}
+    except FileNotFoundError:
+        return set()
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise InvalidInput(f"{walk}: is there already, and no walk made it; choose another folder") from exc
+
+
+# --- reading
+
+
+def _about(path: Path) -> str | None:
+    try:
+        if path.is_dir():
+            return (path / WALK_JSON).read_text(encoding="utf-8") if (path / WALK_JSON).exists() else None
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as file:
+                return file.read(WALK_JSON).decode() if WALK_JSON in file.namelist() else None
+        if path.suffix.lower() == ".mp4":
+            return _video.about(path)
+        return _picture_about(path)
+    except (OSError, ValueError, zipfile.BadZipFile, Image.DecompressionBombError) as exc:
+        raise InvalidInput(f"{path}: cannot be read ({exc})") from exc
+
+
+def _picture_about(path: Path) -> str | None:
+    try:
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+            picture = Image.open(path)  # a long strip may have more pixels than Pillow thinks wise
+        with picture:
+            found = picture.info.get("comment") or picture.info.get("atelier")
+            found = found or picture.getexif().get(_EXIF_DESCRIPTION)
+    except UnidentifiedImageError as exc:
+        raise InvalidInput(f"{path}: is neither a picture, a video, a folder nor a zip of a walk") from exc
+    return found.decode("ascii", "replace") if isinstance(found, bytes) else found

@@ -1,0 +1,107 @@
+"""Walk through a model's latent space and save what you see. Run: python clients/walk.py --steps 20"""
+
+import dataclasses
+import sys
+from argparse import BooleanOptionalAction, Namespace
+from pathlib import Path
+
+try:
+    from tqdm import tqdm
+
+    from atelier import cli, errors, files, latents, local, paths, saving
+    from atelier.recipe import Recipe
+except ModuleNotFoundError as missing:
+    print(f"walk.py: Atelier's SDK is not installed ({missing.name}): pip install ./clients", file=sys.stderr)
+    sys.exit(2)
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+# With 20 steps at 20 frames a second, which a GIF can keep exactly: a loop of 4 seconds, without a seam.
+KEYFRAMES, SEED = 4, 1
+EXAMPLES = """\
+  walk.py --steps 20                               a looping animation, out/walk.gif
+  walk.py --seed 7 --keyframes 6 --out walk.mp4    another walk, through six pictures, as a video
+  walk.py --pairs 5 --strip                        five unrelated pairs, a row for each, out/walk.png
+  walk.py --latent                                 with the 100 numbers behind each frame beside it
+  walk.py --save-vectors mine.txt                  keep its keyframes as text; edit them, and then
+  walk.py --vectors mine.txt                       walk through your own
+  walk.py --again out/walk.gif --out walk.webp     the same frames once more, in another format
+"""
+
+
+def parser() -> cli.Parser:
+    made = cli.Parser(__file__, about=__doc__, examples=EXAMPLES)
+    group = made.add_argument_group("the walk")
+    add, either = group.add_argument, group.add_mutually_exclusive_group().add_argument
+    add("--steps", type=cli.at_least(1), metavar="N", help="frames from each keyframe to the next (20)")
+    either("--keyframes", type=cli.at_least(2), metavar="N", help=f"pictures to walk through ({KEYFRAMES})")
+    either("--pairs", type=cli.at_least(1), metavar="N", help="instead, N walks between two pictures each")
+    add("--seed", type=cli.at_least(0), metavar="N", help=f"another number is another walk ({SEED})")
+    add("--path", choices=paths.PATHS, help="straight, on great arcs, or smoothly through all (spline)")
+    add("--loop", action=BooleanOptionalAction, help="end where it began (yes, but not for pairs)")
+    add = made.add_argument_group("what you get").add_argument
+    add("--out", metavar="PATH", help="a .gif .webp .png .mp4 .zip, or a folder of frames (out/walk.gif)")
+    add("--fps", type=cli.rate, metavar="N", help="frames a second (20)")
+    add("--strip", action=BooleanOptionalAction, help="all frames side by side in one picture")
+    add("--latent", action=BooleanOptionalAction, help="each frame's 100 numbers beside it, as colours")
+    add("--latent-scale", choices=("walk", "frame"), help="compare colours over the walk or a frame (walk)")
+    group = made.add_argument_group("walks kept")
+    add, either = group.add_argument, group.add_mutually_exclusive_group().add_argument
+    either("--again", metavar="FILE", help="make a saved walk once more; other flags change it")
+    either("--vectors", metavar="FILE", help="walk through these keyframes: text, one to a line")
+    add("--save-vectors", metavar="FILE", help="keep the keyframes of this walk as such a file")
+    add = made.add_argument_group("the model").add_argument
+    add("--model", metavar="NAME", help="which model (wgan)")
+    add("--version", type=cli.at_least(1), metavar="N", help="which version of it (the newest)")
+    add("--url", type=cli.server, metavar="HOST:PORT", help="a server (localhost:8001, or one is started)")
+    add("--repository", type=Path, metavar="DIR", help="start a server for this folder of models")
+    add("--in-process", action="store_true", help="no server: run the model in this program")
+    return made
+
+
+def recipe(options: Namespace) -> Recipe:
+    """The walk that was asked for: a new one, or a saved one with changes."""
+    names = {field.name for field in dataclasses.fields(Recipe)} - {"keyframes", "pairs"}
+    given = {name: value for name, value in vars(options).items() if name in names and value is not None}
+    count, pairs = options.keyframes, options.pairs
+    if (options.again or options.vectors) and (count or options.seed is not None or (options.again and pairs)):
+        source = "--again" if options.again else "--vectors"
+        raise errors.InvalidInput(f"{source}: brings its own keyframes; leave out --keyframes, --seed and --pairs")
+    if options.again:
+        with cli.naming("--again"):
+            return dataclasses.replace(saving.read(options.again), **given)
+    if options.vectors:
+        with cli.naming("--vectors"):
+            keyframes = latents.load(options.vectors)
+    else:
+        given.setdefault("seed", SEED)
+        keyframes = latents.draw(2 * pairs if pairs else count or KEYFRAMES, seed=given["seed"])
+    if pairs and len(keyframes) != 2 * pairs:
+        raise errors.InvalidInput(f"--pairs {pairs}: needs {2 * pairs} vectors, and there are {len(keyframes)}")
+    with cli.naming("--vectors" if options.vectors else "--keyframes"):
+        return Recipe(**{"keyframes": keyframes, "pairs": bool(pairs), "loop": not pairs, **given})
+
+
+def walk(options: Namespace) -> str:
+    """Renders and saves; returns the line that says where."""
+    wanted = recipe(options)
+    out = options.out or ("out/walk.png" if wanted.strip else "out/walk.gif")
+    with cli.naming("--out"):
+        saving.check(out, fps=wanted.fps, still=wanted.strip)
+    with cli.naming("--save-vectors"):
+        if options.save_vectors:
+            files.check_writable(Path(options.save_vectors))
+    where = {"checkout": CHECKOUT, "repository": options.repository, "in_process": options.in_process}
+    with local.connect(options.url, model=wanted.model, say=cli.say, **where) as client:
+        frames = client.stream(wanted.latents(), model=wanted.model, version=wanted.version)
+        pictures = list(tqdm(frames, desc="walk", unit="frame", disable=None))
+    source = "own vectors" if wanted.seed is None else f"seed {wanted.seed}"
+    made = dataclasses.replace(wanted, version=pictures[0].info["version"])
+    saving.save(out, made.arranged(pictures), fps=made.fps, recipe=made)
+    if options.save_vectors:
+        latents.save(options.save_vectors, made.keyframes, note=source)
+    what = f"{len(pictures)} frames, {len(pictures) / made.fps:.1f} s"
+    return f"{out}: {what}; {made.model} version {made.version}, {source}"
+
+
+if __name__ == "__main__":
+    parser().run(walk)

@@ -1,0 +1,425 @@
+"""The client without its I/O: every step it asks for, and every error it makes, with no server and no clock."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+
+import grpc
+import numpy as np
+import pytest
+from tritonclient.grpc import service_pb2 as pb
+
+from atelier import _address, _failures, _protocol, errors, latents
+from atelier._protocol import Core, Pause, Probe, Send, batches
+from atelier._types import NOT_GIVEN, Model
+
+Code = grpc.StatusCode
+LATENTS = latents.draw(3, seed=1)
+REFUSED = "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:9: Connection refused"
+FULL = "[request id: <id_unknown>] Exceeds maximum queue size"
+
+
+class Failed(grpc.RpcError):
+    """What gRPC raises, as far as the core looks at it."""
+
+    def __init__(self, code: grpc.StatusCode, details: str = "", trailers: tuple[tuple[str, str], ...] = ()):
+        self.code = lambda: code
+        self.details = lambda: details
+        self.trailing_metadata = lambda: trailers
+
+
+class Clock:
+    """Time passes only in pauses, and `call_s` in each call."""
+
+    def __init__(self, call_s: float = 0.0) -> None:
+        self.now, self.call_s = 0.0, call_s
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def core(*, patient: bool = False, timeout_s: float = 10.0, clock: Clock | None = None, chance: float = 0.5):
+    return Core(
+        _address.parse("box:8001"),
+        timeout_s=timeout_s,
+        patient=patient,
+        clock=clock or Clock(),
+        chance=lambda: chance,
+    )
+
+
+def drive(flow, *replies, clock: Clock | None = None, accepts: bool = False):
+    """Runs a flow on `replies`, the last one for ever: (its result or AtelierError, the steps it took)."""
+    clock, waiting, steps = clock or Clock(), list(replies), []
+    try:
+        step = next(flow)
+        while True:
+            steps.append(step)
+            reply = None
+            if isinstance(step, Pause):
+                clock.now += step.seconds
+            elif isinstance(step, Probe):
+                reply = accepts
+            else:
+                clock.now += clock.call_s
+                reply = waiting.pop(0) if len(waiting) > 1 else waiting[0]
+            step = flow.throw(reply) if isinstance(reply, grpc.RpcError) else flow.send(reply)
+    except StopIteration as done:
+        return done.value, steps
+    except errors.AtelierError as exc:
+        return exc, steps
+
+
+def answer(count: int = 3, **changes) -> pb.ModelInferResponse:
+    """A right answer of `count` pictures, but for `changes`."""
+    said = {"name": "image", "datatype": "UINT8", "shape": (count, 128, 128, 3), **changes}
+    raw = said.pop("raw", bytes(count * 128 * 128 * 3))
+    made = pb.ModelInferResponse(model_name="wgan", model_version="2")
+    made.outputs.add(**said)
+    made.raw_output_contents.append(raw)
+    return made
+
+
+def generate(made: Core, timeout_s=NOT_GIVEN, version=None):
+    return made.generate(LATENTS, "wgan", version, timeout_s)
+
+
+def sends(steps) -> list[Send]:
+    return [step for step in steps if isinstance(step, Send)]
+
+
+def pauses(steps) -> list[float]:
+    return [step.seconds for step in steps if isinstance(step, Pause)]
+
+
+# --- errors
+
+
+def test_every_status_code_has_its_error():
+    """The map is total over grpc.StatusCode, and onto the SDK's own tree."""
+    assert set(_failures.BY_CODE) == set(grpc.StatusCode)
+    assert all(issubclass(kind, errors.AtelierError) for kind in _failures.BY_CODE.values())
+
+
+@pytest.mark.parametrize("code", grpc.StatusCode, ids=lambda code: code.name)
+@pytest.mark.parametrize("details", ["", "it went\nwrong"], ids=["silent", "with-words"])
+def test_every_status_code_becomes_one_line_with_the_address(code, details):
+    """Whatever fails, the text is one line, names the server, and the gRPC error is its cause."""
+    failed = Failed(code, details)
+    found, _ = drive(generate(core()), failed)
+    assert isinstance(found, _failures.BY_CODE[code])
+    assert "box:8001" in str(found)
+    assert "\n" not in str(found)
+    assert found.__cause__ is failed
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "kind"),
+    [
+        (Code.UNAVAILABLE, FULL, errors.Overloaded),
+        (Code.UNAVAILABLE, "Request timeout expired", errors.Overloaded),
+        (Code.UNAVAILABLE, "unknown model: 'wgan' version 1 is not at ready state", errors.ModelNotReady),
+        (Code.UNAVAILABLE, REFUSED, errors.ServerUnreachable),
+        (Code.NOT_FOUND, "Request for unknown model: 'wgan' has no available versions", errors.ModelNotReady),
+        (Code.NOT_FOUND, "Request for unknown model: 'nope' is not found", errors.UnknownModel),
+        (Code.NOT_FOUND, "unknown model: 'wgan' version 9 is not found", errors.UnknownVersion),
+        (Code.RESOURCE_EXHAUSTED, "Received message larger than max (9 vs. 4)", errors.InvalidInput),
+        (Code.RESOURCE_EXHAUSTED, "quota", errors.Overloaded),
+        (Code.UNIMPLEMENTED, "Method not found!", errors.NotATritonServer),
+        (Code.UNIMPLEMENTED, "Received http2 header with status: 404", errors.NotATritonServer),
+        (Code.UNIMPLEMENTED, "doesn't support models with decoupled transaction policy", errors.ServerError),
+        (Code.INTERNAL, "Stub process 'wgan_0_0' is not healthy.", errors.ServerError),
+    ],
+    ids=lambda value: value.replace(" ", "-")[:40] if isinstance(value, str) else None,
+)
+def test_what_triton_says_is_told_apart(code, details, kind):
+    """Where Triton has one status code for several things, its words decide."""
+    found, _ = drive(generate(core()), Failed(code, details))
+    assert type(found) is kind
+
+
+def test_gRPC_s_long_account_of_a_failed_connection_becomes_its_last_words():
+    """People read "Connection refused", not the chain before it."""
+    found, _ = drive(generate(core()), Failed(Code.UNAVAILABLE, REFUSED))
+    assert "(Connection refused)" in str(found)
+    assert "failed to connect" not in str(found)
+
+
+def test_an_unknown_version_is_answered_with_those_there_are():
+    """The error lists what the server has, from its index."""
+    index = pb.RepositoryIndexResponse()
+    for version in ("1", "10"):
+        index.models.add(name="wgan", version=version, state="READY")
+    index.models.add(name="broken", version="1", state="UNAVAILABLE")
+    failed = Failed(Code.NOT_FOUND, "unknown model: 'wgan' version 9 is not found")
+    found, steps = drive(generate(core(), version=9), failed, index)
+    assert isinstance(found, errors.UnknownVersion)
+    assert str(found) == "box:8001: wgan has no version 9 (served: wgan 1, 10)"
+    assert found.__cause__ is failed
+    assert [step.method for step in sends(steps)] == ["ModelInfer", "RepositoryIndex"]
+
+
+def test_a_server_that_hides_its_index_still_gets_a_clear_error():
+    """Without the list, the error says what is wrong all the same."""
+    failed = Failed(Code.NOT_FOUND, "unknown model: 'wgan' version 9 is not found")
+    found, _ = drive(generate(core(), version=9), failed, Failed(Code.PERMISSION_DENIED, "no"))
+    assert str(found) == "box:8001: wgan has no version 9"
+
+
+# --- what is tried again
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.5, 1.0], ids=["early", "middle", "late"])
+def test_a_server_that_is_down_is_asked_a_few_times(chance):
+    """ATTEMPTS calls, with pauses that grow, differ by chance, and stay under the cap."""
+    found, steps = drive(generate(core(chance=chance)), Failed(Code.UNAVAILABLE, REFUSED))
+    assert isinstance(found, errors.ServerUnreachable)
+    assert len(sends(steps)) == _protocol.ATTEMPTS
+    jitter = 1 + _protocol.JITTER * (2 * chance - 1)
+    first = _protocol.FIRST_PAUSE_S * jitter
+    assert pauses(steps) == pytest.approx([first * _protocol.PAUSE_GROWTH**i for i in range(_protocol.ATTEMPTS - 1)])
+    assert max(pauses(steps)) <= _protocol.LONGEST_PAUSE_S * (1 + _protocol.JITTER)
+
+
+def test_the_retries_outlast_grpc_s_own_pause_before_it_connects_again():
+    """Even at their shortest; or a server that is back would be called down."""
+    _, steps = drive(generate(core(chance=0.0)), Failed(Code.UNAVAILABLE, REFUSED))
+    options = dict(_address.parse("box").options)
+    assert sum(pauses(steps)) > 1.2 * options["grpc.max_reconnect_backoff_ms"] / 1000
+
+
+def test_a_server_that_comes_back_is_an_answer():
+    """A call that succeeds the second time succeeds."""
+    found, steps = drive(generate(core()), Failed(Code.UNAVAILABLE, REFUSED), answer())
+    assert len(found) == 3
+    assert len(sends(steps)) == 2
+
+
+FINAL = [(code, patient) for code in grpc.StatusCode for patient in (False, True)]
+FINAL.remove((Code.UNAVAILABLE, False))
+FINAL.remove((Code.UNAVAILABLE, True))
+FINAL.remove((Code.RESOURCE_EXHAUSTED, True))
+
+
+@pytest.mark.parametrize(
+    ("code", "patient"), FINAL, ids=[f"{c.name}-{'patient' if p else 'hurried'}" for c, p in FINAL]
+)
+def test_nothing_else_is_tried_again(code, patient):
+    """Only "down" is; and when asked to be patient, overload."""
+    _, steps = drive(generate(core(patient=patient)), Failed(code, "it went wrong"))
+    assert len([step for step in sends(steps) if step.method == "ModelInfer"]) == 1
+    assert not pauses(steps)
+
+
+def test_overload_is_not_tried_again_unasked():
+    """The caller gets Overloaded at once, with the time to come back."""
+    found, steps = drive(generate(core()), Failed(Code.UNAVAILABLE, FULL))
+    assert isinstance(found, errors.Overloaded)
+    assert found.retry_after_s == _failures.OVERLOAD_PAUSE_S
+    assert len(steps) == 1
+
+
+def test_a_gateway_s_hint_when_to_come_back_is_passed_on():
+    """gRPC's own pushback trailer becomes retry_after_s."""
+    failed = Failed(Code.RESOURCE_EXHAUSTED, "quota", (("grpc-retry-pushback-ms", "1500"),))
+    found, _ = drive(generate(core()), failed)
+    assert found.retry_after_s == 1.5
+
+
+def test_a_patient_client_waits_out_an_overload_until_its_deadline():
+    """It keeps asking, at a capped pace, and gives up inside the timeout."""
+    clock = Clock(call_s=0.01)
+    made = core(patient=True, timeout_s=20, clock=clock)
+    found, steps = drive(generate(made), Failed(Code.UNAVAILABLE, FULL), clock=clock)
+    assert isinstance(found, errors.Overloaded)
+    assert 18 < clock.now <= 20
+    assert max(pauses(steps)) == _protocol.LONGEST_PAUSE_S
+
+    made = core(patient=True)
+    found, _ = drive(generate(made), *[Failed(Code.UNAVAILABLE, FULL)] * 4, answer())
+    assert len(found) == 3
+
+
+def test_retries_share_one_deadline():
+    """Each call gets what is left of the timeout, and no pause goes beyond it."""
+    clock = Clock(call_s=0.3)
+    made = core(timeout_s=1.0, clock=clock)
+    found, steps = drive(generate(made), Failed(Code.UNAVAILABLE, REFUSED), clock=clock)
+    assert isinstance(found, errors.ServerUnreachable)
+    assert [step.timeout_s for step in sends(steps)] == pytest.approx([1.0, 0.6])
+    assert clock.now <= 1.0
+
+
+# --- what is there at all
+
+
+def test_a_port_that_talks_something_else_is_no_triton():
+    """ "Unavailable" on a port that accepts connections, and never answered, is another kind of server."""
+    found, steps = drive(core().models(NOT_GIVEN), Failed(Code.UNAVAILABLE, REFUSED), accepts=True)
+    assert isinstance(found, errors.NotATritonServer)
+    assert steps[-1] == Probe("box", 8001, 2.0)
+    assert len(sends(steps)) == 1
+
+
+def test_a_server_that_answered_once_and_is_gone_is_unreachable():
+    """Something may already listen there again; it was Triton, and is not taken for a stranger."""
+    made = core()
+    drive(made.models(NOT_GIVEN), pb.RepositoryIndexResponse())
+    found, steps = drive(made.models(NOT_GIVEN), Failed(Code.UNAVAILABLE, "Socket closed"), accepts=True)
+    assert isinstance(found, errors.ServerUnreachable)
+    assert not [step for step in steps if isinstance(step, Probe)]
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        (pb.ServerReadyResponse(ready=True), True),
+        (pb.ServerReadyResponse(ready=False), False),
+        (Failed(Code.UNAVAILABLE, REFUSED), False),
+        (Failed(Code.UNAVAILABLE, "version 1 is not at ready state"), False),
+    ],
+    ids=["ready", "loading", "nothing-there", "model-loading"],
+)
+def test_ready_is_a_yes_or_no_after_one_question(reply, expected):
+    """So that it can be asked in a loop."""
+    found, steps = drive(core().ready(None, None, NOT_GIVEN), reply)
+    assert found is expected
+    assert len(sends(steps)) == 1
+
+
+def test_models_lists_versions_as_numbers():
+    """Ready versions of each model, in numeric order; a model without one tells its state."""
+    index = pb.RepositoryIndexResponse()
+    for name, version, state in [("b", "10", "READY"), ("b", "9", "READY"), ("b", "8", "UNAVAILABLE"), ("a", "", "")]:
+        index.models.add(name=name, version=version, state=state)
+    found, _ = drive(core().models(NOT_GIVEN), index)
+    assert found == [
+        Model(name="a", versions=(), state="UNAVAILABLE"),
+        Model(name="b", versions=(9, 10), state="READY"),
+    ]
+
+
+def test_the_newest_version_is_the_highest_number():
+    """10 is newer than 9, though its text sorts before."""
+    found, _ = drive(core().newest("wgan", NOT_GIVEN), pb.ModelMetadataResponse(versions=["10", "9"]))
+    assert found == 10
+    found, _ = drive(core().newest("wgan", NOT_GIVEN), pb.ModelMetadataResponse())
+    assert isinstance(found, errors.ModelNotReady)
+
+
+# --- requests and answers
+
+
+def test_a_request_says_it_all():
+    """Model, version, tensors as the contract has them, little-endian floats, the deadline in seconds."""
+    _, (step,) = drive(generate(core(), timeout_s=1.5, version=2), answer())
+    request = step.request
+    assert (step.method, step.timeout_s) == ("ModelInfer", 1.5)
+    assert (request.model_name, request.model_version) == ("wgan", "2")
+    (given,), (asked,) = request.inputs, request.outputs
+    assert (given.name, given.datatype, tuple(given.shape)) == ("latent", "FP32", (3, 100))
+    assert asked.name == "image"
+    assert request.raw_input_contents[0] == LATENTS.astype("<f4").tobytes()
+    assert not request.parameters  # a queue timeout of its own would race with the deadline, and look like overload
+
+
+def test_an_answer_becomes_pictures_that_know_their_model():
+    """RGB pixels as they came, in order; model and version in `info`."""
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 128, 128, 3), dtype=np.uint8)
+    found, _ = drive(generate(core()), answer(raw=pixels.tobytes()))
+    assert [picture.mode for picture in found] == ["RGB"] * 3
+    np.testing.assert_array_equal(np.stack([np.asarray(picture) for picture in found]), pixels)
+    assert [picture.info for picture in found] == [{"model": "wgan", "version": 2}] * 3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"name": "other"}, {"datatype": "FP32"}, {"shape": (3, 128, 128)}, {"raw": b"short"}],
+    ids=["other-output", "other-type", "other-shape", "too-short"],
+)
+def test_an_answer_that_is_no_pictures_is_the_server_s_error(changes):
+    """ServerError, not an exception out of numpy or Pillow."""
+    found, _ = drive(generate(core()), answer(**changes))
+    assert isinstance(found, errors.ServerError)
+
+
+@pytest.mark.parametrize("count", [0, 1, 32, 33, 100])
+def test_latents_go_in_batches_the_model_takes(count):
+    """All of them, in order, none above max_batch, and no batch that need not be."""
+    vectors = latents.draw(100, seed=0)[:count]
+    found = batches(vectors, "wgan")
+    assert len(found) == math.ceil(count / 32)
+    assert max(map(len, found), default=0) <= 32
+    np.testing.assert_array_equal(np.concatenate([vectors[:0], *found]), vectors)
+
+
+def test_a_model_the_sdk_does_not_know_is_refused_before_anything_is_sent():
+    """UnknownModel names those it knows."""
+    with pytest.raises(errors.UnknownModel, match="knows wgan"):
+        batches(LATENTS, "nope")
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, math.nan, math.inf, None, "3"], ids=repr)
+def test_every_deadline_is_finite(timeout_s):
+    """Neither the client nor a call waits for ever, or for nothing."""
+    with pytest.raises(errors.InvalidInput, match="timeout_s"):
+        core(timeout_s=timeout_s)
+    with pytest.raises(errors.InvalidInput, match="timeout_s"):
+        next(generate(core(), timeout_s=timeout_s))
+
+
+@pytest.mark.parametrize("version", [0, -1, "2", 1.0], ids=repr)
+def test_a_version_is_a_number_from_one(version):
+    """What Triton would misread is refused here."""
+    with pytest.raises(errors.InvalidInput, match="version"):
+        next(generate(core(), version=version))
+
+
+# --- addresses
+
+
+@pytest.mark.parametrize(
+    ("url", "target", "secure"),
+    [
+        ("localhost:8001", "localhost:8001", False),
+        ("gpu-box", "gpu-box:8001", False),
+        ("grpc://10.0.0.7:9001/", "10.0.0.7:9001", False),
+        ("grpcs://atelier.example:443", "atelier.example:443", True),
+        ("dns:///triton-headless:8001", "dns:///triton-headless:8001", False),
+        ("[::1]:9001", "[::1]:9001", False),
+        (" localhost:8001 ", "localhost:8001", False),
+    ],
+)
+def test_addresses_are_read_as_people_write_them(url, target, secure):
+    """gRPC's target and whether it is TLS."""
+    found = _address.parse(url)
+    assert (found.target, found.secure) == (target, secure)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "http://localhost:8000", "https://x", "localhost:99999", "localhost:0", "a b", "::1", "ftp://x", "x:y"],
+    ids=lambda url: url or "empty",
+)
+def test_what_is_no_address_is_refused(url):
+    """gRPC would take localhost:99999 for port 34463, and a missing port for 443."""
+    with pytest.raises(errors.InvalidInput, match=r"HOST:PORT|1 to 65535"):
+        _address.parse(url)
+
+
+def test_the_default_address_is_triton_s_own_port_here():
+    """Unless the environment says otherwise."""
+    for environment, expected in (({}, "localhost:8001"), ({"ATELIER_URL": "box:9"}, "box:9")):
+        program = "from atelier import _address; print(_address.parse(_address.DEFAULT_URL))"
+        there = {name: value for name, value in os.environ.items() if name != "ATELIER_URL"} | environment
+        done = subprocess.run([sys.executable, "-c", program], env=there, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == expected
+
+
+def test_no_proxy_stands_between_a_client_and_its_own_machine():
+    """gRPC obeys http_proxy even for localhost."""
+    options = {url: dict(_address.parse(url).options) for url in ("localhost:1", "127.0.0.1:1", "far:1")}
+    assert [found["grpc.enable_http_proxy"] for found in options.values()] == [0, 0, 1]

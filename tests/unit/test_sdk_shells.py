@@ -1,0 +1,90 @@
+"""What the two clients share, and what importing the SDK costs."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from importlib import resources
+
+import pytest
+
+import atelier
+from atelier import errors
+from atelier.inprocess import InProcessClient
+
+CALLS = ["ready", "models", "generate", "stream", "walk"]
+
+
+def public(client: type) -> dict[str, inspect.Signature]:
+    return {
+        name: inspect.signature(member)
+        for name, member in inspect.getmembers(client, inspect.isfunction)
+        if not name.startswith("_") or name == "__init__"
+    }
+
+
+def test_both_clients_have_the_same_methods_and_options():
+    """Names, order, kinds and defaults of every parameter agree."""
+    plain, asynchronous = public(atelier.Client), public(atelier.AsyncClient)
+    assert set(plain) == {"__init__", "close", *CALLS}
+    assert {n: list(s.parameters.values()) for n, s in plain.items()} == {
+        n: list(s.parameters.values()) for n, s in asynchronous.items()
+    }
+
+
+def test_both_clients_give_the_same_kinds_of_answers():
+    """The annotations differ only where one is asynchronous."""
+    differ = {
+        name
+        for name, signature in public(atelier.Client).items()
+        if signature.return_annotation != public(atelier.AsyncClient)[name].return_annotation
+    }
+    assert differ == {"stream", "walk"}  # Frames and AsyncFrames
+    for name in {"ready", "models", "generate", "close"}:
+        assert inspect.iscoroutinefunction(getattr(atelier.AsyncClient, name))
+
+
+def test_the_client_in_process_is_a_client():
+    """It overrides nothing that callers use."""
+    assert issubclass(InProcessClient, atelier.Client)
+    assert {n for n in vars(InProcessClient) if not n.startswith("_")} == set()
+
+
+@pytest.mark.parametrize("client", [atelier.Client, atelier.AsyncClient])
+@pytest.mark.parametrize("name", ["__init__", *CALLS])
+def test_options_are_keyword_only_and_every_call_has_a_deadline(client, name):
+    """At most one argument goes by position; `timeout_s` is there, and not None by default."""
+    _self, *parameters = inspect.signature(getattr(client, name)).parameters.values()
+    by_position = [p for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+    assert len(by_position) <= 1
+    default = next(p.default for p in parameters if p.name == "timeout_s")
+    assert default is atelier.NOT_GIVEN or 0 < default < 3600
+
+
+def test_every_error_is_in_the_one_tree():
+    """To catch AtelierError is to catch everything in errors.py; each says in a docstring what it is."""
+    found = [value for value in vars(errors).values() if isinstance(value, type)]
+    assert len(found) > 10
+    assert all(issubclass(error, errors.AtelierError) and error.__doc__ for error in found)
+
+
+def test_importing_the_sdk_does_not_import_grpc():
+    """gRPC and tritonclient wait until a client is asked for."""
+    program = (
+        "import sys, atelier; print([m for m in ('grpc', 'tritonclient', 'onnxruntime', 'av') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_is_there():
+    """`__all__` holds no name that cannot be had, and a wrong one is an AttributeError."""
+    assert all(getattr(atelier, name) is not None for name in atelier.__all__)
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        _ = atelier.nothing_of_the_kind
+
+
+def test_type_checkers_are_told_that_the_sdk_is_typed():
+    """py.typed is part of the package."""
+    assert resources.files("atelier").joinpath("py.typed").is_file()
