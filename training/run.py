@@ -13,9 +13,13 @@ Exit status: 0 done; 2 bad options or data; 3 refused by the gate; 143 stopped b
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import io
+import itertools
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,6 +52,8 @@ class Invocation:
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
+    # A pod's first process gets no default handler: without this one, evaluation and export would sit out a drain.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
     try:
         model, preset, rest = _model_and_preset(arguments)
         return _run(model, preset, rest)
@@ -111,11 +117,15 @@ def _run(model: str, preset: str, rest: list[str]) -> int:
     try:
         checkpoint = recipe.train(options, run, corpus)
     except Stopped:
-        print(f"stopped; python -m training.run {' '.join(sys.argv[1:])} --resume goes on", file=sys.stderr)
+        print(f"stopped; the same command with --resume goes on from {run.last}", file=sys.stderr)
         return STOPPED
     finally:
         run.close()
         _push_metrics(model, name)
+    published = run.path / "published.txt"
+    if asked.publish is not None and published.is_file():  # a pod that took over from one that was done
+        print(published.read_text(), end="")
+        return 0
     candidate = export.export(model, checkpoint, run.path, corpus=corpus)
     if asked.publish is None:
         print(
@@ -123,7 +133,8 @@ def _run(model: str, preset: str, rest: list[str]) -> int:
         )
     else:
         version = export.publish(model, candidate, asked.publish)
-        print(f"published {model} version {version} in {asked.publish}")
+        published.write_text(f"published {model} version {version} in {asked.publish}\n")
+        print(published.read_text(), end="")
     return 0
 
 
@@ -138,8 +149,24 @@ def _parse(model: str, preset: str, recipe: Any, rest: list[str]) -> tuple[Invoc
         frozen=True,
     )
     description = f"{catalog.spec(model).summary}; preset {preset} of {', '.join(recipe.PRESETS)} (--preset)"
-    parsed: Any = tyro.cli(command, prog=f"python -m training.run {model}", args=rest, description=description)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            parsed: Any = tyro.cli(command, prog=f"python -m training.run {model}", args=rest, description=description)
+    except SystemExit as stop:
+        if stop.code == 0:  # --help
+            raise
+        raise BadInput(
+            f"{_one_line(said.getvalue())}; python -m training.run {model} --help lists the options"
+        ) from None
     return parsed.invocation, parsed.options
+
+
+def _one_line(box: str) -> str:
+    """What tyro says in a box, up to the first rule, without the box."""
+    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
+    first = itertools.takewhile(lambda line: not line.startswith("─"), lines)
+    return " ".join(" ".join(first).split()).rstrip(" .")
 
 
 def _check_publish(repository: Path) -> None:

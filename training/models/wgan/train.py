@@ -74,6 +74,8 @@ class Options:
         for name in ("pictures", "steps", "batch", "critic_steps", "rows", "columns", "samples_every"):
             if getattr(self, name) < 1:
                 raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} is too few; give 1 or more")
+        if self.fit not in ("crop", "pad"):
+            raise BadInput(f"--fit: no {self.fit!r}; there are crop and pad")
         if self.network not in NETWORKS:
             raise BadInput(f"--network: no {self.network!r}; there are {', '.join(NETWORKS)}")
         for name in ("generator_lr", "critic_lr", "gradient_penalty", "checkpoint_minutes"):

@@ -1,0 +1,130 @@
+"""training.generate: what is committed is what the specs say, and drift is named."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.spec import ANY, Batching, ModelSpec, Tensor
+from training import catalog, generate, jobs
+
+CLASSIFIER = ModelSpec(
+    name="classifier",
+    summary='what a picture shows ("Fashion" \\ MNIST)',
+    inputs=(Tensor(name="image", dtype="UINT8", shape=(28, 28, 1)), Tensor(name="more", dtype="FP32", shape=(ANY, 2))),
+    outputs=(Tensor(name="probabilities", dtype="FP32", shape=(3,)),),
+    batching=Batching(max_batch=64),
+    labels=("T-shirt/haut", "baskets", "bottes de cheville"),
+)
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with every generated file in place."""
+    monkeypatch.setattr(jobs, "ROOT", tmp_path)
+    (tmp_path / "pyproject.toml").write_text('[project]\nversion = "0.1.0"\n')
+    generate.write(tmp_path, generate.files())
+    return tmp_path
+
+
+def test_the_committed_files_are_up_to_date():
+    """What the specs say is what is there: the property that `make check` holds."""
+    assert generate.drifted(jobs.ROOT, generate.files()) == []
+
+
+def test_every_kind_of_file_is_generated():
+    """config.pbtxt, the Job's manifest and the SDK's table, for every model that has them."""
+    made = generate.files()
+    for name in catalog.names():
+        assert Path("serving/model_repository", name, "config.pbtxt") in made
+        assert (Path(f"deploy/train-{name}.yaml") in made) == (catalog.job(name) is not None)
+    assert Path("clients/src/atelier/_models.py") in made
+
+
+@pytest.mark.parametrize("damage", ["edited", "missing", "binary"])
+@pytest.mark.parametrize("path", generate.files(), ids=lambda path: path.name)
+def test_drift_is_named_and_mended(path, damage, root, capsys):
+    """--check writes nothing, names the one file and the command; the command writes that file and no other."""
+    match damage:
+        case "edited":
+            (root / path).write_text((root / path).read_text() + "# mine\n")
+        case "missing":
+            (root / path).unlink()
+        case "binary":
+            (root / path).write_bytes(b"\xff")
+    before = (root / path).read_bytes() if (root / path).exists() else None
+
+    assert generate.main(["--check"]) == 1
+    assert capsys.readouterr().err == f"{path}: drifted from the specs; run `make generate`\n"
+    assert ((root / path).read_bytes() if (root / path).exists() else None) == before
+
+    assert generate.main([]) == 0
+    assert capsys.readouterr().out == f"wrote {path}\n"
+    assert generate.main(["--check"]) == 0
+
+
+def test_generating_twice_writes_once(root, capsys):
+    """An unchanged file keeps its modification time."""
+    stamps = {path: (root / path).stat().st_mtime_ns for path in generate.files()}
+    assert generate.main([]) == 0
+    assert capsys.readouterr().out == ""
+    assert {path: (root / path).stat().st_mtime_ns for path in stamps} == stamps
+
+
+@pytest.mark.parametrize("arguments", [[], ["--check"]], ids=["write", "check"])
+def test_a_file_that_cannot_be_written(arguments, root, capsys):
+    """One line that names it; what was there stays, and nothing is left beside it."""
+    path = root / "deploy" / "train-wgan.yaml"
+    path.unlink()
+    path.mkdir()
+    assert generate.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("training.generate: ")
+    assert "train-wgan.yaml" in captured.err
+    assert captured.err.count("\n") == 1
+    assert [p.name for p in (root / "deploy").iterdir()] == ["train-wgan.yaml"]
+
+
+def test_labels_and_models_without_a_job(monkeypatch):
+    """A classifier's labels become labels.txt; a model without job.py gets no manifest."""
+    monkeypatch.setattr(catalog, "names", lambda: ["classifier"])
+    monkeypatch.setattr(catalog, "spec", lambda name: CLASSIFIER)
+    made = generate.files()
+    assert made[Path("serving/model_repository/classifier/labels.txt")].splitlines() == list(CLASSIFIER.labels)
+    assert not [path for path in made if path.parts[0] == "deploy"]
+
+
+@pytest.mark.parametrize("specs", [[CLASSIFIER], [CLASSIFIER, catalog.spec("wgan")]], ids=["classifier", "two"])
+def test_the_sdk_table_is_python(specs):
+    """The table says what the specs say, whatever is in their texts, and is formatted as ruff would."""
+    text = generate.sdk_table(specs)
+    table: dict[str, Any] = {}
+    exec(text, table)
+    assert list(table["MODELS"]) == [spec.name for spec in specs]
+    for spec in specs:
+        contract = table["MODELS"][spec.name]
+        assert contract.summary == spec.summary
+        assert contract.max_batch == spec.batching.max_batch
+        assert [(t.name, t.dtype, t.shape) for t in contract.inputs] == [_facts(t) for t in spec.inputs]
+        assert [(t.name, t.dtype, t.shape) for t in contract.outputs] == [_facts(t) for t in spec.outputs]
+        assert contract.labels == spec.labels
+    formatted = subprocess.run(
+        [sys.executable, "-m", "ruff", "format", "--stdin-filename", str(generate.SDK_TABLE), "-"],
+        input=text, capture_output=True, text=True, check=True, cwd=jobs.ROOT,
+    )  # fmt: skip
+    assert formatted.stdout == text
+
+
+def _facts(tensor: Tensor) -> tuple[str, str, tuple[int, ...]]:
+    return tensor.name, tensor.dtype, tensor.shape
+
+
+def test_generate_needs_no_torch():
+    """The files can be made, and checked, on a machine without torch."""
+    code = "import sys; sys.modules['torch'] = None; from training.generate import main; sys.exit(main(['--check']))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=jobs.ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")

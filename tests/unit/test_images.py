@@ -1,0 +1,124 @@
+"""deploy/images: what the Dockerfiles promise, and how build.sh calls an engine. Building them is `make images`."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from training import jobs
+
+IMAGES = jobs.ROOT / "deploy" / "images"
+DOCKERFILES = sorted(IMAGES.glob("*.Dockerfile"))
+ALL = ["training-cpu", "serving-cpu", "clients-cpu", "training-gpu", "serving-gpu"]
+
+of_each = pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+
+
+def _stages(path: Path) -> dict[str, list[str]]:
+    """The instructions of each stage, those of its base included."""
+    text = re.sub(r"\\\n(\s*#.*\n)*", " ", path.read_text())
+    stages: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in (line.strip() for line in text.splitlines()):
+        if match := re.fullmatch(r"FROM (\S+) AS (\S+)", line):
+            lines = stages.setdefault(match[2], [*stages.get(match[1], [])])
+        elif line and not line.startswith("#"):
+            lines.append(line)
+    return stages
+
+
+def _images() -> list[tuple[str, Path]]:
+    return [(name.rpartition("-")[0], IMAGES / f"{name.rpartition('-')[2]}.Dockerfile") for name in ALL]
+
+
+@pytest.mark.parametrize(("target", "path"), _images(), ids=ALL)
+def test_images_do_not_run_as_root(target, path):
+    """The user is a number, so that the cluster can see that it is not root, and the one that the Jobs name."""
+    users = [line.split()[1] for line in _stages(path)[target] if line.startswith("USER ")]
+    assert users[-1] == str(jobs.USER)
+
+
+@of_each
+def test_what_is_copied_exists(path):
+    """Every COPY from the repository finds its source, and .dockerignore lets it through."""
+    allowed = [line[1:] for line in (jobs.ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    copies = [line.split()[1:-1] for line in path.read_text().splitlines() if line.startswith("COPY ")]
+    sources = [source for copy in copies if not copy[0].startswith("--from") for source in copy]
+    assert sources
+    for source in sources:
+        assert list(jobs.ROOT.glob(source)), source
+        assert any(source == top or source.startswith(f"{top}/") for top in allowed), source
+
+
+@of_each
+def test_bases_are_pinned(path):
+    """No base moves by itself beyond a release: none is `latest`, or without a tag."""
+    for base in re.findall(r"^ARG \w+=(\S+/\S+:\S*|\S+/\S+)$", path.read_text(), re.MULTILINE):
+        if not base.startswith("http"):
+            assert re.search(r":[a-z0-9.-]*\d|:bookworm", base), base
+            assert ":latest" not in base
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Path:
+    """A program in an engine's place that notes how it is called: what is built is not tested here."""
+    path = tmp_path / "engine"
+    path.write_text('#!/bin/sh\necho "$@" >> "$0.calls"\n[ "$1" = build ] || echo 1458000000\n')
+    path.chmod(0o755)
+    return path
+
+
+def _build(*images: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    plain = {key: value for key, value in os.environ.items() if not key.startswith(("PIP_", "TORCH_", "IMAGE_"))}
+    return subprocess.run(
+        [IMAGES / "build.sh", *images], env={**plain, **environment}, capture_output=True, text=True, timeout=60
+    )
+
+
+def test_build_tags_what_the_manifests_name(engine):
+    """`make images` builds, under the tag of deploy/, the image that the Jobs ask for; and says how large it is."""
+    done = _build("training-gpu", ENGINE=str(engine))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"images: {jobs.image('gpu')}, 1458 MB\n"
+    call = Path(f"{engine}.calls").read_text().splitlines()[0]
+    assert f"--file deploy/images/gpu.Dockerfile --target training --tag {jobs.image('gpu')} ." in call
+
+
+def test_build_hands_pip_and_engine_their_settings(engine):
+    """A mirror and an engine's own flags come from outside; what is not set is not handed in."""
+    done = _build(
+        "serving-cpu", ENGINE=str(engine), IMAGE_BUILD_FLAGS="--network host", PIP_INDEX_URL="https://mirror/simple a"
+    )
+    assert done.returncode == 0, done.stderr
+    call = Path(f"{engine}.calls").read_text().splitlines()[0]
+    assert call.startswith("build --network host --build-arg COMMIT=")
+    assert "--build-arg PIP_INDEX_URL=https://mirror/simple a " in call
+    assert "PIP_FIND_LINKS" not in call
+
+
+def test_build_without_names_builds_the_cpu_images(engine):
+    """The images that any machine can build are the default."""
+    assert _build(ENGINE=str(engine)).returncode == 0
+    tags = re.findall(r"--tag (\S+)", Path(f"{engine}.calls").read_text())
+    assert [tag.split(":")[0] for tag in tags] == ["atelier-training", "atelier-serving", "atelier-clients"]
+
+
+@pytest.mark.parametrize("name", ["training", "clients-gpu", "training-tpu", "../x-cpu"])
+def test_build_refuses_an_unknown_image(name, engine):
+    """One line with the names that there are."""
+    done = _build(name, ENGINE=str(engine))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"images: no {name}; there are {', '.join(ALL)}\n"
+
+
+def test_build_without_an_engine(tmp_path):
+    """One line with what to install."""
+    for tool in ("bash", "dirname", "env"):
+        (tmp_path / tool).symlink_to(f"/usr/bin/{tool}")
+    done = _build(PATH=str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "images: found neither podman nor docker; install one, or name an engine with ENGINE=\n"

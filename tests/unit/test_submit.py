@@ -1,0 +1,272 @@
+"""training.submit against a stand-in for the API server, through the real client over real HTTP."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import kubernetes_validate
+import pytest
+import yaml
+from kubernetes_stand_in import KubernetesStandIn, Refusal, stand_in_cluster, write_kubeconfig
+
+from training import jobs, run, submit
+
+MANIFESTS = list(yaml.safe_load_all((jobs.ROOT / jobs.file("wgan")).read_text()))
+
+
+def _one_line(captured: pytest.CaptureResult[str]) -> str:
+    assert captured.out == ""
+    assert captured.err.startswith("training.submit: "), captured.err
+    assert captured.err.count("\n") == 1, captured.err
+    return captured.err
+
+
+# --- creating ---
+
+
+def test_submit_creates_what_the_file_holds(tmp_path, monkeypatch, capsys):
+    """The cluster gets the file's manifests, numbers as numbers, with nothing changed but the Job's name."""
+    with stand_in_cluster(tmp_path, monkeypatch) as server:
+        assert submit.main(["wgan"]) == 0
+    (job,) = server.of_kind("Job")
+    assert job["metadata"].pop("name") in capsys.readouterr().out
+    assert job["metadata"].pop("generateName") == "train-wgan-"
+    expected = json.loads(json.dumps(MANIFESTS))
+    assert expected[-1]["metadata"].pop("name") == "train-wgan"
+    assert [*server.of_kind("ServiceAccount"), *server.of_kind("PersistentVolumeClaim"), job] == expected
+
+
+def test_submit_again_keeps_what_is_there(tmp_path, monkeypatch, capsys):
+    """A second Job has a name of its own; claims that exist stay as their owner left them."""
+    with stand_in_cluster(tmp_path, monkeypatch) as server:
+        assert submit.main(["wgan"]) == 0
+        (claim, *_) = server.of_kind("PersistentVolumeClaim")
+        claim["spec"]["resources"]["requests"]["storage"] = "1Ti"
+        assert submit.main(["wgan"]) == 0
+    assert len(server.of_kind("Job")) == 2
+    assert claim["spec"]["resources"]["requests"]["storage"] == "1Ti"
+    assert claim in server.of_kind("PersistentVolumeClaim")
+
+
+def test_submit_asks_for_what_was_set(tmp_path, monkeypatch):
+    """Options, image, namespace and name reach the cluster."""
+    asked = ["wgan", "--namespace", "art", "--name", "lines", "--image", "here/image:1", "--set", "steps=7"]
+    with stand_in_cluster(tmp_path, monkeypatch) as server:
+        assert submit.main(asked) == 0
+    (job,) = server.of_kind("Job")
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert job["metadata"]["name"] == "lines"
+    assert container["image"] == "here/image:1"
+    assert container["args"][-1] == "--steps=7"
+
+
+def test_submit_for_cpu_asks_for_no_gpu(tmp_path, monkeypatch):
+    """--cpu leaves neither a GPU to wait for nor the image that needs one."""
+    with stand_in_cluster(tmp_path, monkeypatch) as server:
+        assert submit.main(["wgan", "--cpu"]) == 0
+    (job,) = server.of_kind("Job")
+    assert "nvidia.com/gpu" not in json.dumps(job)
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == jobs.image("cpu")
+
+
+def test_dry_run_prints_valid_manifests(capsys):
+    """--dry-run needs no cluster, and prints what kubectl could create."""
+    assert submit.main(["wgan", "--dry-run", "--set", "steps=7", "--name", "lines"]) == 0
+    documents = list(yaml.safe_load_all(capsys.readouterr().out))
+    for document in documents:
+        kubernetes_validate.validate(document, "1.30", strict=True)
+    assert documents[-1]["metadata"]["name"] == "lines"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["steps=7"],
+        ["steps=7", "bf16=false", "ema=0.5"],
+        ["bf16=true", "corpus=a folder", "critic-steps=1", "generator_lr=1e-05"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("preset", [None, "tiny"])
+def test_the_run_understands_what_was_set(preset, settings, capsys):
+    """training.run parses submit's arguments to the very values that were set."""
+    arguments = submit.training_arguments("wgan", preset, settings)
+    assert run.main(["wgan", "--dry-run", *arguments]) == 0
+    resolved = json.loads(capsys.readouterr().out)
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        assert str(resolved[key.replace("-", "_")]).lower() == value
+    assert resolved["pictures"] == (256 if preset == "tiny" else 10_000)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["wgn"], "MODEL: no 'wgn'; there are wgan"),
+        (["wgan", "--set", "steps"], "--set steps: give it as KEY=VALUE"),
+        (["wgan", "--set", "stps=1"], "--set stps=1: wgan has no option 'stps'; it has corpus, "),
+        (["wgan", "--set", "steps=many"], "--set steps=many: 'many' is no int"),
+        (["wgan", "--set", "bf16=perhaps"], "--set bf16=perhaps: 'perhaps' is no bool"),
+        (["wgan", "--set", "steps=0"], "--set: --steps: 0 is too few"),
+        (["wgan", "--preset", "huge"], "--preset: no 'huge'; wgan has default, seed, tiny"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_options_start_nothing(arguments, said, tmp_path, monkeypatch, capsys):
+    """What training.run would refuse is refused here, in one line, before the cluster hears of it."""
+    with stand_in_cluster(tmp_path, monkeypatch) as server:
+        assert submit.main(arguments) == 2
+    assert said in _one_line(capsys.readouterr())
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [(None, "No such file"), ("- [", "not one Job"), ("kind: Job\n", "not one Job"), ("kind: Pod\n", "not one Job")],
+    ids=["missing", "not YAML", "empty Job", "no Job"],
+)
+def test_a_broken_file_is_named(text, said, tmp_path, monkeypatch, capsys):
+    """A file that was edited away is told apart from a cluster's refusal, with what writes it anew."""
+    monkeypatch.setattr(jobs, "ROOT", tmp_path)
+    if text is not None:
+        (tmp_path / "deploy").mkdir()
+        (tmp_path / "deploy" / "train-wgan.yaml").write_text(text)
+    assert submit.main(["wgan", "--dry-run"]) == 2
+    line = _one_line(capsys.readouterr())
+    assert f"deploy/train-wgan.yaml: {said}" in line
+    assert "make generate" in line
+
+
+# --- clusters that refuse, or are not there ---
+
+
+@pytest.mark.parametrize(
+    ("refusal", "said"),
+    [
+        (Refusal(403, 'jobs.batch is forbidden: User "eve" cannot create resource "jobs"'), 'User "eve" cannot create'),
+        (Refusal(422, "Job is invalid: metadata.name:\n too long"), "metadata.name: too long"),
+        (Refusal(500, "etcd is full"), "answers with status 500 (etcd is full); try again later"),
+    ],
+    ids=["forbidden", "invalid", "broken"],
+)
+def test_a_refusal_is_one_line(refusal, said, tmp_path, monkeypatch, capsys):
+    """The server's own reason reaches the user."""
+    with stand_in_cluster(tmp_path, monkeypatch) as server:
+        server.refusals["POST", "Job"] = refusal
+        for name in ("atelier-training", "atelier-models", "atelier-runs"):
+            manifest = next(m for m in MANIFESTS if m["metadata"]["name"] == name)
+            server.objects[manifest["kind"], name] = manifest
+        assert submit.main(["wgan", "--follow"]) == 2
+    assert said in _one_line(capsys.readouterr())
+
+
+def test_wrong_credentials(tmp_path, monkeypatch, capsys):
+    """A token that the server does not know: log in again."""
+    with KubernetesStandIn() as server:
+        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path, token="old")))
+        assert submit.main(["wgan"]) == 2
+    assert "does not accept your credentials" in _one_line(capsys.readouterr())
+
+
+def test_missing_namespace(tmp_path, monkeypatch, capsys):
+    """--namespace is named, with the command that makes one."""
+    with stand_in_cluster(tmp_path, monkeypatch):
+        assert submit.main(["wgan", "--namespace", "nowhere"]) == 2
+    line = _one_line(capsys.readouterr())
+    assert '--namespace: namespaces "nowhere" not found; `kubectl create namespace nowhere`' in line
+
+
+def test_name_exists(tmp_path, monkeypatch, capsys):
+    """A second Job of one name is refused; the first stays."""
+    with stand_in_cluster(tmp_path, monkeypatch) as server:
+        assert submit.main(["wgan", "--name", "lines"]) == 0
+        capsys.readouterr()
+        assert submit.main(["wgan", "--name", "lines"]) == 2
+    assert '--name: Job lines: jobs.batch "lines" already exists; choose another' in _one_line(capsys.readouterr())
+    assert len(server.of_kind("Job")) == 1
+
+
+def test_unreachable(tmp_path, monkeypatch, capsys):
+    """Nothing listens there: the address and the reason."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        monkeypatch.setenv("KUBECONFIG", str(write_kubeconfig(tmp_path, url)))
+        assert submit.main(["wgan"]) == 2
+    assert f"cannot reach the Kubernetes API at {url} (Connection refused)" in _one_line(capsys.readouterr())
+
+
+def test_something_else_answers(tmp_path, monkeypatch, capsys):
+    """A web server that answers everything is not taken for a cluster."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<h1>Welcome</h1>")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        monkeypatch.setenv("KUBECONFIG", str(write_kubeconfig(tmp_path, url)))
+        assert submit.main(["wgan"]) == 2
+        thread.join()
+    assert f"{url} answers, but not as a Kubernetes API does" in _one_line(capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    "text", [None, "no kubeconfig", "a: [", "apiVersion: v1\n"], ids=["missing", "text", "yaml", "empty"]
+)
+def test_no_usable_kubeconfig(text, tmp_path, monkeypatch, capsys):
+    """The file is named, and the variable that names another."""
+    path = tmp_path / "config"
+    if text is not None:
+        path.write_text(text)
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    assert submit.main(["wgan"]) == 2
+    line = _one_line(capsys.readouterr())
+    assert f"KUBECONFIG={path}: " in line
+    assert "set KUBECONFIG" in line
+
+
+def test_unknown_context(tmp_path, monkeypatch, capsys):
+    """--context is named if the kubeconfig has none of that name."""
+    with stand_in_cluster(tmp_path, monkeypatch):
+        assert submit.main(["wgan", "--context", "there"]) == 2
+    assert "--context there" in _one_line(capsys.readouterr())
+
+
+# --- without torch ---
+
+
+def _without_torch(*arguments: str) -> subprocess.CompletedProcess[str]:
+    code = "import sys; sys.modules['torch'] = None; from training.submit import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, cwd=jobs.ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["wgan", "--dry-run"]], ids=" ".join)
+def test_submit_needs_no_torch(arguments):
+    """A platform engineer installs the `cluster` extra alone."""
+    done = _without_torch(*arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "wgan" in done.stdout
+
+
+def test_set_without_torch_says_what_to_install():
+    """Options are checked against the model's code; where that can't be imported, nothing is submitted unchecked."""
+    done = _without_torch("wgan", "--dry-run", "--set", "steps=1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert "which needs torch: pip install '.[training]'" in done.stderr

@@ -1,0 +1,156 @@
+"""Follow a Job on a cluster: the lines of its log as they come, and what keeps it from running."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+
+from training.cluster import Cluster, ClusterError, Json, Missing, Unreachable
+from training.errors import BAD_INPUT, REFUSED, STOPPED
+from training.jobs import CONTAINER
+
+POLL_S = 2.0
+PATIENCE_S = 180.0
+"""How long the API may be away. Upgrading a small cluster's control plane takes a minute or two."""
+LOG_ATTEMPTS = 3
+MEANINGS = {
+    BAD_INPUT: "bad options or data",
+    REFUSED: "refused by the gate",
+    STOPPED: "stopped",
+}
+STUCK = {
+    "ImagePullBackOff",
+    "InvalidImageName",
+    "ErrImageNeverPull",
+    "CreateContainerConfigError",
+    "CreateContainerError",
+}
+"""Reasons to wait that do not pass by themselves: a Job's pods can't be changed."""
+ON_THE_WAY = {"ContainerCreating", "PodInitializing"}
+
+
+class Follower:
+    """`show` gets each line of the Job's log once; `tell` hears what happens around it.
+
+    A pod that takes over from another is followed in its turn. A broken connection is taken up where it broke.
+    """
+
+    def __init__(self, cluster: Cluster, job: str, *, show: Callable[[str], None], tell: Callable[[str], None]) -> None:
+        self.cluster, self.job, self.show, self.tell = cluster, job, show, tell
+        self._told: set[str] = set()
+        self._shown_until: dict[str, str] = {}
+        self._log_failures: Counter[str] = Counter()
+        self._owed: set[str] = set()
+        """pods with more log to show, as far as is known"""
+        self._ended: set[str] = set()
+
+    def run(self) -> bool:
+        """Returns, once it has ended, whether the Job succeeded. Raises ClusterError if it can't run or be seen."""
+        away_since: float | None = None
+        while True:
+            try:
+                outcome = self._look()
+                away_since = None
+                if outcome is not None:
+                    return outcome
+            except Unreachable as error:
+                away_since = away_since or time.monotonic()
+                if time.monotonic() - away_since > PATIENCE_S:
+                    raise ClusterError(f"{error}; {self.job} may well be running") from error
+                self._tell_once(f"{error}; trying again")
+            time.sleep(POLL_S)
+
+    def _look(self) -> bool | None:
+        """One round; the Job's success if it has ended. The Job is read first: none of its pods comes later then."""
+        try:
+            job = self.cluster.read("Job", self.job)
+        except Missing as error:
+            raise ClusterError(f"{self.job} is gone: it was deleted") from error
+        end = _end(job)
+        pods = self.cluster.list("Pod", labelSelector=f"batch.kubernetes.io/job-name={self.job}")
+        for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"])):
+            self._look_at(pod, job_ended=end is not None)
+        if not pods:
+            self._say_why_no_pod(job)
+        self._owed &= {pod["metadata"]["name"] for pod in pods}  # an evicted pod may be gone with its log
+        if end is None or self._owed:
+            return None
+        succeeded: bool = end["type"] == "Complete"
+        self.tell("succeeded" if succeeded else f"failed: {end.get('reason')}: {_words(end)}")
+        return succeeded
+
+    def _look_at(self, pod: Json, *, job_ended: bool) -> None:
+        name, status = pod["metadata"]["name"], pod.get("status", {})
+        if name in self._ended:
+            return
+        for condition in status.get("conditions", []):
+            if condition["type"] == "PodScheduled" and condition["status"] == "False":
+                self._tell_once(f"waits for a node: {_words(condition)}")
+        state: Json = next((c["state"] for c in status.get("containerStatuses", []) if c["name"] == CONTAINER), {})
+        if waiting := state.get("waiting"):
+            self._say_why_waiting(waiting)
+        terminated: Json | None = state.get("terminated")
+        if terminated or "running" in state:
+            self._tell_once(f"pod {name} runs on {pod['spec'].get('nodeName', 'a node')}")
+            self._copy_log(name, final=terminated is not None or job_ended)
+        if terminated and name in self._ended and terminated["exitCode"]:
+            self.tell(f"pod {name} ended with status {terminated['exitCode']}: {_meaning(terminated)}")
+
+    def _copy_log(self, pod: str, *, final: bool) -> None:
+        """A log that breaks off is read again in the next round, without the lines that were shown."""
+        self._owed.add(pod)
+        try:
+            for stamp, line in self.cluster.log(pod, CONTAINER):
+                # The kubelet's stamps have a fixed width: text order is time order.
+                if stamp > self._shown_until.get(pod, ""):
+                    self.show(line)
+                    self._shown_until[pod] = stamp
+        except ClusterError as error:
+            self._log_failures[pod] += 1
+            if not final or self._log_failures[pod] < LOG_ATTEMPTS:
+                return
+            self.tell(f"the rest of pod {pod}'s log can't be read: {error}")
+        if final:
+            self._owed.remove(pod)
+            self._ended.add(pod)
+
+    def _say_why_waiting(self, waiting: Json) -> None:
+        reason = waiting.get("reason", "")
+        if reason in STUCK:
+            raise ClusterError(
+                f"{self.job} can't start: {reason}: {_words(waiting)}; "
+                f"mend that, or end it: kubectl delete job {self.job}"
+            )
+        if reason and reason not in ON_THE_WAY:
+            self._tell_once(f"waits: {reason}: {_words(waiting)}")
+
+    def _say_why_no_pod(self, job: Json) -> None:
+        if job["spec"].get("suspend"):
+            self._tell_once("suspended: it waits in a queue to be admitted")
+        with suppress(ClusterError):  # seeing events takes a right of its own
+            for event in self.cluster.list("Event", fieldSelector=f"involvedObject.name={self.job}"):
+                if event.get("type") == "Warning":
+                    self._tell_once(f"{event.get('reason')}: {_words(event)}")
+
+    def _tell_once(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self.tell(text)
+
+
+def _end(job: Json) -> Json | None:
+    """The condition that says how the Job ended, if it has."""
+    conditions: list[Json] = job.get("status", {}).get("conditions", [])
+    return next((c for c in conditions if c["type"] in ("Complete", "Failed") and c["status"] == "True"), None)
+
+
+def _meaning(terminated: Json) -> str:
+    """Of a container's exit status; the kubelet's own word for what is not one of ours."""
+    reason: str = terminated.get("reason", "Error")
+    return MEANINGS.get(terminated["exitCode"], reason)
+
+
+def _words(said: Json) -> str:
+    return " ".join(said.get("message", "").split()) or "no message"

@@ -1,0 +1,294 @@
+"""What a model's training asks of a cluster, and the Job that asks for it. Torch-free.
+
+`python -m training.generate` writes deploy/train-<model>.yaml from here; `python -m training.submit` creates it.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+
+from serving.spec import ModelSpec
+from training.errors import BAD_INPUT, REFUSED, STOPPED
+
+ROOT = Path(__file__).parents[1]
+
+ACCOUNT = "atelier-training"
+MODELS, RUNS = "atelier-models", "atelier-runs"
+"""The claims of the model repository, which Triton serves, and of the run directories. All Jobs share both."""
+CONTAINER = "train"
+GPU = "nvidia.com/gpu"
+USER = 1000
+"""The user that deploy/images/*.Dockerfile make."""
+METRICS_PORT = 8000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A model's training on a cluster. `memory` is a Kubernetes quantity, both reserved and the limit.
+
+    `corpus` says where the pictures come from, for the reader of the manifest. `deadline_h` ends a Job that
+    hangs, with time to spare for one that does not. `options` go to training.run as they are.
+    """
+
+    corpus: str
+    options: tuple[str, ...] = ()
+    gpus: int = 1
+    cpus: int = 4
+    memory: str = "8Gi"
+    deadline_h: int = 24
+
+    def __post_init__(self) -> None:
+        assert self.gpus >= 0, f"gpus {self.gpus}: 0 or more"
+        assert min(self.cpus, self.deadline_h) > 0, f"cpus {self.cpus}, deadline_h {self.deadline_h}: 1 or more"
+        assert re.fullmatch(r"\d+[GM]i", self.memory), f"memory {self.memory!r}: such as 8Gi or 512Mi"
+
+
+def image(accelerator: str) -> str:
+    """The training image for "gpu" or "cpu". pyproject.toml's version is the one place that sets the tag."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return f"atelier-training:{project['version']}-{accelerator}"
+
+
+def file(model: str) -> Path:
+    """Where that text goes, from the root of the repository."""
+    return Path("deploy", f"train-{_dashed(model)}.yaml")
+
+
+def render(spec: ModelSpec, job: Job) -> str:
+    """The text of deploy/train-<model>.yaml."""
+    header = _header(spec, job).splitlines()
+    comment = "".join(f"# {line}".rstrip() + "\n" for line in header)
+    return comment + dump([_yaml(document) for document in documents(spec.name, job)])
+
+
+def dump(manifests: list[Any]) -> str:
+    """Manifests as the text of one YAML file."""
+    text = StringIO()
+    _emitter().dump_all(manifests, text)
+    return text.getvalue()
+
+
+def load(path: Path) -> list[Any]:
+    """The manifests of a YAML file; `dump` writes them back with their comments."""
+    return list(_emitter().load_all(path.read_text()))
+
+
+def documents(model: str, job: Job) -> list[dict[str, Any]]:
+    """What the file holds. A tuple is written on one line; a `Note` stands above its value."""
+    return [_account(), _claim(MODELS, "5Gi"), _claim(RUNS, "20Gi"), _job(model, job)]
+
+
+class Note(NamedTuple):
+    text: str
+    value: Any
+
+
+def _account() -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "ServiceAccount",
+        "metadata": {"name": ACCOUNT, "labels": _labels("training")},
+        "automountServiceAccountToken": False,
+    }
+
+
+def _claim(name: str, storage: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": name, "labels": _labels("storage")},
+        "spec": {"accessModes": ("ReadWriteOnce",), "resources": {"requests": {"storage": storage}}},
+    }
+
+
+def _labels(component: str) -> dict[str, Any]:
+    return {"app.kubernetes.io/part-of": "atelier", "app.kubernetes.io/component": component}
+
+
+def _job(model: str, job: Job) -> dict[str, Any]:
+    labels = {"app.kubernetes.io/name": _dashed(model), **_labels("training")}
+    queue = "With Kueue, the queue that admits this Job:\nkueue.x-k8s.io/queue-name: atelier"
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": f"train-{_dashed(model)}",
+            "labels": {"app.kubernetes.io/name": Note(queue, _dashed(model)), **_labels("training")},
+        },
+        "spec": {
+            "backoffLimit": 4,
+            "activeDeadlineSeconds": Note(
+                f"{job.deadline_h} hours in all; time spent waiting for a node counts.", job.deadline_h * 3600
+            ),
+            "ttlSecondsAfterFinished": 24 * 3600,
+            "podFailurePolicy": {"rules": _failure_rules()},
+            "template": {"metadata": {"labels": labels}, "spec": _pod(model, job)},
+        },
+    }
+
+
+def _failure_rules() -> list[Any]:
+    def on_exit(*codes: int) -> dict[str, Any]:
+        return {"containerName": CONTAINER, "operator": "In", "values": codes}
+
+    return [
+        Note(
+            "A drained, preempted or evicted pod resumes elsewhere and does not count against backoffLimit.",
+            {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+        ),
+        Note(
+            "Nor does one that was told to stop and wrote its checkpoint first.",
+            {"action": "Ignore", "onExitCodes": on_exit(STOPPED)},
+        ),
+        Note(
+            f"{BAD_INPUT}: bad options or data. {REFUSED}: refused by the gate. Neither gets better by trying again.",
+            {"action": "FailJob", "onExitCodes": on_exit(BAD_INPUT, REFUSED)},
+        ),
+    ]
+
+
+def _pod(model: str, job: Job) -> dict[str, Any]:
+    pod: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "serviceAccountName": ACCOUNT,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": Note("Time to finish a step and write a checkpoint.", 120),
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    }
+    if job.gpus:
+        pod["tolerations"] = [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}]
+    return pod | {"containers": [_container(model, job)], "volumes": _volumes()}
+
+
+def _container(model: str, job: Job) -> dict[str, Any]:
+    resources: dict[str, Any] = {"cpu": job.cpus, "memory": job.memory}
+    if job.gpus:
+        resources[GPU] = job.gpus
+    return {
+        "name": CONTAINER,
+        "image": image("gpu" if job.gpus else "cpu"),
+        "command": ("python", "-m", "training.run"),
+        "args": [
+            model,
+            "--runs=/runs",
+            Note(
+                "A pod that takes over from another goes on with its run, which has the Job's name.",
+                "--name=$(JOB_NAME)",
+            ),
+            "--resume",
+            "--publish=/models",
+            f"--metrics-port={METRICS_PORT}",
+            *job.options,
+        ],
+        "env": [
+            {
+                "name": "JOB_NAME",
+                "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['batch.kubernetes.io/job-name']"}},
+            },
+            Note(
+                "As many threads as the container has CPUs, not as the node has.",
+                {"name": "OMP_NUM_THREADS", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}},
+            ),
+        ],
+        "ports": [{"name": "metrics", "containerPort": METRICS_PORT}],
+        "resources": {"limits": Note("No requests are given: they default to these.", resources)},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ("ALL",)},
+        },
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            {"name": "models", "mountPath": "/models"},
+            {"name": "runs", "mountPath": "/runs"},
+            {"name": "tmp", "mountPath": "/tmp"},
+            {"name": "shm", "mountPath": "/dev/shm"},
+        ],
+    }
+
+
+def _volumes() -> list[Any]:
+    return [
+        {"name": "models", "persistentVolumeClaim": {"claimName": MODELS}},
+        {"name": "runs", "persistentVolumeClaim": {"claimName": RUNS}},
+        {"name": "tmp", "emptyDir": {"sizeLimit": "4Gi"}},
+        Note(
+            "The gate's Triton passes tensors through it. Counts as memory of the container.",
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}},
+        ),
+    ]
+
+
+def _header(spec: ModelSpec, job: Job) -> str:
+    name = f"train-{_dashed(spec.name)}"
+    return f"""\
+Trains {spec.name}: {spec.summary}. Its corpus: {job.corpus}.
+A run that passes its gate is published to the volume {MODELS}, where Triton finds it.
+
+  kubectl apply -f {file(spec.name)}
+  kubectl logs -f job/{name}
+
+What to change for your cluster:
+- image: `deploy/images/build.sh training-gpu` builds it. Push it where the cluster can pull it, and name that here.
+- {GPU}: without GPUs delete it and the toleration, and take the image that ends in -cpu (training-cpu).
+- accessModes: ReadWriteMany where Triton, or another Job, runs on another node than this Job.
+- storageClassName: not set, so the cluster's default is used.
+
+A Job is applied once. After a change: kubectl delete job {name}, then apply; it goes on where it stopped. For a
+new run give the Job a new name, as `python -m training.submit {spec.name} --follow` does for you.
+Never `kubectl delete -f` this file: that deletes the volumes, and every model and run on them.
+
+Generated by `python -m training.generate` from training/models/{spec.name}/ and training/jobs.py.
+"""
+
+
+def _dashed(model: str) -> str:
+    """The model's name in Kubernetes, which knows no underscore."""
+    return model.replace("_", "-")
+
+
+def _emitter() -> YAML:
+    yaml = YAML()
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.width = 200
+    return yaml
+
+
+def _yaml(value: Any, column: int = 0) -> Any:
+    """`value` as ruamel's nodes, whose first key or dash stands at `column`; Notes become comments."""
+    if isinstance(value, Mapping):
+        node: Any = CommentedMap()
+        for key, item in value.items():
+            _add(node, key, item, column)
+        return node
+    if isinstance(value, list | tuple):
+        node = CommentedSeq([None] * len(value))
+        for index, item in enumerate(value):
+            _add(node, index, item, column)
+        if isinstance(value, tuple):
+            node.fa.set_flow_style()
+        return node
+    return value
+
+
+def _add(node: Any, key: Any, item: Any, column: int) -> None:
+    text, value = item if isinstance(item, Note) else ("", item)
+    node[key] = _yaml(value, column + 2)
+    if text:
+        node.yaml_set_comment_before_after_key(key, before=text, indent=column)

@@ -1,0 +1,211 @@
+"""Create a model's training Job on a cluster. Run: python -m training.submit wgan --follow
+
+    python -m training.submit wgan --set steps=2000 seed=3     with other options, checked here first
+    python -m training.submit wgan --image registry.example/atelier-training:0.1.0-gpu
+    python -m training.submit wgan --cpu                       on a cluster without GPUs
+    python -m training.submit wgan --dry-run                   print what would be created
+
+Creates what deploy/train-wgan.yaml holds: the Job under a name of its own, the rest where it is not there yet.
+
+Exit status: 0 created or, with --follow, succeeded; 1 the Job failed or can't run; 2 nothing was started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from ruamel.yaml.error import YAMLError
+
+from training import catalog, jobs
+from training.cluster import Cluster, ClusterError, Exists, connect
+from training.errors import BAD_INPUT, BadInput
+from training.follow import Follower
+
+INTERRUPTED = 130
+CONVERTERS: dict[type, Callable[[str], object]] = {
+    int: int,
+    float: float,
+    str: str,
+    bool: lambda text: {"true": True, "false": False}[text.lower()],
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    asked = _parser().parse_args(arguments)
+    try:
+        manifests = _manifests(asked)
+        if asked.dry_run:
+            print(jobs.dump(manifests), end="")
+            return 0
+        cluster = connect(namespace=asked.namespace, context=asked.context)
+        job = _create(cluster, manifests)
+    except (BadInput, ClusterError) as error:
+        print(f"training.submit: {error}", file=sys.stderr)
+        return BAD_INPUT
+    if asked.follow:
+        return _follow(cluster, job)
+    print(f"created {job}; its log: kubectl logs --namespace {cluster.namespace} --follow job/{job}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.submit", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("model", metavar="MODEL", help=", ".join(_trainable()))
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="options of the model"
+    )
+    parser.add_argument("--preset", help="of the model's options")
+    parser.add_argument("--name", help="of the Job and its run; a new one if left out")
+    parser.add_argument("--image", help="where your cluster finds the training image")
+    parser.add_argument("--cpu", action="store_true", help="ask for no GPU, and take the CPU image")
+    parser.add_argument("--namespace", help="that of the kubeconfig's context if left out")
+    parser.add_argument("--context", help="of the kubeconfig; its current one if left out")
+    parser.add_argument("--follow", action="store_true", help="copy the log, wait for the end, return its success")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be created and stop")
+    return parser
+
+
+def _trainable() -> list[str]:
+    return [name for name in catalog.names() if catalog.job(name)]
+
+
+# --- what to create ---
+
+
+def _manifests(asked: argparse.Namespace) -> list[Any]:
+    """The manifests of deploy/train-<model>.yaml, which a reader may have edited, with what was asked for."""
+    if asked.model not in _trainable():
+        raise BadInput(f"MODEL: no {asked.model!r}; there are {', '.join(_trainable())}")
+    path = jobs.file(asked.model)
+    try:
+        manifests = jobs.load(jobs.ROOT / path)
+        (job,) = (manifest for manifest in manifests if manifest["kind"] == "Job")
+        pod = job["spec"]["template"]["spec"]
+        (container,) = (container for container in pod["containers"] if container["name"] == jobs.CONTAINER)
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror}; `make generate` writes it") from error
+    except (YAMLError, LookupError, TypeError, ValueError) as error:
+        raise BadInput(
+            f"{path}: not one Job with a container {jobs.CONTAINER!r}; `make generate` writes it anew"
+        ) from error
+    _change(job, pod, container, asked)
+    return manifests
+
+
+def _change(job: Any, pod: Any, container: Any, asked: argparse.Namespace) -> None:
+    if asked.name:
+        job["metadata"]["name"] = asked.name
+    else:
+        job["metadata"].insert(0, "generateName", f"{job['metadata'].pop('name')}-")
+    container["args"] += training_arguments(asked.model, asked.preset, asked.set)
+    if asked.cpu:
+        container["image"] = container["image"].removesuffix("-gpu") + "-cpu"
+        container["resources"]["limits"].pop(jobs.GPU, None)
+        pod.pop("tolerations", None)
+    if asked.image:
+        container["image"] = asked.image
+
+
+def training_arguments(model: str, preset: str | None, settings: list[str]) -> list[str]:
+    """training.run's command line for a preset and KEY=VALUEs. Raises BadInput for what training.run would refuse."""
+    if not (preset or settings):
+        return []
+    try:
+        recipe = catalog.recipe(model)
+    except ModuleNotFoundError as error:
+        raise BadInput(
+            f"--set and --preset are checked against the model's code, which needs {error.name}: "
+            "pip install '.[training]'"
+        ) from error
+    if preset and preset not in recipe.PRESETS:
+        raise BadInput(f"--preset: no {preset!r}; {model} has {', '.join(recipe.PRESETS)}")
+    values = dict(_setting(model, recipe.Options, text) for text in settings)
+    try:
+        dataclasses.replace(recipe.PRESETS[preset or "default"], **values)
+    except BadInput as error:
+        raise BadInput(f"--set: {error}") from error
+    return ([f"--preset={preset}"] if preset else []) + [_flag(key, value) for key, value in values.items()]
+
+
+def _setting(model: str, options: Any, text: str) -> tuple[str, object]:
+    key, equals, value = text.partition("=")
+    key, types = key.replace("-", "_"), typing.get_type_hints(options)
+    if not equals:
+        raise BadInput(f"--set {text}: give it as KEY=VALUE")
+    if key not in types:
+        raise BadInput(f"--set {text}: {model} has no option {key!r}; it has {', '.join(types)}")
+    try:
+        return key, CONVERTERS.get(types[key], str)(value)
+    except (ValueError, KeyError) as error:
+        raise BadInput(f"--set {text}: {value!r} is no {types[key].__name__}") from error
+
+
+def _flag(key: str, value: object) -> str:
+    """As tyro reads it: a switch has a name for on and another for off."""
+    flag = key.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag}={value}"
+
+
+# --- on the cluster ---
+
+
+def _create(cluster: Cluster, manifests: list[Any]) -> str:
+    """What the Job stands on where it is not there yet, then the Job; returns its name."""
+    *basis, job = sorted(manifests, key=lambda manifest: manifest["kind"] == "Job")
+    for manifest in basis:
+        try:
+            name = cluster.create(manifest)
+            print(f"created {manifest['kind']} {name}", file=sys.stderr)
+        except Exists:
+            pass  # claims hold data and may have been changed by their owner: they stay as they are
+    try:
+        return cluster.create(job)
+    except Exists as error:
+        raise ClusterError(f"--name: {error}; choose another, or leave --name out") from error
+
+
+def _follow(cluster: Cluster, job: str) -> int:
+    def tell(text: str) -> None:
+        print(f"{job}: {text}", file=sys.stderr, flush=True)
+
+    tell("created")
+    try:
+        succeeded = Follower(cluster, job, show=lambda line: print(line, flush=True), tell=tell).run()
+    except ClusterError as error:
+        print(f"training.submit: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        _leave_or_end(cluster, job, tell)
+        return INTERRUPTED
+    return 0 if succeeded else 1
+
+
+def _leave_or_end(cluster: Cluster, job: str, tell: Callable[[str], None]) -> None:
+    """Ctrl-C ends the following; whether it ends the Job, only a person can say."""
+    try:
+        if sys.stdin.isatty():
+            print(f"\nLeave {job} running? [Y/n] ", end="", file=sys.stderr, flush=True)
+            if input().strip().lower() in ("n", "no"):
+                cluster.delete("Job", job)
+                tell("deleted; its run stays on the volume")
+                return
+    except (EOFError, KeyboardInterrupt):
+        pass
+    except ClusterError as error:
+        tell(f"not deleted: {error}")
+        return
+    tell(f"left running; kubectl logs --namespace {cluster.namespace} --follow job/{job} follows it")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
