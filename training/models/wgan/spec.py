@@ -18,10 +18,13 @@ SPEC = ModelSpec(
     threads=2,
     # Rounding to UINT8 turns a difference of 1e-5 in the eager output into one level now and then.
     golden_atol=1.0,
+    # What keeps a broken generator out. Pictures that are known to be bad, measured the same way, score: sliced
+    # Wasserstein 3.0 (blurred by one pixel), 5.3 (forty repeated), 6.5 (gray), 45 (noise); palette 0.50 (gray), 0.09
+    # (noise); structure 0 (noise).
     thresholds=(
-        Threshold(metric="sliced_wasserstein_ratio", at_most=3.0, may_worsen_by=0.25),
+        Threshold(metric="sliced_wasserstein_ratio", at_most=2.0, may_worsen_by=0.25),
         Threshold(metric="structure", at_least=0.5, may_worsen_by=0.05),
-        Threshold(metric="palette", at_least=0.8, may_worsen_by=0.05),
+        Threshold(metric="palette", at_least=0.6, may_worsen_by=0.05),
     ),
     aims=(
         Threshold(metric="sliced_wasserstein_ratio", at_most=1.5),

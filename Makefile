@@ -1,0 +1,65 @@
+# Everything this project can be asked. `make` alone prints what there is.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Where pip finds torch. On Linux the default index's build brings CUDA along (2 GB); without a GPU, give
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+MODEL ?= wgan
+
+.PHONY: help setup demo test check fix generate serve train evaluate bench images clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+# Each stamp is newer than the pyproject files it was installed from, so that a second call installs nothing.
+$(VENV)/.serving: pyproject.toml clients/pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) '.[serving]' --editable './clients[video]'
+	touch $@
+
+$(VENV)/.everything: pyproject.toml clients/pyproject.toml $(VENV)/.serving
+	$(if $(TORCH_INDEX),$(PIP) 'torch==2.13.0' --index-url $(TORCH_INDEX))
+	$(PIP) '.[dev]' --editable './clients[video]'
+	touch $@
+
+setup: $(VENV)/.everything  ## install everything into .venv: serving, clients, training, tests
+
+demo: $(VENV)/.serving  ## the shortest way to a picture: start the server, render out/walk.gif, stop
+	$(BIN)/python clients/walk.py --steps 20 --out out/walk.gif
+
+test: check  ## install everything, check, run all tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: $(VENV)/.everything  ## lint, types, generated files; changes nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m training.generate --check
+
+fix: $(VENV)/.everything  ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+generate: $(VENV)/.everything  ## write config.pbtxt, Jobs and the SDK's tensor table anew from the specs
+	$(BIN)/python -m training.generate
+
+serve: $(VENV)/.serving  ## serve the committed models on 127.0.0.1:8000 (HTTP), :8001 (gRPC), :8002 (metrics)
+	$(BIN)/python -m serving.embedded
+
+train: $(VENV)/.everything  ## train MODEL=wgan with its default preset into runs/; goes on if it was stopped
+	$(BIN)/python -m training.run $(MODEL) --resume
+
+evaluate: $(VENV)/.everything  ## measure the last checkpoint of MODEL=wgan
+	$(BIN)/python -m training.run $(MODEL) --evaluate runs/$(MODEL)/checkpoints/last.pt
+
+bench: $(VENV)/.everything  ## the ratios of the README: serving against ONNX Runtime, training against plain float32
+	PYTHONPATH=. $(BIN)/python tests/load/bench_serving.py
+	PYTHONPATH=. $(BIN)/python tests/load/bench_training.py
+
+images:  ## build the CPU images with podman or docker
+	deploy/images/build.sh
+
+clean:  ## remove .venv and out/; runs/ stays
+	rm -rf $(VENV) out
