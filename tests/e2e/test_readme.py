@@ -1,0 +1,80 @@
+"""The README's commands: each exists, and the quick ones run as they are written."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
+TARGETS = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+
+# Those that need neither a server nor minutes; what they write goes to the test's own folder.
+QUICK = [c for c in COMMANDS if "--dry-run" in c or "serving.repository" in c]
+
+
+def test_readme_has_its_commands() -> None:
+    """The two that do everything, the artist's, the cluster's; and enough quick ones for a test to mean something."""
+    for command in (
+        "make demo",
+        "make test",
+        "python clients/walk.py --steps 20",
+        "kubectl apply -f deploy/train-wgan.yaml",
+    ):
+        assert command in COMMANDS
+    assert len(QUICK) >= 3
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_exists(command: str) -> None:
+    """Its make target, module, script or manifest is there."""
+    words = command.split()
+    match words:
+        case ["make", target, *_]:
+            assert target in TARGETS
+        case ["python", "-m", module, *_]:
+            assert importlib.util.find_spec(module) is not None
+        case ["python", script, *_]:
+            assert (ROOT / script).is_file()
+        case ["kubectl", "apply", "-f", manifest]:
+            assert (ROOT / manifest).is_file()
+        case _:
+            pytest.fail(f"README has a command that no test knows: {command}")
+
+
+@pytest.mark.parametrize("command", QUICK)
+def test_quick_command_runs(command: str) -> None:
+    """Exit status 0, and something on standard output."""
+    words = [sys.executable, *command.split()[1:]]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_walk_knows_every_flag_that_the_readme_gives_it() -> None:
+    """Flags in the README are flags of walk.py."""
+    done = subprocess.run(
+        [sys.executable, "clients/walk.py", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    used = {word for c in COMMANDS if "walk.py" in c for word in c.split() if word.startswith("--")}
+    assert used
+    assert used <= set(re.findall(r"--[a-z-]+", done.stdout))
+
+
+def test_pictures_that_the_readme_shows_are_there() -> None:
+    """Every local image of the README is in the repository."""
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
+    assert pictures
+    assert [p for p in pictures if not (ROOT / p).is_file()] == []
+
+
+def test_bare_make_prints_help() -> None:
+    """`make` alone lists the targets with a word on each."""
+    done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    for target in ("demo", "test", "serve", "train"):
+        assert re.search(rf"make {target} +\w", done.stdout)
