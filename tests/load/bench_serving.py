@@ -3,8 +3,8 @@
 Run: make bench      (last line of stdout: one JSON object)
 
 Both sides run the same 20 latents in the same run, in turn, with the same threads; figures are medians of the rounds.
-In process is ONNX Runtime at its best: its threads spin while they wait. A pause before each turn lets them fall asleep,
-or they would take their cores away from the server.
+In process is ONNX Runtime at its best: its threads spin while they wait. A pause before each turn lets them sleep, or
+they would take their cores away from the server.
 """
 
 from __future__ import annotations
