@@ -31,6 +31,7 @@ from serving.errors import PortTaken, RepositoryError, ServerError, ServingError
 from serving.repository import REPOSITORY, models, versions
 
 KEEPER = Path(__file__).with_name("keeper.py")
+ENDING = (signal.SIGINT, signal.SIGTERM)
 FREE_PORT_ATTEMPTS = 5
 START_TIMEOUT_S = 120.0
 EXIT_TIMEOUT_S = 15  # for requests that run; shorter than the keeper's patience
@@ -128,8 +129,15 @@ class Embedded:
         assert self._server is None, "it runs already"
         attempts = FREE_PORT_ATTEMPTS if 0 in astuple(self.ports) else 1
         for left in reversed(range(attempts)):
-            server = _Server(self, self.ports.chosen(self.host))
+            held = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
             try:
+                server = _Server(self, self.ports.chosen(self.host))
+            except BaseException:
+                signal.pthread_sigmask(signal.SIG_SETMASK, held)
+                raise
+            try:
+                # A signal that came while the keeper started strikes here, where the keeper is known and ended.
+                signal.pthread_sigmask(signal.SIG_SETMASK, held)
                 server.wait_until_ready(time.monotonic() + self.timeout_s)
             except BaseException as exc:
                 server.stop(keep_log=isinstance(exc, ServerError))

@@ -41,7 +41,7 @@ def main(prefix: str, folder: str, *command: str) -> int:
 def _as_server() -> None:
     """In the server, before it starts: should the keeper itself be killed, the kernel ends the server."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def _end_with_input(pid: int) -> None:
