@@ -243,19 +243,17 @@ class _Server:
 
 
 def servable(repository: Path, names: Sequence[str] = ()) -> list[str]:
-    """The models (or the named ones) that have a version. Raises RepositoryError if there are none."""
+    """The named models, or else those that have a version. Raises RepositoryError for a named one without, or none."""
     known = models(repository)
     for name in names:
         if name not in known:
             raise RepositoryError(f"--model {name}: not in {repository}, which has {', '.join(known)}")
     wanted = list(names) or known
-    with_version = [name for name in wanted if versions(repository, name)]
-    if not with_version:
-        missing = ", ".join(wanted)
-        raise RepositoryError(
-            f"{repository}: no version of {missing} yet; `python -m training.run {wanted[0]}` publishes one"
-        )
-    return with_version
+    missing = [name for name in wanted if not versions(repository, name)]
+    if missing and (names or missing == wanted):
+        command = f"python -m training.run {missing[0]} --publish {repository}"
+        raise RepositoryError(f"{repository}: no version of {', '.join(missing)} yet; `{command}` makes one")
+    return [name for name in wanted if name not in missing]
 
 
 def _arguments(plan: Embedded, ports: Ports, server_id: str, backends: Path) -> list[str]:

@@ -1,17 +1,28 @@
-"""ModelSpec -> config.pbtxt, through Triton's own protobuf schema. Run: python -m serving.pbtxt wgan"""
+"""ModelSpec -> config.pbtxt, through Triton's own protobuf schema, and labels.txt beside it.
+
+`python -m training.generate` writes both into the committed repository; publishing writes them into any other.
+"""
 
 from __future__ import annotations
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from serving.repository import CONFIG
 from serving.spec import ANY, ModelSpec, Tensor
 
+LABELS = "labels.txt"
 VERSIONS_SERVED = 2
 """The newest version and the one before it, so that a client pinned to N-1 is answered at once."""
 WARMUP_SIDE = 64
 """Pixels that stand for a free dimension while warming up."""
 HEADER = "# Generated from the model's spec.py by `python -m training.generate`; edit that instead.\n"
+
+
+def files(spec: ModelSpec) -> dict[str, str]:
+    """What stands beside a model's versions, by file name; a file comes before the one that names it."""
+    labels = {LABELS: "".join(f"{label}\n" for label in spec.labels)} if spec.labels else {}
+    return labels | {CONFIG: render(spec)}
 
 
 def render(spec: ModelSpec) -> str:
@@ -41,7 +52,7 @@ def _dtype(tensor: Tensor) -> int:
 
 
 def _output(tensor: Tensor, spec: ModelSpec) -> pb.ModelOutput:
-    labels = "labels.txt" if spec.labels else ""
+    labels = LABELS if spec.labels else ""
     return pb.ModelOutput(name=tensor.name, data_type=_dtype(tensor), dims=tensor.shape, label_filename=labels)
 
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from serving import cli
@@ -99,11 +100,11 @@ def card(repository: Path, model: str, version: int) -> Card:
     return Card.read(repository / model / str(version) / CARD)
 
 
-def publish(candidate: Path, repository: Path, model: str, *, config: str | None = None) -> int:
+def publish(candidate: Path, repository: Path, model: str, *, beside: Mapping[str, str] = MappingProxyType({})) -> int:
     """Adds `candidate` (a folder with model.onnx, card.json, golden.npz) as the next version; returns that.
 
-    A reader sees the whole version or none of it, whatever happens meanwhile; no number is used twice. `config`
-    becomes config.pbtxt. Raises RepositoryError, having left the repository as it was.
+    A reader sees the whole version or none of it, whatever happens meanwhile; no number is used twice. `beside` are
+    the texts of files beside the versions, pbtxt.files(spec). Raises RepositoryError, having changed nothing.
     """
     _check(candidate, model)
     folder = repository / model
@@ -113,8 +114,8 @@ def publish(candidate: Path, repository: Path, model: str, *, config: str | None
             number = max(_numbers_used(folder), default=0) + 1
             _number(staged, number)
             _sync(staged)
-            if config is not None:
-                _replace(folder / CONFIG, config)
+            for name, text in beside.items():
+                _replace(folder / name, text)
             staged.rename(folder / str(number))
             _sync(folder)
     return number

@@ -22,16 +22,19 @@ from serving.errors import Disagreement, RepositoryError, ServerError
 from serving.repository import GOLDEN, REPOSITORY, newest
 
 TIMEOUT_S = 60.0
+LEVELS_ATOL, NUMBERS_ATOL = 1.0, 1e-3
+"""Differences allowed unless told otherwise: one level of a picture, and what rounding leaves of other numbers."""
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 
 
-def verify(url: str, model: str, version: int, golden: Path, atol: float) -> float:
+def verify(url: str, model: str, version: int, golden: Path, atol: float | None = None) -> float:
     """Sends the golden inputs to the gRPC address `url` and compares what comes back with the golden outputs.
 
-    Returns the largest difference, in the outputs' own unit. Raises Disagreement for one above `atol` or for
-    another shape or dtype, ServerError without an answer, RepositoryError for an unreadable golden batch.
+    Returns the largest difference, in the outputs' own unit. Raises Disagreement for one above `atol` (None: what
+    rounding explains) or for another shape or dtype, ServerError without an answer, RepositoryError for an
+    unreadable golden batch.
     """
     arrays = _read(golden)
     with triton.InferenceServerClient(url) as client:
@@ -74,10 +77,12 @@ def _tensor(name: str, array: Array) -> triton.InferInput:
     return tensor
 
 
-def _difference(where: str, name: str, answer: Array | None, expected: Array, atol: float) -> float:
+def _difference(where: str, name: str, answer: Array | None, expected: Array, atol: float | None) -> float:
     if answer is None or (answer.shape, answer.dtype) != (expected.shape, expected.dtype):
         got = "nothing" if answer is None else f"{answer.dtype} {answer.shape}"
         raise Disagreement(f"{where}: {name} is {got}; its golden batch has {expected.dtype} {expected.shape}")
+    if atol is None:
+        atol = LEVELS_ATOL if expected.dtype.kind in "iu" else NUMBERS_ATOL
     largest = float(np.abs(answer.astype(np.float64) - expected.astype(np.float64)).max())
     if not largest <= atol:  # NaN disagrees, too
         raise Disagreement(f"{where}: {name} differs from its golden batch by up to {largest:g}, allowed {atol:g}")
@@ -97,7 +102,8 @@ def _parser() -> cli.Parser:
     parser.add_argument("--version", type=int, help="default: the newest in the repository")
     parser.add_argument("--url", default="localhost:8001", help="gRPC address, without http://; default %(default)s")
     parser.add_argument("--repository", type=Path, default=REPOSITORY, help="where the golden batch lies")
-    parser.add_argument("--atol", type=float, default=1.0, help="largest difference allowed; default %(default)s")
+    explained = f"{LEVELS_ATOL:g} for levels of a picture, {NUMBERS_ATOL:g} for other numbers"
+    parser.add_argument("--atol", type=float, help=f"largest difference allowed; default {explained}")
     return parser
 
 

@@ -39,5 +39,6 @@ def job(name: str) -> Job | None:
 
 
 def recipe(name: str) -> ModuleType:
-    """The training module: `Options`, `PRESETS`, `train`, `evaluate`, `load_generator`. Imports torch."""
+    """The training module: `Options`, `PRESETS`, `load_corpus`, `train`, `load_net`, `served`, `golden`, `evaluate`.
+    Imports torch."""
     return import_module(f"training.models.{name}.train")

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from contextlib import AbstractContextManager
 
 import torch
 
+from training.errors import BadInput
+
 
 def pick_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """A GPU where there is one, else the CPU, unless ATELIER_DEVICE says cuda or cpu. BadInput for a GPU that is not
+    there: a Job that asked for one would train for days on the CPU."""
+    asked, found = os.environ.get("ATELIER_DEVICE", ""), torch.cuda.is_available()
+    if asked not in ("", "cuda", "cpu"):
+        raise BadInput(f"ATELIER_DEVICE: no {asked!r}; give cuda or cpu, or leave it out")
+    if asked == "cuda" and not found:
+        built = torch.version.cuda is not None
+        why = "no GPU is to be seen; check the driver and, on a cluster, the limit nvidia.com/gpu"
+        without = "this torch is built for the CPU; take the image that ends in -gpu"
+        raise BadInput(f"ATELIER_DEVICE: cuda was asked for, but {why if built else without}, or leave it out")
+    return torch.device(asked or ("cuda" if found else "cpu"))
 
 
 def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[None]:

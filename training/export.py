@@ -50,11 +50,11 @@ ONNX_TYPES = {"FP32": onnx.TensorProto.FLOAT, "UINT8": onnx.TensorProto.UINT8}
 def export(model: str, checkpoint: Path, run: Path, *, corpus: Corpus) -> Path:
     """Write run/candidate with model.onnx, golden.npz and card.json; return that folder."""
     recipe, spec = catalog.recipe(model), catalog.spec(model)
-    net = recipe.load_generator(checkpoint)
+    net = recipe.load_net(checkpoint)
     candidate = run / "candidate"
     shutil.rmtree(candidate, ignore_errors=True)
     candidate.mkdir()
-    golden = recipe.golden(net)
+    golden = recipe.golden(net, corpus)
     write_onnx(recipe.served(net), spec, golden, candidate / repository.MODEL)
     np.savez_compressed(candidate / repository.GOLDEN, **golden)
     metrics = recipe.evaluate(net, corpus, out=run)
@@ -107,7 +107,7 @@ def publish(model: str, candidate: Path, into: Path) -> int:
         (candidate / "refused.txt").write_text("\n".join(reasons) + "\n")
         raise Refused(f"{model} refused, kept in {candidate}: {'; '.join(reasons)}")
     try:
-        return repository.publish(candidate, into, model, config=pbtxt.render(spec))
+        return repository.publish(candidate, into, model, beside=pbtxt.files(spec))
     except ServingError as error:
         raise BadInput(f"--publish: {error}") from error
 
@@ -185,7 +185,7 @@ def serving_reasons(candidate: Path, spec: ModelSpec) -> list[str]:
     """Whether a Triton of its own serves the candidate and answers the golden batch as the eager model did."""
     with tempfile.TemporaryDirectory(prefix="atelier-gate-") as folder:
         alone = Path(folder)
-        version = repository.publish(candidate, alone, spec.name, config=pbtxt.render(spec))
+        version = repository.publish(candidate, alone, spec.name, beside=pbtxt.files(spec))
         try:
             with Embedded(alone) as server:
                 golden = alone / spec.name / str(version) / repository.GOLDEN
@@ -195,20 +195,50 @@ def serving_reasons(candidate: Path, spec: ModelSpec) -> list[str]:
     return []
 
 
+def over_seeds(runs: list[Path]) -> dict[str, object]:
+    """Mean and sample standard deviation of every metric over runs that differ in nothing but their seed."""
+    cards = []
+    for run in runs:
+        path = run / "candidate" / repository.CARD
+        if not path.is_file():
+            raise BadInput(f"--beside: no candidate in {run}; python -m training.run makes one when it ends")
+        cards.append(json.loads(path.read_text()))
+    seeds = [card["options"].pop("seed", None) for card in cards]
+    for run, card in zip(runs, cards, strict=True):
+        if any(card[part] != cards[0][part] for part in ("model", "options", "corpus")):
+            raise BadInput(f"--beside: {run} differs from {runs[0]} in more than its seed")
+    if len(set(seeds)) < len(seeds):
+        raise BadInput(f"--beside: seeds repeat ({', '.join(map(str, seeds))}); give runs of different seeds")
+    values = {name: [card["metrics"][name] for card in cards] for name in cards[0]["metrics"]}
+    return {
+        "seeds": seeds,
+        "mean": {name: float(np.mean(each)) for name, each in values.items()},
+        "standard_deviation": {name: float(np.std(each, ddof=1)) for name, each in values.items()},
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m training.export", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="a run directory with a candidate, such as runs/wgan")
     parser.add_argument("--publish", type=Path, required=True, metavar="DIR", help="the model repository")
     parser.add_argument("--note", default="", metavar="TEXT", help="for the card: what a reader should know")
+    parser.add_argument(
+        "--beside", type=Path, nargs="+", default=[], metavar="RUN",
+        help="runs that differ in --seed only: the card tells the mean and the spread over all of them",
+    )  # fmt: skip
     args = parser.parse_args()
     try:
         candidate = args.run / "candidate"
         path = candidate / repository.CARD
         if not path.is_file():
             raise BadInput(f"RUN: no candidate in {args.run}; python -m training.run makes one when it ends")
+        card = json.loads(path.read_text())
         if args.note:
-            path.write_text(json.dumps({**json.loads(path.read_text()), "note": args.note}, indent=2) + "\n")
-        model = repository.Card.read(candidate / repository.CARD).model
+            card["note"] = args.note
+        if args.beside:
+            card["seeds"] = over_seeds([args.run, *args.beside])
+        path.write_text(json.dumps(card, indent=2) + "\n")
+        model = card["model"]
         print(f"published {model} version {publish(model, candidate, args.publish)} in {args.publish}")
         return 0
     except (BadInput, ServingError) as error:

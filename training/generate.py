@@ -25,10 +25,7 @@ def files() -> dict[Path, str]:
     specs = [catalog.spec(name) for name in catalog.names()]
     made = {SDK_TABLE: sdk_table(specs)}
     for spec in specs:
-        folder = MODEL_REPOSITORY / spec.name
-        made[folder / "config.pbtxt"] = pbtxt.render(spec)
-        if spec.labels:
-            made[folder / "labels.txt"] = "".join(f"{label}\n" for label in spec.labels)
+        made |= {MODEL_REPOSITORY / spec.name / name: text for name, text in pbtxt.files(spec).items()}
         if job := catalog.job(spec.name):
             made[jobs.file(spec.name)] = jobs.render(spec, job)
     return made

@@ -97,12 +97,13 @@ def _run(model: str, preset: str, rest: list[str]) -> int:
     from training import devices, export
     from training.rundir import RunDir, Stopped
 
+    devices.pick_device()  # a GPU that is missing is told before the corpus is made
     devices.keep_freed_memory()
     corpus = recipe.load_corpus(options)
     if asked.evaluate is not None:
-        generator = recipe.load_generator(asked.evaluate)
-        print(json.dumps(recipe.evaluate(generator, corpus, out=asked.evaluate.parent), indent=2))
-        print(f"picture: {asked.evaluate.parent / 'evaluation.png'}", file=sys.stderr)
+        net = recipe.load_net(asked.evaluate)
+        print(json.dumps(recipe.evaluate(net, corpus, out=asked.evaluate.parent), indent=2))
+        print(f"pictures of it: {asked.evaluate.parent}", file=sys.stderr)
         return 0
 
     name = asked.name or model

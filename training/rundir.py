@@ -159,19 +159,20 @@ class RunDir:
         return self._terminated
 
     def record(self, step: int, line: str, **stats: float) -> None:
-        """`line` for people, `stats` for stats.jsonl, TensorBoard and Prometheus."""
+        """`line` for people, if there is anything to say; `stats` for stats.jsonl, TensorBoard and Prometheus."""
         self._stats.write(json.dumps({"step": step, **stats}) + "\n")
         self._stats.flush()
         for name, value in stats.items():
             self.board.add_scalar(name, value, step)
             STAT.labels(self.model, self.path.name, name).set(value)
-        if self._bar.disable:
+        if not self._bar.disable:
+            if line:
+                self._bar.set_postfix_str(line, refresh=False)
+            self._bar.update()
+        elif line:
             done = step + 1 - self._first
             left = (time.monotonic() - self._begun) / done * (self._last - step - 1)
             print(f"step {step + 1}/{self._last} {line} | {_duration(left)} left", flush=True)
-        else:
-            self._bar.set_postfix_str(line, refresh=False)
-            self._bar.update()
 
     def stats(self) -> list[dict[str, float]]:
         return [json.loads(line) for line in (self.path / "stats.jsonl").read_text().splitlines()]

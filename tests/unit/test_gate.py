@@ -12,7 +12,7 @@ import stand_in
 from serving import repository
 from serving.spec import Threshold
 from training import export
-from training.errors import Refused
+from training.errors import BadInput, Refused
 from training.models.wgan.spec import SPEC
 
 GATED = dataclasses.replace(SPEC, thresholds=(Threshold(metric="structure", at_least=0.5, may_worsen_by=0.1),))
@@ -147,3 +147,33 @@ def test_missed_aims_are_told_by_how_much() -> None:
     aims = (Threshold(metric="structure", at_least=0.85), Threshold(metric="palette", at_least=0.9))
     assert export.missed(aims, {"structure": 0.6}) == ["structure 0.6 is below 0.85"]
     assert export.missed(aims, {"structure": 0.9, "palette": 0.95}) == []
+
+
+def run_of_seed(path: Path, seed: int, accuracy: float, **options: object) -> Path:
+    """A run directory whose candidate has a card and nothing else."""
+    card = {
+        "model": "classifier", "options": {"seed": seed, "epochs": 3, **options}, "corpus": {"name": "bars"},
+        "metrics": {"test_accuracy": accuracy},
+    }  # fmt: skip
+    (path / "candidate").mkdir(parents=True)
+    (path / "candidate" / repository.CARD).write_text(json.dumps(card))
+    return path
+
+
+def test_card_tells_mean_and_spread_over_seeds(tmp_path: Path) -> None:
+    """Of every metric, over runs that differ in their seed."""
+    runs = [run_of_seed(tmp_path / str(seed), seed, accuracy) for seed, accuracy in enumerate((0.94, 0.95, 0.96))]
+    told = export.over_seeds(runs)
+    assert told["seeds"] == [0, 1, 2]
+    assert told["mean"] == {"test_accuracy": pytest.approx(0.95)}
+    assert told["standard_deviation"] == {"test_accuracy": pytest.approx(0.01)}
+
+
+def test_runs_beside_must_differ_in_their_seed_only(tmp_path: Path) -> None:
+    """Other options, the same seed twice, or no candidate: the message names the flag and the run."""
+    first = run_of_seed(tmp_path / "first", 0, 0.94)
+    longer = run_of_seed(tmp_path / "longer", 1, 0.95, epochs=9)
+    again = run_of_seed(tmp_path / "again", 0, 0.95)
+    for other, reason in ((longer, "longer differs"), (again, "seeds repeat"), (tmp_path / "none", "no candidate")):
+        with pytest.raises(BadInput, match=f"--beside: .*{reason}"):
+            export.over_seeds([first, other])

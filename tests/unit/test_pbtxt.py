@@ -10,8 +10,11 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from serving import pbtxt
 from serving.spec import ANY, ModelSpec, Tensor
+from training import catalog
+from training.models.classifier.spec import SPEC as CLASSIFIER
 from training.models.wgan.spec import SPEC
 
+of_each = pytest.mark.parametrize("spec", [catalog.spec(name) for name in catalog.names()], ids=lambda spec: spec.name)
 PICTURE = Tensor(name="image", dtype="UINT8", shape=(ANY, ANY, 3))
 
 
@@ -19,34 +22,49 @@ def parsed(spec: ModelSpec) -> pb.ModelConfig:
     return text_format.Parse(pbtxt.render(spec), pb.ModelConfig())
 
 
-def test_round_trip() -> None:
+@of_each
+def test_round_trip(spec: ModelSpec) -> None:
     """The text parses to the very configuration that was rendered."""
-    assert parsed(SPEC) == pbtxt.config(SPEC)
+    assert parsed(spec) == pbtxt.config(spec)
 
 
-def test_tensors() -> None:
+@pytest.mark.parametrize(
+    ("spec", "given", "made"),
+    [
+        pytest.param(SPEC, ("latent", pb.TYPE_FP32, [100]), ("image", pb.TYPE_UINT8, [128, 128, 3]), id="wgan"),
+        pytest.param(
+            CLASSIFIER,
+            ("image", pb.TYPE_UINT8, [28, 28, 1]),
+            ("probabilities", pb.TYPE_FP32, [10]),
+            id="classifier",
+        ),
+    ],
+)
+def test_tensors(spec: ModelSpec, given: tuple[object, ...], made: tuple[object, ...]) -> None:
     """Names, types and shapes of the wire contract are the spec's; the batch dimension is left out."""
-    config = parsed(SPEC)
-    (latent,), (image,) = config.input, config.output
-    assert (latent.name, latent.data_type, list(latent.dims)) == ("latent", pb.TYPE_FP32, [100])
-    assert (image.name, image.data_type, list(image.dims)) == ("image", pb.TYPE_UINT8, [128, 128, 3])
-    assert config.max_batch_size == SPEC.batching.max_batch
+    config = parsed(spec)
+    (into,), (out,) = config.input, config.output
+    assert (into.name, into.data_type, list(into.dims)) == given
+    assert (out.name, out.data_type, list(out.dims)) == made
+    assert config.max_batch_size == spec.batching.max_batch
 
 
-def test_one_folder_serves_cpu_and_gpu() -> None:
+@of_each
+def test_one_folder_serves_cpu_and_gpu(spec: ModelSpec) -> None:
     """The backend is named as Triton's own, and instances go where there is a device for them."""
-    config = parsed(SPEC)
+    config = parsed(spec)
     (group,) = config.instance_group
-    assert (config.backend, group.count) == ("onnxruntime", SPEC.instances)
+    assert (config.backend, group.count) == ("onnxruntime", spec.instances)
     assert group.kind == pb.ModelInstanceGroup.KIND_AUTO
-    assert config.parameters["intra_op_thread_count"].string_value == str(SPEC.threads)
+    assert config.parameters["intra_op_thread_count"].string_value == str(spec.threads)
 
 
-def test_queue_refuses_what_it_cannot_serve_in_time() -> None:
+@of_each
+def test_queue_refuses_what_it_cannot_serve_in_time(spec: ModelSpec) -> None:
     """The queue is bounded in length and in time, and what exceeds either is rejected, not delayed."""
-    policy = parsed(SPEC).dynamic_batching.default_queue_policy
-    assert policy.max_queue_size == SPEC.batching.queue_size
-    assert policy.default_timeout_microseconds == SPEC.batching.queue_timeout_us
+    policy = parsed(spec).dynamic_batching.default_queue_policy
+    assert policy.max_queue_size == spec.batching.queue_size
+    assert policy.default_timeout_microseconds == spec.batching.queue_timeout_us
     assert policy.timeout_action == pb.ModelQueuePolicy.REJECT
     assert policy.allow_timeout_override
 
@@ -56,12 +74,15 @@ def test_previous_version_stays() -> None:
     assert parsed(SPEC).version_policy.latest.num_versions == 2
 
 
-@pytest.mark.parametrize("batch", [1, SPEC.batching.max_batch])
-def test_warmup(batch: int) -> None:
-    """The first request of either size finds the model warm."""
-    samples = {sample.batch_size: sample for sample in parsed(SPEC).model_warmup}
-    given = samples[batch].inputs["latent"]
-    assert (given.data_type, list(given.dims), given.random_data) == (pb.TYPE_FP32, [100], True)
+@of_each
+def test_warmup(spec: ModelSpec) -> None:
+    """The first request finds the model warm, whether it holds one item or as many as it may."""
+    config = parsed(spec)
+    (into,) = config.input
+    assert [sample.batch_size for sample in config.model_warmup] == [1, spec.batching.max_batch]
+    for sample in config.model_warmup:
+        given = sample.inputs[into.name]
+        assert (given.data_type, list(given.dims), given.random_data) == (into.data_type, list(into.dims), True)
 
 
 def test_free_size() -> None:
@@ -73,6 +94,8 @@ def test_free_size() -> None:
 
 
 def test_labels() -> None:
-    """Only a model with labels points at the file that holds them."""
+    """Only a classifier points at a file of labels, which stands beside config.pbtxt then: one class a line."""
     assert parsed(SPEC).output[0].label_filename == ""
-    assert parsed(replace(SPEC, labels=("bag", "boot"))).output[0].label_filename == "labels.txt"
+    assert list(pbtxt.files(SPEC)) == ["config.pbtxt"]
+    assert parsed(CLASSIFIER).output[0].label_filename == "labels.txt"
+    assert pbtxt.files(CLASSIFIER)["labels.txt"].splitlines() == list(CLASSIFIER.labels)

@@ -43,13 +43,14 @@ def rewrite(card: Path, **fields: object) -> None:
 
 
 def test_first_version(candidate: Path, tmp_path: Path) -> None:
-    """An empty volume becomes a repository: config.pbtxt and version 1, whose card knows its number."""
+    """An empty volume becomes a repository: what stands beside the versions, and 1, whose card knows its number."""
     models = tmp_path / "new" / "models"
-    assert repo.publish(candidate, models, "wgan", config="name: 'wgan'\n") == 1
+    beside = {"labels.txt": "one\ntwo\n", "config.pbtxt": "name: 'wgan'\n"}
+    assert repo.publish(candidate, models, "wgan", beside=beside) == 1
     card = repo.card(models, "wgan", 1)
     assert (card.version, card.model, card.preset) == (1, "wgan", "stand-in")
     assert card.published.endswith("+00:00")
-    assert (models / "wgan" / "config.pbtxt").read_text() == "name: 'wgan'\n"
+    assert {name: (models / "wgan" / name).read_text() for name in beside} == beside
     assert (models / "wgan" / "1" / "model.onnx").read_bytes() == (candidate / "model.onnx").read_bytes()
     assert repo.models(models) == ["wgan"]
 
@@ -138,11 +139,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_disk_fills_up(candidate: Path, small_disk: Path) -> None:
     """A disk too small for the next version leaves the repository as it was, and serving goes on."""
     models = small_disk / "models"
-    repo.publish(candidate, models, "wgan", config="first")
+    repo.publish(candidate, models, "wgan", beside={"config.pbtxt": "first"})
     (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free - 100_000))
     before = content(models)
     with pytest.raises(RepositoryError, match=r"No space left on device.*nothing has changed"):
-        repo.publish(candidate, models, "wgan", config="second")
+        repo.publish(candidate, models, "wgan", beside={"config.pbtxt": "second"})
     assert content(models) == before
 
 

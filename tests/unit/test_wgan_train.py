@@ -165,10 +165,10 @@ def test_options_that_cannot_be_name_their_flag(field: str, value: object) -> No
         dataclasses.replace(PRESETS["tiny"], **{field: value})
 
 
-def test_golden_batch_is_named_as_on_the_wire() -> None:
+def test_golden_batch_is_named_as_on_the_wire(corpus: Corpus) -> None:
     """The golden batch holds the spec's tensors and nothing else."""
     generator = recipe.NETWORKS["strips"][0]().eval()
-    golden = recipe.golden(generator)
+    golden = recipe.golden(generator, corpus)
     assert {name: (array.dtype.name, array.shape) for name, array in golden.items()} == {
         "latent": ("float32", (4, 100)),
         "image": ("uint8", (4, 128, 128, 3)),

@@ -1,12 +1,18 @@
-"""Corpora as files: what the commands `python -m training.data.lines|computer_art|photos --out DIR` share."""
+"""Corpora as files: where they are kept, how they are fetched, what the commands `python -m training.data.… --out DIR`
+share.
+"""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,6 +22,40 @@ from PIL import Image
 from training.errors import BadInput
 
 SHEET = "contact-sheet.png"
+TIMEOUT_S = 30.0  # for a connection, and for each next piece of a file
+
+
+def home() -> Path:
+    """Where corpora are kept that are not drawn: $ATELIER_DATA, or ~/.cache/atelier."""
+    return Path(os.environ.get("ATELIER_DATA") or "~/.cache/atelier").expanduser()
+
+
+def fetch(urls: Sequence[str], to: Path, *, sha256: str) -> None:
+    """Write `to` from the first of the URLs that gives the bytes with that checksum: all of it or nothing.
+
+    Raises OSError with what was wrong with each URL, or with the folder of `to`, which is made if need be.
+    """
+    to.parent.mkdir(parents=True, exist_ok=True)
+    faults = []
+    for url in urls:
+        with tempfile.TemporaryDirectory(dir=to.parent, prefix=f".{to.name}-") as beside:
+            part = Path(beside, to.name)
+            try:
+                with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, part.open("wb") as file:
+                    shutil.copyfileobj(answer, file)
+            except (OSError, HTTPException) as error:
+                faults.append(f"{url}: {str(error).removeprefix('<urlopen error ').removesuffix('>')}")
+                continue
+            if checksum(part) == sha256:
+                part.replace(to)
+                return
+            faults.append(f"{url}: what came has another checksum")
+    raise OSError("; ".join(faults))
+
+
+def checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,11 +74,13 @@ def at_least(least: int) -> Callable[[str], int]:
     return number
 
 
-def parser(description: str | None) -> Parser:
+def parser(description: str | None, *, seed: int = 0) -> Parser:
     made = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new or empty folder")
     made.add_argument("--count", type=at_least(1), default=100, metavar="N", help="how many (default 100)")
-    made.add_argument("--seed", type=at_least(0), default=0, metavar="S", help="other seed, others (default 0)")
+    made.add_argument(
+        "--seed", type=at_least(0), default=seed, metavar="S", help="other seed, others (default %(default)s)"
+    )
     return made
 
 

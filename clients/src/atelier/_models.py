@@ -4,6 +4,24 @@
 from atelier._contract import Contract, Tensor
 
 MODELS: dict[str, Contract] = {
+    "classifier": Contract(
+        summary="the kind of a garment, from a small gray picture (Fashion-MNIST)",
+        inputs=(Tensor("image", "UINT8", (28, 28, 1)),),
+        outputs=(Tensor("probabilities", "FP32", (10,)),),
+        max_batch=64,
+        labels=(
+            "T-shirt/top",
+            "Trouser",
+            "Pullover",
+            "Dress",
+            "Coat",
+            "Sandal",
+            "Shirt",
+            "Sneaker",
+            "Bag",
+            "Ankle boot",
+        ),
+    ),
     "wgan": Contract(
         summary="computer art from a latent vector (WGAN-GP)",
         inputs=(Tensor("latent", "FP32", (100,)),),

@@ -269,7 +269,7 @@ def own_checkpoint(path: Path, network: str | None = None) -> dict[str, Any]:
     return state
 
 
-def load_generator(checkpoint: Path) -> nn.Module:
+def load_net(checkpoint: Path) -> nn.Module:
     """The averaged generator of a checkpoint, ready to serve. BadInput if it holds another network."""
     state = own_checkpoint(checkpoint)
     network = state["network"]
@@ -291,7 +291,7 @@ def evaluate(generator: nn.Module, corpus: Corpus, *, out: Path) -> dict[str, fl
     return measures.evaluate(pictures, corpus)
 
 
-def golden(generator: nn.Module) -> dict[str, np.ndarray]:
+def golden(generator: nn.Module, _corpus: Corpus) -> dict[str, np.ndarray]:
     """A few latents and the eager model's pictures of them, named as on the wire."""
     latents = torch.randn(4, LATENT, generator=torch.Generator().manual_seed(2))
     return {"latent": latents.numpy(), "image": generate(generator, latents)}

@@ -1,0 +1,101 @@
+"""The classifier's networks against the source's description, and the one that ships against its contract."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from training.models.classifier.net import NETWORKS, FourConv, OneConv, ResidualNet, Served
+from training.models.classifier.spec import CLASSES, SPEC
+
+
+def parameters(net: nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters())
+
+
+def shape(net: nn.Module) -> list[str]:
+    """What each layer is, in the source's words."""
+    words = []
+    for layer in net.modules():
+        match layer:
+            case nn.Conv2d():
+                words.append(f"conv {layer.out_channels} {layer.kernel_size[0]}x{layer.kernel_size[1]}")
+            case nn.Linear():
+                words.append(f"dense {layer.out_features}")
+            case nn.Dropout():
+                words.append(f"dropout {layer.p}")
+            case nn.MaxPool2d():
+                words.append(f"pool {layer.kernel_size}")
+            case nn.BatchNorm2d() | nn.BatchNorm1d():
+                words.append("norm")
+    return words
+
+
+def test_one_conv_is_the_sources_layer_by_layer() -> None:
+    """conv 32 3x3, max-pool 2, dropout 0.2, dense 128, softmax 10."""
+    net = OneConv()
+    assert shape(net) == ["conv 32 3x3", "pool 2", "dropout 0.2", "dense 128", "dense 10"]
+    assert parameters(net) == (9 * 32 + 32) + (32 * 13 * 13 * 128 + 128) + (128 * 10 + 10) == 693_962
+
+
+def test_four_conv_is_the_sources_layer_by_layer() -> None:
+    """Two blocks of two normalised convolutions, pool and dropout 0.25; dense 512 and 128 with norm and dropout 0.5."""
+    net = FourConv()
+    assert shape(net) == [
+        "conv 32 3x3", "norm", "conv 32 3x3", "norm", "pool 2", "dropout 0.25",
+        "conv 64 3x3", "norm", "conv 128 3x3", "norm", "pool 2", "dropout 0.25",
+        "dense 512", "norm", "dropout 0.5", "dense 128", "norm", "dropout 0.5", "dense 10",
+    ]  # fmt: skip
+    convolutions = 9 * (32 + 32 * 32 + 32 * 64 + 64 * 128) + 32 + 32 + 64 + 128
+    dense = 2048 * 512 + 512 + 512 * 128 + 128 + 128 * 10 + 10
+    norms = 2 * (32 + 32 + 64 + 128 + 512 + 128)
+    assert parameters(net) == convolutions + dense + norms
+
+
+def test_source_weights_start_as_kerass() -> None:
+    """Glorot uniform: within +-sqrt(6 / (in + out)), and biases of zero."""
+    torch.manual_seed(0)
+    dense = OneConv().layers[5]
+    limit = (6 / (32 * 13 * 13 + 128)) ** 0.5
+    assert isinstance(dense, nn.Linear)
+    assert dense.weight.abs().max().item() == pytest.approx(limit, rel=1e-3)
+    assert dense.bias.abs().max().item() == 0
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_networks_map_pictures_to_logits(network: str) -> None:
+    """(N, 1, 28, 28) to (N, 10), each picture on its own once in evaluation."""
+    torch.manual_seed(0)
+    net = NETWORKS[network]().eval()
+    pictures = torch.rand(3, 1, 28, 28)
+    with torch.no_grad():
+        together, alone = net(pictures), net(pictures[:1])
+    assert together.shape == (3, len(CLASSES))
+    assert torch.allclose(together[:1], alone, atol=1e-5)
+
+
+def test_what_ships_stays_below_8_megabytes() -> None:
+    """Its float32 weights, which are nearly all of model.onnx."""
+    assert 4 * parameters(ResidualNet()) < 8e6
+
+
+def test_served_net_takes_bytes_and_gives_probabilities() -> None:
+    """The spec's tensors: uint8 (N, 28, 28, 1) in; float (N, 10) out, positive, summing to 1."""
+    net = Served(ResidualNet(), temperature=1.5).eval()
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, *SPEC.inputs[0].shape), np.uint8))
+    with torch.no_grad():
+        probabilities = net(images)
+    assert probabilities.shape == (4, *SPEC.outputs[0].shape)
+    assert probabilities.min() > 0
+    assert torch.allclose(probabilities.sum(1), torch.ones(4), atol=1e-6)
+
+
+def test_temperature_softens_without_changing_the_answer() -> None:
+    """A higher temperature lowers the top probability of every picture and moves no maximum."""
+    torch.manual_seed(0)
+    net = ResidualNet()
+    images = torch.randint(0, 256, (16, 28, 28, 1), dtype=torch.uint8)
+    with torch.no_grad():
+        sharp, soft = (Served(net, t).eval()(images) for t in (0.5, 2.0))
+    assert (sharp.argmax(1) == soft.argmax(1)).all()
+    assert (sharp.amax(1) > soft.amax(1)).all()

@@ -1,0 +1,221 @@
+"""The classifier's recipe: options, augmentation, temperature, and a resume that changes nothing."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from training.data.fashion_mnist import Garments, Split
+from training.errors import BadInput
+from training.models.classifier import train as recipe
+from training.models.classifier.train import AUGMENTED, PRESETS, Options
+from training.rundir import RunDir, Stopped
+
+SMALL = dataclasses.replace(PRESETS["tiny"], epochs=2, batch=16)
+PLAIN = dataclasses.replace(SMALL, flip=False, crop=0, erase=0.0)
+
+
+def garments(count: int, seed: int) -> Split:
+    """Bright bars whose place is their label: something that can be learnt."""
+    luck = np.random.default_rng(seed)
+    labels = luck.integers(0, 10, count).astype(np.uint8)
+    images = luck.integers(0, 40, (count, 28, 28)).astype(np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[2 * label + 4 : 2 * label + 6] = 255
+    return Split(images, labels)
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Garments:
+    return Garments("bars", "0" * 64, garments(48, 0), garments(32, 1), garments(32, 2))
+
+
+def open_run(path: Path, options: Options, *, resume: bool = False) -> RunDir:
+    return RunDir(path, model="classifier", preset="tiny", options=options, corpus={"name": "bars"}, resume=resume)
+
+
+@pytest.mark.parametrize("network", recipe.NETWORKS)
+@pytest.mark.parametrize("after", [1, 4], ids=["within an epoch", "in the second epoch"])
+def test_resumed_run_equals_the_unbroken_one_bit_for_bit(
+    network: str, after: int, corpus: Garments, tmp_path: Path
+) -> None:
+    """Stopping after any step and resuming gives the same weights, norms, dropout and figures."""
+    options = dataclasses.replace(SMALL, network=network)
+    whole = open_run(tmp_path / "whole", options)
+    recipe.train(options, whole, corpus)
+
+    broken = open_run(tmp_path / "broken", options)
+    record = broken.record
+
+    def stop_in_time(step: int, line: str, **stats: float) -> None:
+        record(step, line, **stats)
+        if step + 1 == after:
+            broken.stop()
+
+    broken.record = stop_in_time  # type: ignore[method-assign]
+    with pytest.raises(Stopped):
+        recipe.train(options, broken, corpus)
+    broken.close()
+    resumed = open_run(tmp_path / "broken", options, resume=True)
+    recipe.train(options, resumed, corpus)
+
+    first, second = (torch.load(run.last, weights_only=True) for run in (whole, resumed))
+    assert {k: v.numpy().tobytes() for k, v in first["net"].items()} == {
+        k: v.numpy().tobytes() for k, v in second["net"].items()
+    }
+    assert first["temperature"] == second["temperature"]
+    assert resumed.stats() == whole.stats()
+    assert [row["step"] for row in whole.stats()] == list(range(6))
+    whole.close()
+    resumed.close()
+
+
+def test_classifier_learns_what_can_be_learnt(corpus: Garments, tmp_path: Path) -> None:
+    """On bars whose place is their label it is right nearly always; with labels at random, nearly never."""
+    options = dataclasses.replace(PLAIN, epochs=20, network="one-conv", lr=3e-3)
+    shuffled = np.random.default_rng(3).permutation(corpus.train.labels)
+    senseless = dataclasses.replace(corpus, train=Split(corpus.train.images, shuffled))
+    accuracy = {}
+    for name, taught in (("sense", corpus), ("nonsense", senseless)):
+        run = open_run(tmp_path / name, options)
+        recipe.train(options, run, taught)
+        run.close()
+        accuracy[name] = run.stats()[-1]["validation_accuracy"]
+    assert accuracy["sense"] > 0.9
+    assert accuracy["nonsense"] < 0.5
+
+
+def test_run_leaves_curves_and_a_net_that_can_be_served(corpus: Garments, tmp_path: Path) -> None:
+    """A finished run has its plot; its checkpoint evaluates on both sets, and its golden batch is the spec's."""
+    run = open_run(tmp_path / "run", SMALL)
+    checkpoint = recipe.train(SMALL, run, corpus)
+    run.close()
+    assert (run.path / "convergence.png").stat().st_size > 5_000
+    net = recipe.load_net(checkpoint)
+    metrics = recipe.evaluate(net, corpus, out=run.path)
+    assert {"validation_accuracy", "test_accuracy", "test_ece", "test_loss"} <= metrics.keys()
+    golden = recipe.golden(net, corpus)
+    assert {name: (array.dtype.name, array.shape) for name, array in golden.items()} == {
+        "image": ("uint8", (8, 28, 28, 1)),
+        "probabilities": ("float32", (8, 10)),
+    }
+
+
+def test_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
+    """The message names the file."""
+    torch.save({"network": "strips", "average": {}}, tmp_path / "wgan.pt")
+    with pytest.raises(BadInput, match=r"wgan\.pt: not the classifier's"):
+        recipe.load_net(tmp_path / "wgan.pt")
+
+
+def test_augmentation_switched_off_changes_nothing() -> None:
+    """Byte for byte."""
+    picture = torch.rand(4, 1, 28, 28)
+    assert torch.equal(recipe.augment(picture, PLAIN, torch.Generator()), picture)
+
+
+def test_augmentation_moves_within_its_bounds() -> None:
+    """A shift of 0.1 moves a dot by up to 2.8 pixels and no further, and moves it differently in each picture."""
+    options = dataclasses.replace(PLAIN, shift=0.1)
+    picture = torch.zeros(500, 1, 28, 28)
+    picture[:, :, 13:15, 13:15] = 1
+    moved = recipe.augment(picture, options, torch.Generator().manual_seed(0))[:, 0]
+    at = torch.arange(28) + 0.5
+    place = (moved.sum(1) * at).sum(1) / moved.sum((1, 2))
+    assert (place - 14).abs().max() <= 2.8 + 0.01
+    assert (place - 14).abs().max() > 2.5
+    assert place.std() == pytest.approx(2.8 / math.sqrt(3), rel=0.1)
+
+
+def test_rotation_and_shear_keep_the_middle() -> None:
+    """Both turn about the middle of the picture: what lies there stays, what lies at the edge moves."""
+    options = dataclasses.replace(PLAIN, rotate_deg=20.0, shear_deg=10.0)
+    ramp = torch.linspace(0, 1, 28).expand(64, 1, 28, 28)
+    turned = recipe.augment(ramp, options, torch.Generator().manual_seed(0))
+    assert (turned - ramp)[:, :, 13:15, 13:15].abs().max() < 0.02
+    assert (turned - ramp)[:, :, 0].abs().max() > 0.1
+
+
+def test_crop_moves_by_whole_pixels() -> None:
+    """Every picture is the old one moved by -2 to 2 pixels each way, with its edge drawn out; all moves occur."""
+    picture = torch.zeros(500, 1, 28, 28)
+    picture[:, :, 14, 14] = 1
+    moved = recipe.augment(picture, dataclasses.replace(PLAIN, crop=2), torch.Generator().manual_seed(0))
+    assert (moved.sum((1, 2, 3)) == 1).all()
+    places = {tuple(place.tolist()) for place in moved[:, 0].nonzero()[:, 1:]}
+    assert places == {(y, x) for y in range(12, 17) for x in range(12, 17)}
+    edge = torch.zeros(50, 1, 28, 28)
+    edge[:, :, 0] = 1
+    drawn_out = recipe.augment(edge, dataclasses.replace(PLAIN, crop=2), torch.Generator().manual_seed(0))
+    assert set(drawn_out.sum((1, 2, 3)).tolist()) <= {0.0, 28.0, 56.0, 84.0}
+
+
+def test_flip_mirrors_half_of_the_pictures() -> None:
+    """Each picture is either itself or its mirror image."""
+    picture = torch.rand(400, 1, 28, 28)
+    seen = recipe.augment(picture, dataclasses.replace(PLAIN, flip=True), torch.Generator().manual_seed(0))
+    same, mirrored = ((seen == side).all(3).all(2).all(1) for side in (picture, picture.flip(3)))
+    assert (same ^ mirrored).all()
+    assert 150 < mirrored.sum() < 250
+
+
+def test_erasing_strikes_its_share_with_one_gray() -> None:
+    """The share asked for loses a rectangle of 6 to 14 pixels a side, filled evenly."""
+    picture = torch.full((400, 1, 28, 28), -1.0)
+    seen = recipe.augment(picture, dataclasses.replace(PLAIN, erase=0.5), torch.Generator().manual_seed(0))
+    holes = seen != -1
+    struck = holes.any(3).any(2).any(1)
+    assert 150 < struck.sum() < 250
+    sizes = holes[struck].sum((1, 2, 3))
+    assert (sizes >= 6 * 6).all()
+    assert (sizes <= 14 * 14).all()
+    assert all(len(image[hole].unique()) == 1 for image, hole in zip(seen[struck], holes[struck], strict=True))
+
+
+def test_temperature_undoes_overconfidence() -> None:
+    """Logits that are three times too large get a temperature of three."""
+    luck = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(20_000, 10, generator=luck)
+    labels = torch.multinomial(logits.softmax(1), 1, generator=luck)[:, 0].numpy()
+    assert recipe.best_temperature(3 * logits, labels) == pytest.approx(3, rel=0.05)
+
+
+def test_learning_rate_rises_and_falls_to_nearly_nothing() -> None:
+    """A line up during the warm-up, then a cosine down; without warm-up it stays."""
+    rates = [recipe.learning_rate(step, 1000, 0.2) for step in range(1000)]
+    assert max(rates) == rates[199] == pytest.approx(1)
+    assert np.all(np.diff(rates[:200]) > 0)
+    assert np.all(np.diff(rates[199:]) < 0)
+    assert rates[-1] == pytest.approx(0, abs=1e-9)
+    assert {recipe.learning_rate(step, 10, 0.0) for step in range(10)} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("preset", "network", "epochs"), [("one-conv", "one-conv", 10), ("four-conv", "four-conv", 10)]
+)
+def test_source_presets_are_the_sources(preset: str, network: str, epochs: int) -> None:
+    """Batches of 256, Adam at Keras's learning rate, no schedule; its augmentation where that is asked for."""
+    source, augmented = PRESETS[preset], PRESETS[f"{preset}-augmented"]
+    assert (source.network, source.epochs, source.batch, source.lr) == (network, epochs, 256, 1e-3)
+    assert (source.weight_decay, source.warm_up, source.label_smoothing) == (0, 0, 0)
+    assert not any(
+        (source.flip, source.crop, source.rotate_deg, source.shift, source.shear_deg, source.zoom, source.erase)
+    )
+    assert AUGMENTED == {"rotate_deg": 8.0, "shift": 0.08, "shear_deg": 0.3, "zoom": 0.08}
+    assert augmented == dataclasses.replace(source, epochs=50, **AUGMENTED)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", 0), ("batch", 1), ("pictures", -1), ("network", "big"), ("lr", float("nan")), ("warm_up", 1.0),
+        ("weight_decay", -1.0), ("rotate_deg", float("inf")), ("erase", 1.5), ("shift", float("nan")),
+    ],
+)  # fmt: skip
+def test_options_that_cannot_be_name_their_flag(field: str, value: object) -> None:
+    """Each refusal names the flag."""
+    with pytest.raises(BadInput, match=f"--{field.replace('_', '-')}"):
+        dataclasses.replace(PRESETS["tiny"], **{field: value})

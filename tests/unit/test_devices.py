@@ -1,0 +1,39 @@
+"""Which device training takes, and that a GPU which was asked for is never replaced by the CPU in silence."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from training.devices import pick_device
+from training.errors import BadInput
+
+
+@pytest.mark.parametrize(
+    ("asked", "there", "picked"),
+    [("", False, "cpu"), ("", True, "cuda"), ("cuda", True, "cuda"), ("cpu", True, "cpu"), ("cpu", False, "cpu")],
+)
+def test_device(asked: str, there: bool, picked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU where there is one, unless ATELIER_DEVICE decides."""
+    monkeypatch.setenv("ATELIER_DEVICE", asked)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert pick_device().type == picked
+
+
+@pytest.mark.parametrize(
+    ("asked", "built", "says"),
+    [
+        ("cuda", None, "built for the CPU; take the image that ends in -gpu"),
+        ("cuda", "12.6", "no GPU is to be seen; check the driver"),
+        ("tpu", None, "no 'tpu'; give cuda or cpu"),
+    ],
+)
+def test_device_that_is_not_there(asked: str, built: str | None, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was asked for and can't be had is named, with the likelier of the two reasons."""
+    monkeypatch.setenv("ATELIER_DEVICE", asked)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", built)
+    with pytest.raises(BadInput, match=says) as caught:
+        pick_device()
+    assert str(caught.value).startswith("ATELIER_DEVICE: ")
+    assert "\n" not in str(caught.value)

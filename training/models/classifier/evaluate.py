@@ -1,0 +1,261 @@
+"""Judge a classifier of garments. Run: python -m training.run classifier --evaluate CHECKPOINT
+
+How often it is right, class by class; and whether it is as sure as it should be: of the answers that it is 80 % sure
+of, four in five ought to be right. Needs numpy for the measures and matplotlib for the pictures.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+from numpy.typing import NDArray
+
+from training.models.classifier.spec import CLASSES
+
+Images = NDArray[np.uint8]
+Labels = NDArray[np.integer[Any]]
+Floats = NDArray[np.floating[Any]]
+
+BINS = 15  # Guo et al. 2017
+# A probability below this counts as this, as Keras has it, with whose losses ours are to be compared.
+LEAST_PROBABILITY = 1e-7
+
+# The curves, and what their keys call them.
+SIDES = {"training": "train", "validation": "validation"}
+RIGHT, WRONG = "#2b6cb0", "#c2410c"  # blue and rust: told apart also by those who can't tell red from green
+
+
+def measure(probabilities: Floats, labels: Labels) -> dict[str, float]:
+    """Probabilities (N, 10) against labels (N,): accuracy, loss, ece, and accuracy_<class> of each class there is.
+
+    Shares are within 0 and 1; loss is the mean cross entropy in nats, ece the expected calibration error.
+    """
+    assert len(labels) > 0, "nothing to measure"
+    assert probabilities.shape == (len(labels), len(CLASSES)), (probabilities.shape, len(labels))
+    assert np.allclose(probabilities.sum(1), 1, atol=1e-3), "rows that do not add up to 1"
+    right = probabilities.argmax(1) == labels
+    of_truth = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    metrics = {
+        "accuracy": float(right.mean()),
+        "loss": float(-np.log(np.maximum(of_truth, LEAST_PROBABILITY)).mean()),
+        "ece": calibration_error(reliability(probabilities, labels)),
+    }
+    there = (label for label in range(len(CLASSES)) if (labels == label).any())
+    return metrics | {f"accuracy_{slug(CLASSES[k])}": float(right[labels == k].mean()) for k in there}
+
+
+def slug(name: str) -> str:
+    """T-shirt/top -> t_shirt_top"""
+    return re.sub(r"\W+", "_", name.lower())
+
+
+# --- how sure, and how often right ---------------------------------------------------------------------
+
+
+class Reliability(NamedTuple):
+    """The answers by their top probability, in BINS equal steps from 0 to 1; each (BINS,)."""
+
+    answers: np.ndarray  # how many
+    sure: np.ndarray  # the sum of their top probabilities
+    right: np.ndarray  # how many are right
+
+
+def reliability(probabilities: Floats, labels: Labels) -> Reliability:
+    sure = probabilities.max(1).astype(np.float64)
+    edges = np.linspace(0, 1, BINS + 1)
+    within = np.digitize(sure, edges[1:-1], right=True)  # of (m / 15, (m + 1) / 15]
+    right = probabilities.argmax(1) == labels
+    return Reliability(*(np.bincount(within, weights, BINS) for weights in (np.ones(len(sure)), sure, right)))
+
+
+def calibration_error(bins: Reliability) -> float:
+    """Expected calibration error: how far sureness is from accuracy in a bin, averaged over the answers."""
+    return float(np.abs(bins.right - bins.sure).sum() / bins.answers.sum())
+
+
+def likely_range(right: Floats, count: Floats) -> tuple[Floats, Floats]:
+    """Between which shares the truth lies with 95 % when `right` of `count` are right (Wilson 1927)."""
+    z = 1.96
+    middle = (right + z**2 / 2) / (count + z**2)
+    reach = z / (count + z**2) * np.sqrt(right * (count - right) / count + z**2 / 4)
+    return middle - reach, middle + reach
+
+
+# --- pictures of it ------------------------------------------------------------------------------------
+
+
+def report(images: Images, labels: Labels, probabilities: Floats, out: Path) -> None:
+    """Draw what the numbers say as confusion.png, mistakes.png and calibration.png in the folder `out`.
+
+    Pictures (N, 28, 28), labels (N,), probabilities (N, 10).
+    """
+    assert len(images) == len(labels) == len(probabilities), (len(images), len(labels), len(probabilities))
+    save(draw_confusion(labels, probabilities), out / "confusion.png")
+    save(draw_mistakes(images, labels, probabilities), out / "mistakes.png")
+    save(draw_calibration(labels, probabilities), out / "calibration.png")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Beside, then in its place: a run stopped here keeps the picture that it had."""
+    beside = path.with_name(f".{path.name}")
+    try:
+        figure.savefig(beside, dpi=110, format=path.suffix[1:], bbox_inches="tight", pad_inches=0.15)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def confusion(labels: Labels, probabilities: Floats) -> NDArray[np.intp]:
+    """How often garments of each class (rows) are taken for each (columns): (10, 10)."""
+    pairs = labels.astype(np.intp) * len(CLASSES) + probabilities.argmax(1)
+    return np.bincount(pairs, minlength=len(CLASSES) ** 2).reshape(len(CLASSES), len(CLASSES))
+
+
+def draw_confusion(labels: Labels, probabilities: Floats) -> Figure:
+    counts = confusion(labels, probabilities)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    figure = Figure(figsize=(9, 8.4), layout="constrained")
+    axes = figure.subplots()
+    # Right answers and mistakes in colours and on scales of their own, or ten dark squares hide everything else.
+    on_diagonal = np.eye(len(CLASSES), dtype=bool)
+    worst = max(float(shares[~on_diagonal].max()), 0.01)
+    axes.imshow(np.ma.array(shares, mask=on_diagonal | (counts == 0)), cmap="Oranges", vmin=0, vmax=1.15 * worst)
+    axes.imshow(np.ma.array(shares, mask=~on_diagonal), cmap="Blues", vmin=0, vmax=1.15)
+    for (row, column), share in np.ndenumerate(shares):
+        if counts[row, column]:
+            dark = share > (0.6 if row == column else 0.6 * worst)
+            axes.text(
+                column, row, percent(share), ha="center", va="center", color="white" if dark else "black",
+                fontsize=10, fontweight="bold" if row == column else "normal",
+            )  # fmt: skip
+    names = [f"{name}  {count:,}" for name, count in zip(CLASSES, counts.sum(1), strict=True)]
+    axes.set_yticks(range(len(CLASSES)), names, fontsize=11)
+    axes.set_xticks(range(len(CLASSES)), CLASSES, rotation=40, ha="right", rotation_mode="anchor", fontsize=11)
+    axes.set_xticks(np.arange(len(CLASSES)) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(CLASSES)) - 0.5, minor=True)
+    axes.grid(which="minor", color="0.9", linewidth=1)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("what the model says", fontsize=12)
+    axes.set_ylabel("what it is, and how many there are", fontsize=12)
+    accuracy = counts[on_diagonal].sum() / counts.sum()
+    axes.set_title(f"{accuracy:.2%} of {counts.sum():,} right; in % of each row", fontsize=13)
+    return figure
+
+
+def percent(share: float) -> str:
+    """As short as will do in a cell: 97, 4.2, 0.1; and 100 only for all of them."""
+    return f"{100 * share:.0f}" if 0.0995 <= share < 0.995 or share == 1 else f"{100 * share:.1f}"
+
+
+def draw_mistakes(images: Images, labels: Labels, probabilities: Floats, *, columns: int = 8, rows: int = 5) -> Figure:
+    """The wrong answers that the model is surest of, surest first."""
+    said, sure = probabilities.argmax(1), probabilities.max(1)
+    wrong = np.flatnonzero(said != labels)
+    worst = wrong[np.argsort(-sure[wrong], kind="stable")][: columns * rows]
+    rows = max(1, -(-len(worst) // columns))
+    figure = Figure(figsize=(1.72 * columns, 2.12 * rows + 0.9), layout="constrained")
+    figure.suptitle(
+        f"the surest of {len(wrong):,} mistakes among {len(labels):,} pictures\n"
+        "blue: what it is; rust: what the model says, and how sure it is",
+        fontsize=13,
+    )
+    for k, axes in enumerate(figure.subplots(rows, columns).flat):
+        axes.set_axis_off()
+        if k < len(worst):
+            one = worst[k]
+            axes.imshow(images[one], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            axes.set_title(CLASSES[labels[one]], fontsize=11, color=RIGHT, pad=18, fontweight="bold")
+            axes.text(
+                0.5, 1.03, f"{CLASSES[said[one]]} {surely(sure[one])}", fontsize=10, color=WRONG,
+                ha="center", va="bottom", transform=axes.transAxes,
+            )  # fmt: skip
+    return figure
+
+
+def surely(probability: float) -> str:
+    """Never 100 %, which no model may be."""
+    return f"{probability:.1%}" if probability < 0.9995 else ">99.9%"
+
+
+def draw_calibration(labels: Labels, probabilities: Floats) -> Figure:
+    bins = reliability(probabilities, labels)
+    there = bins.answers > 0
+    count, sure, right = (part[there] for part in bins)
+    accuracy, at = right / count, sure / count
+    low, high = likely_range(right, count)
+    figure = Figure(figsize=(7.4, 8.2), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.plot((0, 1), (0, 1), color="gray", linestyle="--", linewidth=1.2, label="as sure as right")
+    upper.errorbar(
+        at, accuracy, np.abs((accuracy - low, high - accuracy)), color=RIGHT, marker="o", markersize=6,
+        linewidth=1.6, elinewidth=1.2, capsize=3, label="the model, with what chance allows (95%)",
+    )  # fmt: skip
+    upper.fill_between(at, accuracy, at, color=WRONG, alpha=0.18, linewidth=0, label="the gap")
+    upper.set(ylabel="how often right", xlim=(0, 1), ylim=(-0.03, 1.03))
+    upper.set_title(
+        f"expected calibration error {calibration_error(bins):.4f}; on average {sure.sum() / count.sum():.2%} sure, "
+        f"{right.sum() / count.sum():.2%} right",
+        fontsize=11,
+    )
+    upper.legend(loc="upper left")
+    lower.bar((np.arange(BINS) + 0.5) / BINS, bins.answers, 0.92 / BINS, color=RIGHT)
+    # Most answers are nearly sure ones, and the others would not show beside them.
+    lower.set_yscale("log")
+    lower.set_ylim(0.7, None)
+    lower.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    lower.set(xlabel="how sure the model is of its answer", ylabel="answers")
+    upper.yaxis.set_major_formatter(PercentFormatter(1))
+    lower.xaxis.set_major_formatter(PercentFormatter(1))
+    for axes in (upper, lower):
+        axes.grid(alpha=0.3)
+    return figure
+
+
+# --- a run's epochs ------------------------------------------------------------------------------------
+
+
+def save_curves(stats: list[dict[str, float]], path: Path, title: str) -> None:
+    """Accuracy and loss of training and validation over the epochs, one row of `stats` each.
+
+    A row holds epoch, train_loss, train_accuracy, validation_loss, validation_accuracy.
+    """
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    figure.suptitle(title, fontsize=13)
+    accuracy, loss = figure.subplots(1, 2)
+    draw_curves(accuracy, stats, "accuracy", best=max)
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1))
+    draw_curves(loss, stats, "loss", best=min)
+    save(figure, path)
+
+
+def draw_curves(axes: Axes, stats: list[dict[str, float]], name: str, *, best: Callable[..., int]) -> None:
+    epochs = [row["epoch"] for row in stats]
+    sides = {side: np.array([row[f"{key}_{name}"] for row in stats]) for side, key in SIDES.items()}
+    for (side, values), color in zip(sides.items(), ("0.55", RIGHT), strict=True):
+        axes.plot(
+            epochs, values, ".-", color=color, markersize=7 if len(epochs) <= 20 else 0, linewidth=1.8, label=side
+        )
+    values = sides["validation"]
+    top = best(range(len(values)), key=values.__getitem__)
+    text = f"{values[top]:.2%}" if name == "accuracy" else f"{values[top]:.3f}"
+    label = f"best validation: {text}, epoch {epochs[top]:.0f}"
+    axes.plot(
+        epochs[top], values[top], "o", markersize=9, color=WRONG, fillstyle="none", markeredgewidth=2, label=label
+    )
+    # The first tenth, where everything is still bad, would flatten the rest.
+    settled = np.concatenate([values[len(values) // 10 :] for values in sides.values()])
+    if np.isfinite(settled).all() and np.ptp(settled) > 0:
+        margin = 0.08 * np.ptp(settled)
+        axes.set_ylim(settled.min() - margin, settled.max() + margin)
+    axes.set(title=name, xlabel="epoch", xlim=(epochs[0] - 0.6, epochs[-1] + 0.6))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.grid(alpha=0.3)
+    axes.legend()

@@ -1,0 +1,31 @@
+"""The classifier of garments, as it is served and as its Job asks for it. Torch-free."""
+
+from serving.spec import Batching, ModelSpec, Tensor, Threshold
+
+SIZE = 28
+# In the order of Fashion-MNIST's labels, and as its authors write them.
+CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+
+SPEC = ModelSpec(
+    name="classifier",
+    summary="the kind of a garment, from a small gray picture (Fashion-MNIST)",
+    inputs=(Tensor(name="image", dtype="UINT8", shape=(SIZE, SIZE, 1)),),
+    outputs=(Tensor(name="probabilities", dtype="FP32", shape=(len(CLASSES),)),),
+    # No delay: an answer takes less time than any delay would, and what comes while both instances are busy is
+    # batched anyhow. Two instances, as with wgan.
+    batching=Batching(max_batch=64, queue_size=1024),
+    instances=2,
+    threads=1,
+    golden_atol=1e-3,
+    labels=CLASSES,
+    thresholds=(
+        Threshold(metric="test_accuracy", at_least=0.9, may_worsen_by=0.005),
+        Threshold(metric="test_ece", at_most=0.03, may_worsen_by=0.01),
+    ),
+    aims=(
+        Threshold(metric="test_accuracy", at_least=0.95),
+        Threshold(metric="test_ece", at_most=0.01),
+    ),
+)

@@ -1,0 +1,324 @@
+"""Train the classifier of garments. Run: python -m training.run classifier --dry-run
+
+On Fashion-MNIST (Xiao et al. 2017). Presets `one-conv` and `four-conv` are the source's programs to the letter; the
+default ships.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
+from torch import Tensor, nn
+
+from training.data import fashion_mnist
+from training.data.fashion_mnist import Garments, Split
+from training.devices import autocast, pick_device
+from training.errors import BadInput
+from training.models.classifier import evaluate as measures
+from training.models.classifier.net import NETWORKS, Served
+from training.models.classifier.spec import SIZE
+from training.rundir import RunDir, Stopped, load_checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Defaults are the run that ships. `batch` is in pictures; one step is one batch."""
+
+    corpus: str = ""
+    """a folder with Fashion-MNIST, as IDX or as CSV; left out: fetched into $ATELIER_DATA/fashion-mnist once"""
+    pictures: int = 0
+    """the most to take of each of its two sets; 0 takes all"""
+    seed: int = 0
+    """of the weights, the order and the augmentation; the validation split stays the same"""
+    network: str = "residual"
+    """residual, one-conv or four-conv"""
+    epochs: int = 60
+    batch: int = 128
+    lr: float = 3e-3
+    """AdamW's, at its highest"""
+    weight_decay: float = 0.05
+    warm_up: float = 0.15
+    """share of the steps in which the learning rate rises; then it falls to zero along a cosine. 0 keeps it constant"""
+    label_smoothing: float = 0.1
+    flip: bool = True
+    """mirror every other picture"""
+    crop: int = 2
+    """pixels by which a picture is moved at most, whole ones, so that nothing is blurred"""
+    rotate_deg: float = 0.0
+    shift: float = 0.0
+    """share of the side by which it is moved at most, any fraction of a pixel"""
+    shear_deg: float = 0.0
+    zoom: float = 0.0
+    """1 +- that"""
+    erase: float = 0.5
+    """share of the pictures that lose a rectangle (Zhong et al. 2020)"""
+    bf16: bool = True
+    """bfloat16 autocast and channels-last memory; off: plain float32"""
+    checkpoint_minutes: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name, least in [("pictures", 0), ("epochs", 1), ("batch", 2), ("crop", 0)]:
+            if getattr(self, name) < least:
+                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} is too few; give {least} or more")
+        if self.network not in NETWORKS:
+            raise BadInput(f"--network: no {self.network!r}; there are {', '.join(NETWORKS)}")
+        for name in ("lr", "checkpoint_minutes"):
+            if not getattr(self, name) > 0:
+                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} must be above 0")
+        for name in ("weight_decay", "rotate_deg", "shear_deg"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} must be 0 or more")
+        for name in ("warm_up", "label_smoothing", "shift", "zoom", "erase"):
+            if not 0 <= getattr(self, name) < 1:
+                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} must lie within 0 and 1, without 1")
+
+
+# The source's: Adam as Keras sets it, no schedule, no augmentation.
+SOURCE = Options(
+    network="one-conv", epochs=10, batch=256, lr=1e-3, weight_decay=0.0, warm_up=0.0, label_smoothing=0.0,
+    flip=False, crop=0, erase=0.0,
+)  # fmt: skip
+# Its augmentation. Keras's shear is in degrees, so that 0.3 is next to nothing.
+AUGMENTED: dict[str, Any] = {"rotate_deg": 8.0, "shift": 0.08, "shear_deg": 0.3, "zoom": 0.08}
+
+PRESETS = {
+    "default": Options(),
+    "one-conv": SOURCE,
+    "one-conv-augmented": replace(SOURCE, epochs=50, **AUGMENTED),
+    "four-conv": replace(SOURCE, network="four-conv"),
+    "four-conv-augmented": replace(SOURCE, network="four-conv", epochs=50, **AUGMENTED),
+    # Seconds on a CPU: that the path works, not that the answers are right.
+    "tiny": Options(pictures=640, epochs=1, batch=64),
+}
+
+
+def load_corpus(options: Options) -> Garments:
+    return fashion_mnist.load(options.corpus, pictures=options.pictures or None)
+
+
+def train(options: Options, run: RunDir, corpus: Garments) -> Path:
+    """Train for options.epochs and return the last checkpoint. Raises Stopped after SIGTERM, with a checkpoint."""
+    device = pick_device()
+    torch.manual_seed(options.seed)
+    net = NETWORKS[options.network]().to(device)
+    if options.bf16:
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+    adam = torch.optim.AdamW(
+        [
+            {"params": [p for p in net.parameters() if p.ndim > 1], "weight_decay": options.weight_decay},
+            {"params": [p for p in net.parameters() if p.ndim <= 1], "weight_decay": 0.0},  # biases and norms
+        ],
+        options.lr, eps=1e-7, fused=True,
+    )  # fmt: skip
+    images, labels = on_device(corpus.train, device)
+    batches = max(1, len(images) // options.batch)  # of an epoch; what is left over comes in another order next time
+    steps = options.epochs * batches
+
+    # Everything random beside the weights is drawn on the CPU from here, and dropout's from torch's own generator.
+    luck = torch.Generator().manual_seed(options.seed)
+    first = 0
+    if (state := run.restore()) is not None:
+        net.load_state_dict(state["net"])
+        adam.load_state_dict(state["adam"])
+        luck.set_state(state["luck"])
+        torch.set_rng_state(state["dropout"])
+        first = state["step"]
+
+    def checkpoint(step: int, temperature: float) -> None:
+        run.save({
+            "net": net.state_dict(), "adam": adam.state_dict(), "luck": luck.get_state(),
+            "dropout": torch.get_rng_state(), "step": step, "temperature": temperature, "network": options.network,
+        })  # fmt: skip
+
+    last_saved = time.monotonic()
+    for step in run.steps(first, steps):
+        epoch, batch = divmod(step, batches)
+        if batch == 0 or step == first:
+            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(options.seed + epoch))
+        chosen = order[batch * options.batch : (batch + 1) * options.batch].to(device)
+        for group in adam.param_groups:
+            group["lr"] = options.lr * learning_rate(step, steps, options.warm_up)
+
+        # --- one step ---
+        net.train()
+        picture, label = augment(images[chosen].float() / 255, options, luck), labels[chosen]
+        if options.bf16:
+            picture = picture.contiguous(memory_format=torch.channels_last)
+        with autocast(device, options.bf16):
+            logits = net(picture)
+        logits = logits.float()
+        loss = F.cross_entropy(logits, label, label_smoothing=options.label_smoothing)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+
+        # --- what it says, and once an epoch what that is worth on pictures that it doesn't learn from ---
+        stats = {"loss": loss.item(), "accuracy": (logits.argmax(1) == label).float().mean().item()}
+        line = ""
+        if batch == batches - 1:
+            judged = scores(predict(net, corpus.validation), corpus.validation)
+            stats |= {f"validation_{name}": value for name, value in judged.items()}
+            line = f"epoch {epoch + 1:3d} loss {stats['loss']:.3f} " + " ".join(
+                f"{name.replace('_', ' ')} {value:.4f}" for name, value in stats.items() if name != "loss"
+            )
+        run.record(step, line, **stats)
+        if run.terminated:
+            checkpoint(step + 1, 1.0)
+            raise Stopped
+        if time.monotonic() - last_saved > 60 * options.checkpoint_minutes:
+            checkpoint(step + 1, 1.0)
+            last_saved = time.monotonic()
+
+    checkpoint(steps, best_temperature(predict(net, corpus.validation), corpus.validation.labels))
+    measures.save_curves(by_epoch(run.stats(), batches), run.path / "convergence.png", title=run.path.name)
+    return run.last
+
+
+def on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
+    """uint8 (N, 1, 28, 28) and int64 (N,)."""
+    return torch.from_numpy(split.images)[:, None].to(device), torch.from_numpy(split.labels).long().to(device)
+
+
+def learning_rate(step: int, steps: int, warm_up: float) -> float:
+    """The share of the full learning rate at a step."""
+    if warm_up == 0:
+        return 1.0
+    done = (step + 1) / steps
+    return done / warm_up if done < warm_up else 0.5 + 0.5 * math.cos(math.pi * (done - warm_up) / (1 - warm_up))
+
+
+def augment(picture: Tensor, options: Options, luck: torch.Generator) -> Tensor:
+    """Float (N, 1, 28, 28): a whole batch is bent, mirrored and punched at once, on the device it is on."""
+    count, device = len(picture), picture.device
+
+    def spread(width: float) -> Tensor:
+        """(N,) uniform in [-width, width]"""
+        return (2 * torch.rand(count, generator=luck) - 1) * width
+
+    if options.rotate_deg or options.shift or options.shear_deg or options.zoom:
+        # Row by row the map from where a pixel goes to where it comes from, in units of half a side.
+        turn, shear = spread(math.radians(options.rotate_deg)), spread(math.radians(options.shear_deg))
+        wide, high = 1 + spread(options.zoom), 1 + spread(options.zoom)
+        across, down = spread(2 * options.shift), spread(2 * options.shift)
+        rows = [
+            torch.stack([wide * turn.cos(), -high * (turn + shear).sin(), across], 1),
+            torch.stack([wide * turn.sin(), high * (turn + shear).cos(), down], 1),
+        ]
+        grid = F.affine_grid(torch.stack(rows, 1).to(device), list(picture.shape), align_corners=False)
+        picture = F.grid_sample(picture, grid, padding_mode="border", align_corners=False)
+    if options.crop:
+        # Row k of the result is row k + down of the picture; outside it, as at its edge.
+        at = torch.arange(SIZE) + torch.randint(-options.crop, options.crop + 1, (2, count, 1), generator=luck)
+        rows, columns = at.clamp(0, SIZE - 1).to(device)
+        picture = picture[torch.arange(count, device=device)[:, None, None], 0, rows[:, :, None], columns[:, None, :]]
+        picture = picture[:, None]
+    if options.flip:
+        mirrored = (torch.rand(count, generator=luck) < 0.5).to(device)
+        picture = torch.where(mirrored[:, None, None, None], picture.flip(3), picture)
+    if options.erase:
+        # A rectangle of 6 to 14 pixels a side, somewhere, filled with one random gray.
+        side = torch.randint(6, 15, (count, 2), generator=luck)
+        corner = (torch.rand(count, 2, generator=luck) * (SIZE - side)).long()
+        at = torch.arange(SIZE)
+        inside = [(at >= corner[:, [k]]) & (at < (corner + side)[:, [k]]) for k in (0, 1)]
+        struck = torch.rand(count, generator=luck) < options.erase
+        hole = (inside[0][:, :, None] & inside[1][:, None, :] & struck[:, None, None])[:, None]
+        gray = torch.rand(count, 1, 1, 1, generator=luck)
+        picture = torch.where(hole.to(device), gray.to(device), picture)
+    return picture
+
+
+@torch.no_grad()
+def predict(net: nn.Module, split: Split, *, batch: int = 512) -> Tensor:
+    """Logits (N, 10) of a split, in float32, as it will be served."""
+    device = next(net.parameters()).device
+    was_training = net.training
+    net.eval()
+    images, _ = on_device(split, device)
+    logits = torch.cat([net(part.float() / 255).cpu() for part in images.split(batch)])
+    net.train(was_training)
+    return logits
+
+
+def scores(logits: Tensor, split: Split) -> dict[str, float]:
+    labels = torch.from_numpy(split.labels).long()
+    right = (logits.argmax(1) == labels).float().mean()
+    return {"loss": F.cross_entropy(logits, labels).item(), "accuracy": right.item()}
+
+
+def best_temperature(logits: Tensor, labels: np.ndarray) -> float:
+    """The temperature that makes the labels likeliest (Guo et al. 2017)."""
+    truth = torch.from_numpy(labels).long()
+    found: Any = minimize_scalar(
+        lambda log: F.cross_entropy(logits / math.exp(log), truth).item(), bounds=(-2.5, 2.5), method="bounded"
+    )
+    return math.exp(found.x)
+
+
+def by_epoch(stats: list[dict[str, float]], batches: int) -> list[dict[str, float]]:
+    """Rows of steps to rows of epochs: training's means beside validation's figures."""
+    rows = []
+    for start in range(0, len(stats), batches):
+        part = stats[start : start + batches]
+        rows.append({
+            "epoch": start // batches + 1,
+            "train_loss": float(np.mean([row["loss"] for row in part])),
+            "train_accuracy": float(np.mean([row["accuracy"] for row in part])),
+            "validation_loss": part[-1]["validation_loss"],
+            "validation_accuracy": part[-1]["validation_accuracy"],
+        })  # fmt: skip
+    return rows
+
+
+def served(net: nn.Module) -> nn.Module:
+    """What is exported: uint8 picture in, probabilities out."""
+    assert isinstance(net, Served)
+    return net
+
+
+def load_net(checkpoint: Path) -> nn.Module:
+    """The network of a checkpoint with its temperature, ready to serve. BadInput if it holds another network."""
+    state = load_checkpoint(checkpoint)
+    if state.get("network") not in NETWORKS or "temperature" not in state:
+        raise BadInput(f"checkpoint {checkpoint}: not the classifier's; `training.run classifier` writes those")
+    net = NETWORKS[state["network"]]()
+    try:
+        net.load_state_dict(state["net"])
+    except RuntimeError as error:
+        raise BadInput(
+            f"checkpoint {checkpoint}: made by another version of the {state['network']} network; train anew"
+        ) from error
+    return Served(net, state["temperature"]).eval()
+
+
+@torch.no_grad()
+def answers(net: nn.Module, images: np.ndarray, *, batch: int = 512) -> np.ndarray:
+    """Images uint8 (N, 28, 28) -> probabilities float32 (N, 10)."""
+    return torch.cat([net(part) for part in torch.from_numpy(images)[..., None].split(batch)]).numpy()
+
+
+def evaluate(net: nn.Module, corpus: Garments, *, out: Path) -> dict[str, float]:
+    """Measures on the validation and the test set; writes confusion.png, mistakes.png and calibration.png into `out`.
+
+    The test set is used here and nowhere else.
+    """
+    metrics: dict[str, float] = {}
+    for name, split in (("validation", corpus.validation), ("test", corpus.test)):
+        probabilities = answers(net, split.images)
+        metrics |= {f"{name}_{key}": value for key, value in measures.measure(probabilities, split.labels).items()}
+    measures.report(corpus.test.images, corpus.test.labels, probabilities, out)
+    return metrics
+
+
+def golden(net: nn.Module, corpus: Garments) -> dict[str, np.ndarray]:
+    """The first validation pictures and the eager model's answers, named as on the wire."""
+    images = corpus.validation.images[:8]
+    return {"image": images[..., None].copy(), "probabilities": answers(net, images)}
