@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-BAD_INPUT, REFUSED, STOPPED = 2, 3, 143
-"""Exit statuses of training.run: bad options or data, refused by the gate, SIGTERM."""
+UNREACHABLE, BAD_INPUT, REFUSED, STOPPED = 1, 2, 3, 143
+"""Exit statuses of training.run: a corpus not to be had just now (a Job's next pod tries again), bad options or data,
+refused by the gate, SIGTERM."""
 
 
 class BadInput(ValueError):
     """An option, a file or a corpus can't be used. The message names it, says why, and what to do next."""
+
+
+class Unreachable(BadInput):
+    """What has to be fetched can't be had now. The same call may work later."""
 
 
 class Refused(Exception):

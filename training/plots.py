@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
 matplotlib.use("Agg")
@@ -45,8 +47,18 @@ def save_convergence(stats: list[dict[str, float]], path: Path, *, title: str) -
     axes.set(title=title, xlabel="generator step", ylabel="loss (difference of critic scores)")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=110)
+    save(figure, path)
     plt.close(figure)
+
+
+def save(figure: Figure, path: Path, **options: Any) -> None:
+    """Beside, then in its place: a run stopped here keeps the picture that it had."""
+    beside = path.with_name(f".{path.name}")
+    try:
+        figure.savefig(beside, **{"dpi": 110, "format": path.suffix[1:], **options})
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def running_median(values: np.ndarray, window: int) -> np.ndarray:

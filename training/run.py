@@ -7,7 +7,8 @@
     python -m training.run wgan --evaluate CHECKPOINT       only the measures of a checkpoint
     python -m training.run wgan --corpus DIR --name mine --init CHECKPOINT     start from learnt weights
 
-Exit status: 0 done; 2 bad options or data; 3 refused by the gate; 143 stopped by SIGTERM, with a checkpoint to resume.
+Exit status: 0 done; 1 the corpus can't be fetched; 2 bad options or data; 3 refused by the gate; 143 stopped by SIGTERM,
+with a checkpoint to resume.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Annotated, Any
 import tyro
 
 from training import catalog
-from training.errors import BAD_INPUT, REFUSED, STOPPED, BadInput, Refused
+from training.errors import BAD_INPUT, REFUSED, STOPPED, UNREACHABLE, BadInput, Refused, Unreachable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _run(model, preset, rest)
     except BadInput as error:
         print(f"training.run: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return UNREACHABLE if isinstance(error, Unreachable) else BAD_INPUT
     except Refused as error:
         print(f"training.run: {error}", file=sys.stderr)
         return REFUSED

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +12,13 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
+DEAD = "http://127.0.0.1:9"  # a proxy that refuses
 TINY = ["classifier", "--preset", "tiny"]
 
 
-def training_run(*arguments: object) -> subprocess.CompletedProcess[str]:
+def training_run(*arguments: object, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "training.run", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -84,4 +86,15 @@ def test_corpus_that_is_none_is_one_clear_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "--corpus" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_corpus_that_cannot_be_fetched_may_be_tried_again(tmp_path: Path) -> None:
+    """Without a network: one line that says where the files go, and status 1, with which a Job tries again."""
+    environment = {**os.environ, "ATELIER_DATA": str(tmp_path), "http_proxy": DEAD, "https_proxy": DEAD}
+    environment = {name: value for name, value in environment.items() if name.lower() != "no_proxy"}
+    done = training_run(*TINY, "--runs", tmp_path / "runs", environment=environment)
+    assert done.returncode == 1
+    assert f"into {tmp_path / 'fashion-mnist'} yourself" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from training.data import files
-from training.errors import BadInput
+from training.errors import BadInput, Unreachable
 from training.models.classifier.spec import CLASSES, SIZE
 
 # The official addresses: Zalando's bucket, and the repository of the same authors.
@@ -81,7 +81,9 @@ def load(folder: str | Path = "", *, pictures: int | None = None, validation: fl
             fetch_missing(where)
         rows, test = (shuffled(part, seed) for part in read(where))
     except OSError as error:
-        raise BadInput(f"--corpus: can't read {error.filename or where} ({error.strerror or error})") from error
+        raise BadInput(
+            f"--corpus: can't read {error.filename or where} ({error.strerror or error}); mend that, or name another"
+        ) from error
 
     # Held out of all the rows first, and only then cut to `pictures`, each side on its own.
     count = min(pictures or len(rows), len(rows))
@@ -150,7 +152,8 @@ def fetch_missing(folder: Path) -> None:
         try:
             files.fetch([mirror + archive for mirror in MIRRORS], folder / archive, sha256=OFFICIAL[name])
         except OSError as error:
-            raise BadInput(
+            fault = Unreachable if error.errno is None else BadInput  # the network's, or the folder's
+            raise fault(
                 f"--corpus: can't fetch {archive} ({error}); put {', '.join(f'{name}.gz' for name in missing)} "
                 f"into {folder} yourself, or name a folder that has them"
             ) from error

@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
-from training.models.classifier.spec import CLASSES
+from training import plots
+from training.models.classifier.spec import CLASSES, SIZE
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.integer[Any]]
@@ -29,6 +30,8 @@ LEAST_PROBABILITY = 1e-7
 
 # The curves, and what their keys call them.
 SIDES = {"training": "train", "validation": "validation"}
+# However far labels reach out, all of a figure is saved.
+WHOLE = {"bbox_inches": "tight", "pad_inches": 0.15}
 RIGHT, WRONG = "#2b6cb0", "#c2410c"  # blue and rust: told apart also by those who can't tell red from green
 
 
@@ -97,19 +100,9 @@ def report(images: Images, labels: Labels, probabilities: Floats, out: Path) -> 
     Pictures (N, 28, 28), labels (N,), probabilities (N, 10).
     """
     assert len(images) == len(labels) == len(probabilities), (len(images), len(labels), len(probabilities))
-    save(draw_confusion(labels, probabilities), out / "confusion.png")
-    save(draw_mistakes(images, labels, probabilities), out / "mistakes.png")
-    save(draw_calibration(labels, probabilities), out / "calibration.png")
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Beside, then in its place: a run stopped here keeps the picture that it had."""
-    beside = path.with_name(f".{path.name}")
-    try:
-        figure.savefig(beside, dpi=110, format=path.suffix[1:], bbox_inches="tight", pad_inches=0.15)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    plots.save(draw_confusion(labels, probabilities), out / "confusion.png", **WHOLE)
+    plots.save(draw_mistakes(images, labels, probabilities), out / "mistakes.png", **WHOLE)
+    plots.save(draw_calibration(labels, probabilities), out / "calibration.png", **WHOLE)
 
 
 def confusion(labels: Labels, probabilities: Floats) -> NDArray[np.intp]:
@@ -161,22 +154,24 @@ def draw_mistakes(images: Images, labels: Labels, probabilities: Floats, *, colu
     wrong = np.flatnonzero(said != labels)
     worst = wrong[np.argsort(-sure[wrong], kind="stable")][: columns * rows]
     rows = max(1, -(-len(worst) // columns))
-    figure = Figure(figsize=(1.72 * columns, 2.12 * rows + 0.9), layout="constrained")
+    # One sheet, with room for two lines of text over each picture: 40 panels would take ten times as long to lay out.
+    wide, high = SIZE + 2, SIZE + 11
+    sheet = np.full((rows * high, columns * wide), 255, np.uint8)
+    figure = Figure(figsize=(1.7 * columns, 1.7 * rows * high / wide + 0.7), layout="constrained")
     figure.suptitle(
         f"the surest of {len(wrong):,} mistakes among {len(labels):,} pictures\n"
         "blue: what it is; rust: what the model says, and how sure it is",
         fontsize=13,
     )
-    for k, axes in enumerate(figure.subplots(rows, columns).flat):
-        axes.set_axis_off()
-        if k < len(worst):
-            one = worst[k]
-            axes.imshow(images[one], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            axes.set_title(CLASSES[labels[one]], fontsize=11, color=RIGHT, pad=18, fontweight="bold")
-            axes.text(
-                0.5, 1.03, f"{CLASSES[said[one]]} {surely(sure[one])}", fontsize=10, color=WRONG,
-                ha="center", va="bottom", transform=axes.transAxes,
-            )  # fmt: skip
+    axes = figure.subplots()
+    for k, one in enumerate(worst):
+        x, y = k % columns * wide + 1, (k // columns + 1) * high - SIZE
+        sheet[y : y + SIZE, x : x + SIZE] = images[one]
+        middle = x + SIZE / 2 - 0.5
+        axes.text(middle, y - 5.2, CLASSES[labels[one]], ha="center", color=RIGHT, fontsize=11, fontweight="bold")
+        axes.text(middle, y - 1.6, f"{CLASSES[said[one]]} {surely(sure[one])}", ha="center", color=WRONG, fontsize=10)
+    axes.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axes.set_axis_off()
     return figure
 
 
@@ -233,7 +228,7 @@ def save_curves(stats: list[dict[str, float]], path: Path, title: str) -> None:
     draw_curves(accuracy, stats, "accuracy", best=max)
     accuracy.yaxis.set_major_formatter(PercentFormatter(1))
     draw_curves(loss, stats, "loss", best=min)
-    save(figure, path)
+    plots.save(figure, path, **WHOLE)
 
 
 def draw_curves(axes: Axes, stats: list[dict[str, float]], name: str, *, best: Callable[..., int]) -> None:
@@ -250,9 +245,9 @@ def draw_curves(axes: Axes, stats: list[dict[str, float]], name: str, *, best: C
     axes.plot(
         epochs[top], values[top], "o", markersize=9, color=WRONG, fillstyle="none", markeredgewidth=2, label=label
     )
-    # The first tenth, where everything is still bad, would flatten the rest.
-    settled = np.concatenate([values[len(values) // 10 :] for values in sides.values()])
-    if np.isfinite(settled).all() and np.ptp(settled) > 0:
+    # The first tenth, where everything is still bad, may flatten the rest.
+    everything, settled = (np.concatenate([v[first:] for v in sides.values()]) for first in (0, len(epochs) // 10))
+    if np.ptp(everything) > 2 * np.ptp(settled) > 0:
         margin = 0.08 * np.ptp(settled)
         axes.set_ylim(settled.min() - margin, settled.max() + margin)
     axes.set(title=name, xlabel="epoch", xlim=(epochs[0] - 0.6, epochs[-1] + 0.6))

@@ -161,7 +161,11 @@ def train(options: Options, run: RunDir, corpus: Garments) -> Path:
         adam.step()
 
         # --- what it says, and once an epoch what that is worth on pictures that it doesn't learn from ---
-        stats = {"loss": loss.item(), "accuracy": (logits.argmax(1) == label).float().mean().item()}
+        # The loss without smoothing, which is what validation's can be compared to.
+        stats = {
+            "loss": F.cross_entropy(logits, label).item(),
+            "accuracy": (logits.argmax(1) == label).float().mean().item(),
+        }
         line = ""
         if batch == batches - 1:
             judged = scores(predict(net, corpus.validation), corpus.validation)

@@ -27,6 +27,7 @@ from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 from scipy.stats import wasserstein_distance
 
+from training import plots
 from training.data.corpus import Corpus
 from training.data.files import contact_sheet
 from training.data.lines import COLORS, SIZE, THICKNESS
@@ -307,13 +308,7 @@ def report(generated: Images, corpus: Corpus, path: Path) -> None:
     pairs = np.concatenate([generated[close], between, corpus.images[neighbour[close]]], axis=2)
     show(right, pairs, columns=4, title="nearest to the training set: generated | training picture")
 
-    # Beside, then in its place: a run stopped here keeps the report that it had.
-    beside = path.with_name(f".{path.name}")
-    try:
-        figure.savefig(beside, dpi=90, format=path.suffix[1:])
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    plots.save(figure, path, dpi=90)
 
 
 def shares(sides: list[Floats]) -> list[Floats]:
