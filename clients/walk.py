@@ -8,7 +8,7 @@ from pathlib import Path
 try:
     from tqdm import tqdm
 
-    from atelier import cli, errors, files, latents, local, paths, saving
+    from atelier import cli, errors, files, latents, local, paths, saving, tasks
     from atelier.recipe import Recipe
 except ModuleNotFoundError as missing:
     print(f"walk.py: Atelier's SDK is not installed ({missing.name}): pip install ./clients", file=sys.stderr)
@@ -81,8 +81,8 @@ def recipe(options: Namespace) -> Recipe:
         return Recipe(**{"keyframes": keyframes, "pairs": bool(pairs), "loop": not pairs, **given})
 
 
-def walk(options: Namespace) -> str:
-    """Renders and saves; returns the line that says where."""
+def walk(options: Namespace) -> cli.Outcome:
+    """Renders and saves; the line that comes of it says where."""
     wanted = recipe(options)
     out = options.out or ("out/walk.png" if wanted.strip else "out/walk.gif")
     with cli.naming("--out"):
@@ -91,7 +91,7 @@ def walk(options: Namespace) -> str:
         if options.save_vectors:
             files.check_writable(Path(options.save_vectors))
     where = {"checkout": CHECKOUT, "repository": options.repository, "in_process": options.in_process}
-    with local.connect(options.url, model=wanted.model, say=cli.say, **where) as client:
+    with local.connect(options.url, task=tasks.GENERATE, model=wanted.model, say=cli.say, **where) as client:
         frames = client.stream(wanted.latents(), model=wanted.model, version=wanted.version)
         pictures = list(tqdm(frames, desc="walk", unit="frame", disable=None))
     source = "own vectors" if wanted.seed is None else f"seed {wanted.seed}"
@@ -100,7 +100,7 @@ def walk(options: Namespace) -> str:
     if options.save_vectors:
         latents.save(options.save_vectors, made.keyframes, note=source)
     what = f"{len(pictures)} frames, {len(pictures) / made.fps:.1f} s"
-    return f"{out}: {what}; {made.model} version {made.version}, {source}"
+    return cli.Outcome(f"{out}: {what}; {made.model} version {made.version}, {source}")
 
 
 if __name__ == "__main__":

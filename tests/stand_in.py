@@ -1,6 +1,6 @@
-"""A small model with wgan's contract, drawn without training, for tests of everything around a model.
+"""Small models with the contracts of wgan and classifier, drawn without training, for tests of everything around one.
 
-Run: PYTHONPATH=. python tests/stand_in.py DIR   (writes a model repository with versions 1 and 2)
+Run: PYTHONPATH=. python tests/stand_in.py DIR   (writes a model repository with versions 1 and 2 of both)
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import hashlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +18,19 @@ from onnx import TensorProto, helper, numpy_helper
 
 from serving import pbtxt
 from serving.spec import ModelSpec
+from training.models.classifier import spec as garments
 from training.models.wgan.spec import LATENT, SIZE, SPEC
 
+CLASSIFIER = garments.SPEC
 COARSE = 16
 GOLDEN = 4
 
 Latents = npt.NDArray[np.float32]
 Images = npt.NDArray[np.uint8]
+Probabilities = npt.NDArray[np.float32]
+
+
+# --- the generator ---
 
 
 def _weights(seed: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -45,14 +52,6 @@ def images(latents: Latents, version: int) -> Images:
 def graph(version: int) -> onnx.ModelProto:
     """The same as an ONNX model."""
     project, enlarge = _weights(version)
-    constants = {
-        "project": project,
-        "planes": np.array([-1, 3, COARSE, COARSE]),
-        "rows": enlarge,
-        "columns": enlarge.T.copy(),
-        "scale": np.float32(127),
-        "middle": np.float32(128),
-    }
     nodes = [
         helper.make_node("MatMul", ["latent", "project"], ["projected"]),
         helper.make_node("Tanh", ["projected"], ["flat"]),
@@ -65,24 +64,83 @@ def graph(version: int) -> onnx.ModelProto:
         helper.make_node("Cast", ["rounded"], ["pixels"], to=TensorProto.UINT8),
         helper.make_node("Transpose", ["pixels"], ["image"], perm=[0, 2, 3, 1]),
     ]
-    made = helper.make_graph(
+    return _model(
+        SPEC,
         nodes,
-        "stand_in",
-        [helper.make_tensor_value_info("latent", TensorProto.FLOAT, ["batch", LATENT])],
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", SIZE, SIZE, 3])],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+        project=project,
+        planes=np.array([-1, 3, COARSE, COARSE]),
+        rows=enlarge,
+        columns=enlarge.T.copy(),
+        scale=np.float32(127),
+        middle=np.float32(128),
     )
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def candidate(folder: Path, version: int = 1) -> Path:
+# --- the classifier ---
+
+
+def _readout(version: int) -> npt.NDArray[np.float32]:
+    """Pixels -> logits."""
+    rng = np.random.default_rng(version)
+    return rng.normal(0, 0.3, (garments.SIZE**2, len(garments.CLASSES))).astype(np.float32)
+
+
+def probabilities(pictures: Images, version: int) -> Probabilities:
+    """What version `version` answers to pictures uint8 (N, 28, 28, 1): float32 (N, 10), without ONNX."""
+    logits = pictures.reshape(len(pictures), -1) / np.float32(255) @ _readout(version)
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return np.asarray(powers / powers.sum(1, keepdims=True), np.float32)
+
+
+def classifier_graph(version: int) -> onnx.ModelProto:
+    """The same as an ONNX model."""
+    nodes = [
+        helper.make_node("Reshape", ["image", "row"], ["levels"]),
+        helper.make_node("Cast", ["levels"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["numbers", "white"], ["shares"]),
+        helper.make_node("MatMul", ["shares", "readout"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    row, white = np.array([-1, garments.SIZE**2]), np.float32(255)
+    return _model(CLASSIFIER, nodes, row=row, white=white, readout=_readout(version))
+
+
+# --- what is in a repository ---
+
+
+def _model(spec: ModelSpec, nodes: list[onnx.NodeProto], **constants: Any) -> onnx.ModelProto:
+    given, made = (
+        [
+            helper.make_tensor_value_info(
+                t.name, {"FP32": TensorProto.FLOAT, "UINT8": TensorProto.UINT8}[t.dtype], ["batch", *t.shape]
+            )
+            for t in tensors
+        ]
+        for tensors in (spec.inputs, spec.outputs)
+    )
+    initial = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    drawn = helper.make_graph(nodes, "stand_in", given, made, initial)
+    return helper.make_model(drawn, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def _drawn(spec: ModelSpec, version: int) -> tuple[onnx.ModelProto, dict[str, npt.NDArray[Any]]]:
+    """A model and its golden batch."""
+    rng = np.random.default_rng(0)
+    if spec.name == CLASSIFIER.name:
+        pictures = rng.integers(0, 256, (GOLDEN, garments.SIZE, garments.SIZE, 1), np.uint8)
+        return classifier_graph(version), {"image": pictures, "probabilities": probabilities(pictures, version)}
+    latents = rng.standard_normal((GOLDEN, LATENT)).astype(np.float32)
+    return graph(version), {"latent": latents, "image": images(latents, version)}
+
+
+def candidate(folder: Path, version: int = 1, spec: ModelSpec = SPEC) -> Path:
     """Writes model.onnx, card.json and golden.npz into `folder`, as an export does; returns `folder`."""
     folder.mkdir(parents=True)
-    onnx.save(graph(version), folder / "model.onnx")
-    latents = np.random.default_rng(0).standard_normal((GOLDEN, LATENT)).astype(np.float32)
-    np.savez(folder / "golden.npz", latent=latents, image=images(latents, version))
+    model, golden = _drawn(spec, version)
+    onnx.save(model, folder / "model.onnx")
+    np.savez(folder / "golden.npz", **golden)
     card = {
-        "model": SPEC.name,
+        "model": spec.name,
         "version": version,
         "preset": "stand-in",
         "options": {"seed": version},
@@ -101,11 +159,13 @@ def candidate(folder: Path, version: int = 1) -> Path:
 def repository(folder: Path, versions: tuple[int, ...] = (1, 2), spec: ModelSpec = SPEC) -> Path:
     """A complete model repository in `folder` that serves `spec`; returns `folder`."""
     for version in versions:
-        candidate(folder / spec.name / str(version), version)
+        candidate(folder / spec.name / str(version), version, spec)
     (folder / spec.name).mkdir(parents=True, exist_ok=True)
-    (folder / spec.name / "config.pbtxt").write_text(pbtxt.render(spec))
+    for name, text in pbtxt.files(spec).items():
+        (folder / spec.name / name).write_text(text)
     return folder
 
 
 if __name__ == "__main__":
-    print(repository(Path(sys.argv[1])))
+    for each in (SPEC, CLASSIFIER):
+        print(repository(Path(sys.argv[1]), spec=each) / each.name)

@@ -20,55 +20,27 @@ import pytest
 import stand_in
 from conftest import need_tritonserver
 from PIL import Image
+from scripts import CLIENTS, ROOT, Done, copied, free_port, names, processes_of, refused, run, worked
 
 from atelier import latents, saving
 
-ROOT = Path(__file__).parents[2]
-WALK = ROOT / "clients" / "walk.py"
+WALK = CLIENTS / "walk.py"
 ROW = " ".join(["0.5"] * 100)
 
-Walk = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-def run(*arguments: object, cwd: Path, script: Path = WALK, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, script, *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+Walk = Callable[..., Done]
 
 
 @pytest.fixture
 def walk(server, tmp_path) -> Walk:
     """Runs walk.py in an empty folder against the shared server."""
-    return lambda *arguments: run("--url", server.grpc, *arguments, cwd=tmp_path)
+    return lambda *arguments: run(WALK, "--url", server.grpc, *arguments, cwd=tmp_path)
 
 
 @pytest.fixture
 def near(server, tmp_path) -> Walk:
     """Runs walk.py in an empty folder, the model in its own process."""
     where = ("--repository", server.repository, "--in-process")
-    return lambda *arguments: run(*where, *arguments, cwd=tmp_path)
-
-
-def worked(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
-    assert (done.returncode, done.stderr) == (0, ""), done
-    return done
-
-
-def refused(done: subprocess.CompletedProcess[str], *says: str) -> None:
-    """Exit status 2, nothing on stdout, and one line on stderr that has all of `says`."""
-    assert (done.returncode, done.stdout) == (2, ""), done
-    assert done.stderr.startswith("walk.py: ")
-    assert done.stderr.count("\n") == 1
-    assert all(words in done.stderr for words in says), done.stderr
-
-
-def names(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    return lambda *arguments: run(WALK, *where, *arguments, cwd=tmp_path)
 
 
 def frames(path: Path) -> npt.NDArray[np.int64]:
@@ -178,7 +150,7 @@ def test_a_video_has_every_frame(near, tmp_path):
 
 def test_help_names_every_option():
     """Its examples are commands that parse."""
-    done = worked(run("--help", cwd=ROOT))
+    done = worked(run(WALK, "--help", cwd=ROOT))
     for flag in (
         "steps", "keyframes", "seed", "path", "loop", "fps", "out", "strip", "latent", "latent-scale", "model",
         "version", "url", "vectors", "save-vectors", "pairs", "again",
@@ -189,51 +161,34 @@ def test_help_names_every_option():
 # --- where it finds a model
 
 
-def copied(tmp_path: Path, repository: Path) -> Path:
-    """A checkout with this one's code and the stand-in's models."""
-    checkout = tmp_path / "checkout"
-    shutil.copytree(ROOT / "serving", checkout / "serving", ignore=shutil.ignore_patterns("model_repository"))
-    if repository.exists():
-        shutil.copytree(repository, checkout / "serving" / "model_repository")
-    (checkout / "clients").mkdir()
-    shutil.copy(WALK, checkout / "clients")
-    return checkout / "clients" / "walk.py"
-
-
-@pytest.fixture
-def default() -> int:
-    """A port that stands in for 8001, which others on this machine may use, as ATELIER_URL."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
-
-
-def test_with_no_server_it_starts_one_says_so_and_ends_it(repository, tmp_path, default):
+def test_with_no_server_it_starts_one_says_so_and_ends_it(repository, tmp_path):
     """The checkout's own models are served by the embedded Triton for as long as the walk takes."""
     need_tritonserver()
-    script, url = copied(tmp_path, repository), f"localhost:{default}"
-    done = run("--steps", 1, cwd=tmp_path, script=script, ATELIER_URL=url)
+    script, url = copied(WALK, tmp_path / "checkout", repository), f"localhost:{free_port()}"
+    done = run(script, "--steps", 1, cwd=tmp_path, ATELIER_URL=url)
     assert done.stdout == "out/walk.gif: 4 frames, 0.2 s; wgan version 2, seed 1\n"
     assert done.stderr.splitlines() == [
         f"walk.py: no server is ready at {url}",
-        "walk.py: started the embedded Triton for this walk; `make serve` keeps one running",
+        "walk.py: started the embedded Triton for this run; `make serve` keeps one running",
     ]
     assert not processes_of(script.parents[1])
 
 
 def test_it_takes_the_server_at_the_default_address(server, tmp_path):
     """`make serve` in one window, walk.py in another: no --url, no models of its own, and nothing to say."""
-    script = copied(tmp_path, tmp_path / "none")
-    done = worked(run("--steps", 1, "--out", "w.png", cwd=tmp_path, script=script, ATELIER_URL=server.grpc))
+    script = copied(WALK, tmp_path / "checkout", None)
+    done = worked(run(script, "--steps", 1, "--out", "w.png", cwd=tmp_path, ATELIER_URL=server.grpc))
     assert done.stdout.startswith("w.png: 4 frames")
 
 
-def test_something_else_at_the_default_address_is_left_alone(repository, tmp_path, default):
+def test_something_else_at_the_default_address_is_left_alone(repository, tmp_path):
     """A web server there, say: it starts the embedded one on free ports, and says why."""
     need_tritonserver()
-    script, url = copied(tmp_path, repository), f"127.0.0.1:{default}"
-    with http.server.ThreadingHTTPServer(("127.0.0.1", default), Silent) as other:
+    script = copied(WALK, tmp_path / "checkout", repository)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Silent) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()
-        done = run("--steps", 1, cwd=tmp_path, script=script, ATELIER_URL=url)
+        url = f"127.0.0.1:{other.server_port}"
+        done = run(script, "--steps", 1, cwd=tmp_path, ATELIER_URL=url)
         other.shutdown()
     assert done.returncode == 0, done
     assert done.stderr.startswith(f"walk.py: what answers at {url} is not Triton's gRPC port\n")
@@ -244,19 +199,6 @@ class Silent(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
-
-
-def processes_of(folder: Path) -> list[str]:
-    """Command lines of processes that name a folder."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if str(folder) in line:
-            found.append(line)
-    return found
 
 
 def elsewhere(tmp_path: Path, *lines: str) -> dict[str, str]:
@@ -285,7 +227,7 @@ NO_RUNTIME = "sys.modules['onnxruntime'] = None"
 def test_where_triton_cannot_run_the_model_runs_in_process(repository, tmp_path, change, says):
     """It says why, and the frames are the same."""
     environment = elsewhere(tmp_path, change)
-    done = run("--repository", repository, "--steps", 1, "--out", "w.png", cwd=tmp_path, **environment)
+    done = run(WALK, "--repository", repository, "--steps", 1, "--out", "w.png", cwd=tmp_path, **environment)
     assert done.returncode == 0, done
     assert done.stderr.startswith("walk.py: running the model in this process with ONNX Runtime: ")
     assert says in done.stderr
@@ -296,7 +238,7 @@ def test_where_triton_cannot_run_the_model_runs_in_process(repository, tmp_path,
 def test_where_neither_can_run_it_says_what_to_install(repository, tmp_path):
     """One line with the pip command, and the flag for a server elsewhere."""
     environment = elsewhere(tmp_path, ARM, NO_RUNTIME)
-    done = run("--repository", repository, cwd=tmp_path, **environment)
+    done = run(WALK, "--repository", repository, cwd=tmp_path, **environment)
     refused(done, "pip install onnxruntime", "--url")
 
 
@@ -304,7 +246,7 @@ def test_a_server_that_does_not_start_is_no_reason_to_stop(repository, tmp_path)
     """Where the embedded Triton fails, here for a config.pbtxt it cannot read, the model runs in process."""
     need_tritonserver()
     (repository / "wgan" / "config.pbtxt").write_text("not a config")
-    done = run("--repository", repository, "--steps", 1, cwd=tmp_path)
+    done = run(WALK, "--repository", repository, "--steps", 1, cwd=tmp_path)
     assert done.returncode == 0, done
     assert "the embedded Triton did not start" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -347,6 +289,7 @@ def test_ctrl_c_leaves_nothing_behind(repository, tmp_path):
         pytest.param(["--path", "zigzag"], ["--path", "'lerp', 'slerp', 'spline'"], id="unknown-path"),
         pytest.param(["--out", "walk.avi"], ["--out", ".avi", ".gif .webp .png .mp4 .zip"], id="unknown-format"),
         pytest.param(["--model", "nope"], ["--model", "'nope'", "wgan"], id="unknown-model"),
+        pytest.param(["--model", "classifier"], ["--model", "'classifier'", "wgan"], id="model-of-another-kind"),
         pytest.param(["--version", 9], ["--version", "no version 9", "served: wgan 1, 2"], id="unknown-version"),
         pytest.param(["--version", 0], ["--version", "1 or more"], id="version-0"),
         pytest.param(["--fps", 0], ["--fps", "above 0"], id="fps-0"),
@@ -403,13 +346,13 @@ def test_an_address_with_nothing_there(tmp_path):
     """--url says what it tried, and how to start a server."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"127.0.0.1:{taken.getsockname()[1]}"
-    refused(run("--url", url, cwd=tmp_path), "--url", url, "make serve")
+    refused(run(WALK, "--url", url, cwd=tmp_path), "--url", url, "make serve")
     assert names(tmp_path) == set()
 
 
 def test_an_address_that_is_not_triton_s(server, tmp_path):
     """Triton's own HTTP port, for one; the line says which port is meant."""
-    refused(run("--url", server.http, cwd=tmp_path), "--url", server.http, "8001")
+    refused(run(WALK, "--url", server.http, cwd=tmp_path), "--url", server.http, "8001")
 
 
 def test_a_walk_whose_version_is_gone_says_so(near, repository, tmp_path):

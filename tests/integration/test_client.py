@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import pytest
 import stand_in
 import tritonclient.grpc
 from PIL import Image
+from ways import WAYS, Awaited, reach
 
 from atelier import AsyncClient, Client, errors, latents, paths
 from atelier.inprocess import InProcessClient
@@ -47,39 +48,12 @@ def assert_right(pictures: list[Image.Image], vectors: latents.Latents, version:
     assert all(picture.info == {"model": "wgan", "version": version} for picture in pictures)
 
 
-class Awaited:
-    """An AsyncClient whose calls are run to their end, so that one test serves both clients."""
-
-    def __init__(self, url: str, **options: object) -> None:
-        self.url, self.options = url, options
-
-    def __enter__(self) -> Awaited:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def __getattr__(self, name: str) -> Callable[..., object]:
-        async def call(*args: object, **kwargs: object) -> object:
-            async with AsyncClient(self.url, **self.options) as client:
-                found = getattr(client, name)(*args, **kwargs)
-                return [picture async for picture in found] if name in ("walk", "stream") else await found
-
-        return lambda *args, **kwargs: asyncio.run(call(*args, **kwargs))
-
-
 BOTH = pytest.mark.parametrize("connect", [Client, Awaited], ids=["sync", "async"])
 
 
-@pytest.fixture(scope="module", params=["sync", "async", "in-process"])
+@pytest.fixture(scope="module", params=WAYS)
 def client(request, server) -> Iterator[Client]:
-    """Each way to reach the same models."""
-    ways = {
-        "sync": lambda: Client(server.grpc),
-        "async": lambda: Awaited(server.grpc),
-        "in-process": lambda: InProcessClient(server.repository),
-    }
-    with ways[request.param]() as made:
+    with reach(request.param, server) as made:
         yield made
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 
 import grpc
 import numpy as np
@@ -15,6 +12,7 @@ from tritonclient.grpc import service_pb2 as pb
 from atelier import _address, _failures, _protocol, errors, latents
 from atelier._protocol import Core, Pause, Probe, Send, batches
 from atelier._types import NOT_GIVEN, Model
+from atelier.tasks import CLASSIFY, GENERATE
 
 Code = grpc.StatusCode
 LATENTS = latents.draw(3, seed=1)
@@ -73,18 +71,16 @@ def drive(flow, *replies, clock: Clock | None = None, accepts: bool = False):
         return exc, steps
 
 
-def answer(count: int = 3, **changes) -> pb.ModelInferResponse:
-    """A right answer of `count` pictures, but for `changes`."""
-    said = {"name": "image", "datatype": "UINT8", "shape": (count, 128, 128, 3), **changes}
-    raw = said.pop("raw", bytes(count * 128 * 128 * 3))
+def answer() -> pb.ModelInferResponse:
+    """A right answer to `generate`."""
     made = pb.ModelInferResponse(model_name="wgan", model_version="2")
-    made.outputs.add(**said)
-    made.raw_output_contents.append(raw)
+    made.outputs.add(name="image", datatype="UINT8", shape=(3, 128, 128, 3))
+    made.raw_output_contents.append(bytes(3 * 128 * 128 * 3))
     return made
 
 
 def generate(made: Core, timeout_s=NOT_GIVEN, version=None):
-    return made.generate(LATENTS, "wgan", version, timeout_s)
+    return made.infer(GENERATE, {"latent": LATENTS}, "wgan", version, timeout_s)
 
 
 def sends(steps) -> list[Send]:
@@ -310,56 +306,41 @@ def test_the_newest_version_is_the_highest_number():
     assert isinstance(found, errors.ModelNotReady)
 
 
-# --- requests and answers
+# --- requests
 
 
-def test_a_request_says_it_all():
-    """Model, version, tensors as the contract has them, little-endian floats, the deadline in seconds."""
+def test_a_request_goes_with_its_version_and_deadline():
+    """To ModelInfer, and without a queue timeout of its own, which would race with the deadline."""
     _, (step,) = drive(generate(core(), timeout_s=1.5, version=2), answer())
-    request = step.request
     assert (step.method, step.timeout_s) == ("ModelInfer", 1.5)
-    assert (request.model_name, request.model_version) == ("wgan", "2")
-    (given,), (asked,) = request.inputs, request.outputs
-    assert (given.name, given.datatype, tuple(given.shape)) == ("latent", "FP32", (3, 100))
-    assert asked.name == "image"
-    assert request.raw_input_contents[0] == LATENTS.astype("<f4").tobytes()
-    assert not request.parameters  # a queue timeout of its own would race with the deadline, and look like overload
-
-
-def test_an_answer_becomes_pictures_that_know_their_model():
-    """RGB pixels as they came, in order; model and version in `info`."""
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 128, 128, 3), dtype=np.uint8)
-    found, _ = drive(generate(core()), answer(raw=pixels.tobytes()))
-    assert [picture.mode for picture in found] == ["RGB"] * 3
-    np.testing.assert_array_equal(np.stack([np.asarray(picture) for picture in found]), pixels)
-    assert [picture.info for picture in found] == [{"model": "wgan", "version": 2}] * 3
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{"name": "other"}, {"datatype": "FP32"}, {"shape": (3, 128, 128)}, {"raw": b"short"}],
-    ids=["other-output", "other-type", "other-shape", "too-short"],
-)
-def test_an_answer_that_is_no_pictures_is_the_server_s_error(changes):
-    """ServerError, not an exception out of numpy or Pillow."""
-    found, _ = drive(generate(core()), answer(**changes))
-    assert isinstance(found, errors.ServerError)
+    assert (step.request.model_name, step.request.model_version) == ("wgan", "2")
+    assert not step.request.parameters
 
 
 @pytest.mark.parametrize("count", [0, 1, 32, 33, 100])
-def test_latents_go_in_batches_the_model_takes(count):
+def test_tensors_go_in_batches_the_model_takes(count):
     """All of them, in order, none above max_batch, and no batch that need not be."""
     vectors = latents.draw(100, seed=0)[:count]
-    found = batches(vectors, "wgan")
+    found = [batch["latent"] for batch in batches(GENERATE, {"latent": vectors}, "wgan")]
     assert len(found) == math.ceil(count / 32)
     assert max(map(len, found), default=0) <= 32
     np.testing.assert_array_equal(np.concatenate([vectors[:0], *found]), vectors)
 
 
-def test_a_model_the_sdk_does_not_know_is_refused_before_anything_is_sent():
-    """UnknownModel names those it knows."""
-    with pytest.raises(errors.UnknownModel, match="knows .*wgan"):
-        batches(LATENTS, "nope")
+@pytest.mark.parametrize(
+    ("task", "model", "says"),
+    [
+        (GENERATE, "nope", "no model 'nope' turns latent into image; this version of the SDK knows wgan"),
+        (GENERATE, "classifier", "no model 'classifier' turns latent into image; this version of the SDK knows wgan"),
+        (CLASSIFY, "wgan", "no model 'wgan' turns image into probabilities; this version of the SDK knows classifier"),
+    ],
+    ids=["of-no-kind", "generate", "classify"],
+)
+def test_a_model_the_sdk_does_not_know_for_this_is_refused_before_anything_is_sent(task, model, says):
+    """UnknownModel names those that it knows for what is asked."""
+    with pytest.raises(errors.UnknownModel) as caught:
+        batches(task, {}, model)
+    assert str(caught.value) == says
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1, math.nan, math.inf, None, "3"], ids=repr)
@@ -376,50 +357,3 @@ def test_a_version_is_a_number_from_one(version):
     """What Triton would misread is refused here."""
     with pytest.raises(errors.InvalidInput, match="version"):
         next(generate(core(), version=version))
-
-
-# --- addresses
-
-
-@pytest.mark.parametrize(
-    ("url", "target", "secure"),
-    [
-        ("localhost:8001", "localhost:8001", False),
-        ("gpu-box", "gpu-box:8001", False),
-        ("grpc://10.0.0.7:9001/", "10.0.0.7:9001", False),
-        ("grpcs://atelier.example:443", "atelier.example:443", True),
-        ("dns:///triton-headless:8001", "dns:///triton-headless:8001", False),
-        ("[::1]:9001", "[::1]:9001", False),
-        (" localhost:8001 ", "localhost:8001", False),
-    ],
-)
-def test_addresses_are_read_as_people_write_them(url, target, secure):
-    """gRPC's target and whether it is TLS."""
-    found = _address.parse(url)
-    assert (found.target, found.secure) == (target, secure)
-
-
-@pytest.mark.parametrize(
-    "url",
-    ["", "http://localhost:8000", "https://x", "localhost:99999", "localhost:0", "a b", "::1", "ftp://x", "x:y"],
-    ids=lambda url: url or "empty",
-)
-def test_what_is_no_address_is_refused(url):
-    """gRPC would take localhost:99999 for port 34463, and a missing port for 443."""
-    with pytest.raises(errors.InvalidInput, match=r"HOST:PORT|1 to 65535"):
-        _address.parse(url)
-
-
-def test_the_default_address_is_triton_s_own_port_here():
-    """Unless the environment says otherwise."""
-    for environment, expected in (({}, "localhost:8001"), ({"ATELIER_URL": "box:9"}, "box:9")):
-        program = "from atelier import _address; print(_address.parse(_address.DEFAULT_URL))"
-        there = {name: value for name, value in os.environ.items() if name != "ATELIER_URL"} | environment
-        done = subprocess.run([sys.executable, "-c", program], env=there, capture_output=True, text=True, check=True)
-        assert done.stdout.strip() == expected
-
-
-def test_no_proxy_stands_between_a_client_and_its_own_machine():
-    """gRPC obeys http_proxy even for localhost."""
-    options = {url: dict(_address.parse(url).options) for url in ("localhost:1", "127.0.0.1:1", "far:1")}
-    assert [found["grpc.enable_http_proxy"] for found in options.values()] == [0, 0, 1]

@@ -317,6 +317,7 @@ def test_a_walk_json_cannot_point_outside_its_folder(tmp_path):
         pytest.param("file/walk.gif", {}, "cannot be written", id="under-a-file"),
         pytest.param("file/frames/", {}, "cannot be written", id="folder-under-a-file"),
         pytest.param("file", {}, "is a file; name a folder", id="folder-is-a-file"),
+        pytest.param("/", {}, "is the root", id="root"),
         pytest.param("folder.gif", {}, "is a folder; name a file", id="file-is-a-folder"),
         pytest.param("walk.gif", {"fps": 51}, "at most 50", id="gif-too-fast"),
         pytest.param("walk.png", {"fps": 241}, "at most 240", id="too-fast"),

@@ -13,7 +13,7 @@ import atelier
 from atelier import errors
 from atelier.inprocess import InProcessClient
 
-CALLS = ["ready", "models", "generate", "stream", "walk"]
+CALLS = ["ready", "models", "generate", "stream", "walk", "classify"]
 
 
 def public(client: type) -> dict[str, inspect.Signature]:
@@ -41,7 +41,7 @@ def test_both_clients_give_the_same_kinds_of_answers():
         if signature.return_annotation != public(atelier.AsyncClient)[name].return_annotation
     }
     assert differ == {"stream", "walk"}  # Frames and AsyncFrames
-    for name in {"ready", "models", "generate", "close"}:
+    for name in {"ready", "models", "generate", "classify", "close"}:
         assert inspect.iscoroutinefunction(getattr(atelier.AsyncClient, name))
 
 

@@ -1,9 +1,12 @@
-"""Atelier's image models in Python: latent vectors in, Pillow pictures out.
+"""Atelier's image models in Python: computer art from latent vectors, garments named.
 
 with atelier.Client() as client:
     keyframes = atelier.latents.draw(5, seed=7)
     frames = client.walk(keyframes, steps=20, loop=True)
     atelier.saving.save("walk.gif", list(frames), fps=20)
+
+    boot = atelier.pictures.open_picture("boot.jpg")
+    client.classify(boot)[0].top(3)
 """
 
 from __future__ import annotations
@@ -11,9 +14,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from atelier import errors, latents, paths, saving
+from atelier import errors, garments, latents, paths, pictures, saving
 from atelier._types import NOT_GIVEN, Model
+from atelier.classification import Classification
 from atelier.errors import AtelierError
+from atelier.garments import preprocess_garment
 from atelier.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -25,13 +30,17 @@ __all__ = [
     "AsyncClient",
     "AsyncFrames",
     "AtelierError",
+    "Classification",
     "Client",
     "Frames",
     "Model",
     "Recipe",
     "errors",
+    "garments",
     "latents",
     "paths",
+    "pictures",
+    "preprocess_garment",
     "saving",
 ]
 

@@ -16,10 +16,13 @@ from PIL import Image
 from tritonclient.grpc import service_pb2_grpc
 
 from atelier import _address, paths
-from atelier._protocol import IN_FLIGHT, Core, Flow, Pause, Probe, Send, Step, batches, contract
+from atelier._contract import Tensors
+from atelier._protocol import IN_FLIGHT, Core, Flow, Pause, Probe, Send, Step, batches
 from atelier._types import DEFAULT_TIMEOUT_S, NOT_GIVEN, Model, NotGiven
+from atelier.classification import Classification, Method, Pictures, images
 from atelier.errors import AtelierError, Cancelled
 from atelier.latents import Latents, check
+from atelier.tasks import CLASSIFY, GENERATE, Task
 
 T = TypeVar("T")
 
@@ -102,9 +105,9 @@ class AsyncClient:
         timeout_s: float | NotGiven = NOT_GIVEN,
     ) -> AsyncFrames:
         """As `generate`, but each picture as soon as it is there: `async for picture in client.stream(z)`."""
-        vectors = check(latents, width=contract(model).inputs[0].shape[0])
-        seconds = self._core.seconds(timeout_s)
-        return AsyncFrames(vectors, self._pictures(vectors, model, version, seconds))
+        vectors = check(latents, width=GENERATE.contract(model).inputs[0].shape[0])
+        parts = batches(GENERATE, {"latent": vectors}, model)
+        return AsyncFrames(vectors, self._results(GENERATE, parts, model, version, self._core.seconds(timeout_s)))
 
     def walk(
         self,
@@ -121,23 +124,38 @@ class AsyncClient:
         latents = paths.walk(keyframes, steps=steps, path=path, loop=loop)
         return self.stream(latents, model=model, version=version, timeout_s=timeout_s)
 
-    async def _pictures(
-        self, latents: Latents, model: str, version: int | None, timeout_s: float
-    ) -> AsyncIterator[Image.Image]:
-        waiting = deque(batches(latents, model))
+    async def classify(
+        self,
+        pictures: Pictures,
+        *,
+        method: Method = "find",
+        model: str = "classifier",
+        version: int | None = None,
+        timeout_s: float | NotGiven = NOT_GIVEN,
+    ) -> list[Classification]:
+        """One or more garments, any number, to as many answers, in order; see `Client.classify`."""
+        prepared = await asyncio.to_thread(images, pictures, method=method)
+        parts = batches(CLASSIFY, {"image": prepared}, model)
+        results = self._results(CLASSIFY, parts, model, version, self._core.seconds(timeout_s))
+        return [answer async for answer in results]
+
+    async def _results(
+        self, task: Task[T], parts: list[Tensors], model: str, version: int | None, timeout_s: float
+    ) -> AsyncIterator[T]:
+        waiting = deque(parts)
         if version is None and len(waiting) > 1:
             version = await self._run(self._core.newest(model, timeout_s))
-        under_way: deque[asyncio.Task[list[Image.Image]]] = deque()
+        under_way: deque[asyncio.Task[list[T]]] = deque()
         try:
             while waiting or under_way:
                 while waiting and len(under_way) < IN_FLIGHT:
-                    flow = self._core.generate(waiting.popleft(), model, version, timeout_s)
+                    flow = self._core.infer(task, waiting.popleft(), model, version, timeout_s)
                     under_way.append(asyncio.create_task(self._run(flow)))
-                for picture in await under_way.popleft():
-                    yield picture
+                for result in await under_way.popleft():
+                    yield result
         finally:
-            for task in under_way:
-                task.cancel()
+            for waits in under_way:
+                waits.cancel()
             await asyncio.gather(*under_way, return_exceptions=True)
 
     async def _run(self, flow: Flow[T]) -> T:

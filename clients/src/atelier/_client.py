@@ -16,10 +16,13 @@ from PIL import Image
 from tritonclient.grpc import service_pb2_grpc
 
 from atelier import _address, paths
-from atelier._protocol import IN_FLIGHT, Core, Flow, Pause, Probe, Send, Step, batches, contract
+from atelier._contract import Tensors
+from atelier._protocol import IN_FLIGHT, Core, Flow, Pause, Probe, Send, Step, batches
 from atelier._types import DEFAULT_TIMEOUT_S, NOT_GIVEN, Model, NotGiven
+from atelier.classification import Classification, Method, Pictures, images
 from atelier.errors import AtelierError, Cancelled
 from atelier.latents import Latents, check
+from atelier.tasks import CLASSIFY, GENERATE, Task
 
 T = TypeVar("T")
 
@@ -126,9 +129,9 @@ class Client:
         timeout_s: float | NotGiven = NOT_GIVEN,
     ) -> Frames:
         """As `generate`, but each picture as soon as it is there: `for picture in tqdm(client.stream(z))`."""
-        vectors = check(latents, width=contract(model).inputs[0].shape[0])
-        seconds = self._core.seconds(timeout_s)
-        return Frames(vectors, self._pictures(vectors, model, version, seconds))
+        vectors = check(latents, width=GENERATE.contract(model).inputs[0].shape[0])
+        parts = batches(GENERATE, {"latent": vectors}, model)
+        return Frames(vectors, self._results(GENERATE, parts, model, version, self._core.seconds(timeout_s)))
 
     def walk(
         self,
@@ -145,16 +148,39 @@ class Client:
         latents = paths.walk(keyframes, steps=steps, path=path, loop=loop)
         return self.stream(latents, model=model, version=version, timeout_s=timeout_s)
 
-    def _pictures(self, latents: Latents, model: str, version: int | None, timeout_s: float) -> Iterator[Image.Image]:
-        waiting = deque(batches(latents, model))
-        if version is None and len(waiting) > 1:
+    def classify(
+        self,
+        pictures: Pictures,
+        *,
+        method: Method = "find",
+        model: str = "classifier",
+        version: int | None = None,
+        timeout_s: float | NotGiven = NOT_GIVEN,
+    ) -> list[Classification]:
+        """One or more garments, any number, to as many answers, in order; batches as with `generate`.
+
+        pictures: Pillow pictures, which are prepared by `method`, or what is prepared, uint8 (N, 28, 28), white on
+        black; see `classification.images`.
+        """
+        parts = batches(CLASSIFY, {"image": images(pictures, method=method)}, model)
+        return list(self._results(CLASSIFY, parts, model, version, self._core.seconds(timeout_s)))
+
+    def _results(
+        self, task: Task[T], parts: list[Tensors], model: str, version: int | None, timeout_s: float
+    ) -> Iterator[T]:
+        """One for each member of the batches, in order, all from one version."""
+        if len(parts) == 1:  # on the caller's thread: starting one takes 0.2 ms, and 2 ms where cores are busy
+            yield from self._run(self._core.infer(task, parts[0], model, version, timeout_s))
+            return
+        waiting = deque(parts)
+        if version is None and waiting:
             version = self._run(self._core.newest(model, timeout_s))
-        under_way: deque[Future[list[Image.Image]]] = deque()
+        under_way: deque[Future[list[T]]] = deque()
         pool = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="atelier")
         try:
             while waiting or under_way:
                 while waiting and len(under_way) < IN_FLIGHT:
-                    flow = self._core.generate(waiting.popleft(), model, version, timeout_s)
+                    flow = self._core.infer(task, waiting.popleft(), model, version, timeout_s)
                     under_way.append(pool.submit(self._run, flow))
                 yield from under_way.popleft().result()
         finally:

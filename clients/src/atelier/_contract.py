@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Tensors = Mapping[str, Array]
+"""Arrays by the names of a model's tensors, all with one batch dimension in front."""
+
+DTYPES: Final[dict[str, np.dtype[Any]]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
+"""Triton's names of types, and the arrays whose bytes are what the wire carries."""
 
 
 @dataclass(frozen=True)
@@ -12,6 +24,12 @@ class Tensor:
     name: str
     dtype: str
     shape: tuple[int, ...]
+
+    def fits(self, array: Array) -> bool:
+        """Whether a batch is of this type and shape."""
+        sides = array.shape[1:]
+        fixed = tuple(-1 if d == -1 else side for d, side in zip(self.shape, sides, strict=False))
+        return len(sides) == len(self.shape) and fixed == self.shape and array.dtype == DTYPES[self.dtype]
 
 
 @dataclass(frozen=True, kw_only=True)

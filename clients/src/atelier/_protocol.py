@@ -15,16 +15,13 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import grpc
-import numpy as np
-from PIL import Image
 from tritonclient.grpc import service_pb2 as pb
 
-from atelier import _failures, errors
+from atelier import _failures, _wire, errors
 from atelier._address import Address
-from atelier._contract import Contract
-from atelier._models import MODELS
+from atelier._contract import Tensors
 from atelier._types import Model, NotGiven
-from atelier.latents import Latents
+from atelier.tasks import Task
 
 IN_FLIGHT: Final = 2
 """Batches under way at once: one in the network, one queued behind it. More would only wait in a queue that
@@ -110,13 +107,14 @@ class Core:
             raise errors.ModelNotReady(f"{self.address}: no version of {model} is ready; try again shortly")
         return max(int(version) for version in answer.versions)
 
-    def generate(
-        self, latents: Latents, model: str, version: int | None, timeout_s: float | NotGiven
-    ) -> Flow[list[Image.Image]]:
-        """One batch: latents (n, width) with 1 <= n <= max_batch, to n pictures."""
-        request = _request(latents, model, version)
-        answer = yield from self._about(model, "ModelInfer", request, timeout_s)
-        return _pictures(answer, MODELS[model])
+    def infer(
+        self, task: Task[T], tensors: Tensors, model: str, version: int | None, timeout_s: float | NotGiven
+    ) -> Flow[list[T]]:
+        """One batch: 1 to max_batch of each tensor that the task takes, to as many results."""
+        wanted = task.contract(model)
+        request = _wire.request(tensors, model, _version(version), wanted)
+        reply = yield from self._about(model, "ModelInfer", request, timeout_s)
+        return task.read(_wire.answer(reply, wanted, _count(tensors)), wanted)
 
     def seconds(self, timeout_s: float | NotGiven) -> float:
         return self._timeout_s if isinstance(timeout_s, NotGiven) else _seconds(timeout_s)
@@ -181,21 +179,15 @@ class Core:
         return grown * (1 + JITTER * (2 * self._chance() - 1))
 
 
-def contract(model: str) -> Contract:
-    """What the SDK knows of a model that turns latents into pictures. Raises UnknownModel, InvalidInput."""
-    if model not in MODELS:
-        known = ", ".join(sorted(MODELS))
-        raise errors.UnknownModel(f"there is no model {model!r}; this version of the SDK knows {known}")
-    found = MODELS[model]
-    if [tensor.name for tensor in found.inputs] != ["latent"]:
-        takes = ", ".join(tensor.name for tensor in found.inputs)
-        raise errors.InvalidInput(f"model {model!r}: takes {takes}, not latents")
-    return found
+def batches(task: Task[Any], tensors: Tensors, model: str) -> list[Tensors]:
+    """All of the tensors, in order, as many at once as the model takes. Raises UnknownModel."""
+    most = task.contract(model).max_batch
+    starts = range(0, _count(tensors), most)
+    return [{name: array[start : start + most] for name, array in tensors.items()} for start in starts]
 
 
-def batches(latents: Latents, model: str) -> list[Latents]:
-    most = contract(model).max_batch
-    return [latents[start : start + most] for start in range(0, len(latents), most)]
+def _count(tensors: Tensors) -> int:
+    return len(next(iter(tensors.values())))
 
 
 def _seconds(timeout_s: float) -> float:
@@ -216,27 +208,3 @@ def _version(version: int | None) -> str:
 def _model(name: str, entries: list[Any]) -> Model:
     ready = sorted(int(entry.version) for entry in entries if entry.state == "READY")
     return Model(name=name, versions=tuple(ready), state="READY" if ready else entries[0].state or "UNAVAILABLE")
-
-
-def _request(latents: Latents, model: str, version: int | None) -> Any:
-    wanted = contract(model)
-    request = pb.ModelInferRequest(model_name=model, model_version=_version(version))
-    request.inputs.add(name=wanted.inputs[0].name, datatype=wanted.inputs[0].dtype, shape=latents.shape)
-    request.outputs.add(name=wanted.outputs[0].name)
-    request.raw_input_contents.append(np.ascontiguousarray(latents, dtype="<f4").tobytes())
-    return request
-
-
-def _pictures(answer: Any, wanted: Contract) -> list[Image.Image]:
-    name = wanted.outputs[0].name
-    index = next((i for i, output in enumerate(answer.outputs) if output.name == name), None)
-    if index is None or index >= len(answer.raw_output_contents):
-        raise errors.ServerError(f"{answer.model_name}: its answer has no output {name!r}")
-    output, raw = answer.outputs[index], answer.raw_output_contents[index]
-    shape = tuple(output.shape)
-    if output.datatype != "UINT8" or len(shape) != 4 or shape[3] != 3 or math.prod(shape) != len(raw):
-        raise errors.ServerError(f"{answer.model_name}: output {name!r} is not pictures: {output.datatype} {shape}")
-    pictures = [Image.fromarray(pixels) for pixels in np.frombuffer(raw, np.uint8).reshape(shape)]
-    for picture in pictures:
-        picture.info.update(model=answer.model_name, version=int(answer.model_version))
-    return pictures

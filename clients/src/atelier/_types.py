@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
+
+Say = Callable[[str], None]
+"""Is told, in a line, of something beside the result."""
 
 
 class NotGiven:

@@ -1,13 +1,18 @@
-"""What the scripts in clients/ share: options that are checked, one line for each error, exit status 2."""
+"""What the scripts in clients/ share: options that are checked, one line for each error, and the exit status.
+
+0: all went well; 1: some of what was given had to be left out; 2: it could not be done at all.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import math
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -26,6 +31,14 @@ _FLAGS: Final[dict[type[errors.AtelierError], str]] = {
 }
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a script prints, and whether it had to leave out some of what it was given: exit status 1."""
+
+    text: str
+    partial: bool = False
+
+
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line, without the usage, and whose flags cannot be shortened."""
 
@@ -41,16 +54,21 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message.removeprefix('argument ')}\n")
 
-    def run(self, act: Callable[[argparse.Namespace], str]) -> None:
+    def run(self, act: Callable[[argparse.Namespace], Outcome]) -> None:
         """Parses the command line, and prints what `act` makes of it, or in one line why it could not."""
         options = self.parse_args()
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
-            print(act(options))
+            outcome = act(options)
         except errors.AtelierError as exc:
             flag = _FLAGS.get(type(exc))
             self.error(f"{flag}: {exc}" if flag else str(exc))
         except KeyboardInterrupt:
             self.exit(130, f"{self.prog}: stopped; nothing was saved\n")
+        if outcome.text:
+            print(outcome.text)
+        self.exit(int(outcome.partial))
 
 
 def say(line: str) -> None:

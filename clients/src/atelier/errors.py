@@ -20,7 +20,7 @@ class NotATritonServer(AtelierError):
 
 
 class UnknownModel(AtelierError):
-    """The server, or this version of the SDK, does not know a model of that name."""
+    """The server, or this version of the SDK, does not know a model of that name that does what is asked."""
 
 
 class UnknownVersion(AtelierError):

@@ -12,10 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
-from atelier import errors
+from atelier import _wire, errors
 from atelier._address import Address
 from atelier._client import Client
 from atelier._protocol import Send
@@ -23,7 +22,7 @@ from atelier._types import DEFAULT_TIMEOUT_S
 
 
 class InProcessClient(Client):
-    """A `Client` that needs no server: the same methods, pictures and errors. Needs the package onnxruntime.
+    """A `Client` that needs no server: the same methods, answers and errors. Needs the package onnxruntime.
 
     Raises InvalidInput if `repository` is not a folder, MissingPackage without onnxruntime. `timeout_s` does
     not interrupt a batch that is being computed.
@@ -76,15 +75,11 @@ class _OnnxRuntime:
 
     def _ModelInfer(self, request: Any) -> Any:
         path = self._file(request.model_name, request.model_version)
-        feed = {
-            tensor.name: np.frombuffer(raw, np.float32).reshape(tuple(tensor.shape))
-            for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True)
-        }
+        feed = _wire.tensors(request.inputs, request.raw_input_contents)
         names = [output.name for output in request.outputs]
         answer = pb.ModelInferResponse(model_name=request.model_name, model_version=path.parent.name)
         for name, array in zip(names, self._run(path, names, feed), strict=True):
-            answer.outputs.add(name=name, datatype="UINT8", shape=array.shape)
-            answer.raw_output_contents.append(array.tobytes())
+            _wire.put(answer.outputs, answer.raw_output_contents, name, array)
         return answer
 
     def _run(self, path: Path, names: list[str], feed: dict[str, Any]) -> list[Any]:

@@ -1,6 +1,6 @@
 """A client for this machine: to the server that runs here, or to one started for the occasion.
 
-with local.connect(None, checkout=Path("."), model="wgan", say=print) as client:
+with local.connect(None, task=tasks.GENERATE, model="wgan", checkout=Path("."), say=print) as client:
     ...
 """
 
@@ -14,46 +14,47 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final
 
 from atelier import errors
 from atelier._address import DEFAULT_URL
 from atelier._client import Client
-from atelier._protocol import contract
+from atelier._types import Say
 from atelier.inprocess import InProcessClient
+from atelier.tasks import Task
 
 GREETING_TIMEOUT_S: Final = 3.0
 """How long the default address has to answer before it counts as empty."""
 ANSWER_TIMEOUT_S: Final = 10.0
 """How long an address that was asked for has to answer before any work is sent there."""
 TIMEOUT_S: Final = 120.0
-"""For each batch: whoever renders an animation would rather wait than start again."""
+"""For each batch: whoever has asked for many would rather wait than start again."""
 START_TIMEOUT_S: Final = 150.0
 STOP_TIMEOUT_S: Final = 40.0
-
-Say = Callable[[str], None]
 
 
 @contextlib.contextmanager
 def connect(
     url: str | None = None,
     *,
+    task: Task[Any],
+    model: str,
     checkout: Path,
     say: Say,
-    model: str = "wgan",
     repository: Path | None = None,
     in_process: bool = False,
 ) -> Iterator[Client]:
-    """A client to `url`; without one, to the default address, or else to this checkout's own models.
+    """A client to `url`; without one, to the default address, or else to this checkout's own `model`.
 
-    These are served by the embedded Triton while the block runs or, where that cannot be, in this process.
-    `repository` and `in_process` ask for that outright. `say` is told of it. Raises AtelierError.
+    That is served by the embedded Triton while the block runs or, where that cannot be, in this process.
+    `repository` and `in_process` ask for that outright. `say` is told of it. Raises AtelierError, before anything is
+    started if the SDK knows that the model cannot do the task.
     """
     if url is not None and (repository or in_process):
         raise errors.InvalidInput(f"{url}: is a server with models of its own; leave out the repository and in-process")
-    contract(model)
+    task.contract(model)
     folder = repository or checkout / "serving" / "model_repository"
     chosen: contextlib.AbstractContextManager[Client]
     if url is not None:
@@ -96,7 +97,7 @@ def _started(checkout: Path, repository: Path, model: str, say: Say) -> Iterator
     with contextlib.ExitStack() as stack:
         try:
             address = stack.enter_context(_embedded(checkout, repository, model))
-            say("started the embedded Triton for this walk; `make serve` keeps one running")
+            say("started the embedded Triton for this run; `make serve` keeps one running")
             client: Client = Client(address, timeout_s=TIMEOUT_S, patient=True)
         except errors.ServerUnreachable as exc:
             client = _in_process(repository, exc)
@@ -174,7 +175,6 @@ def _with_model(repository: Path, model: str) -> Path:
     if not repository.is_dir():
         raise errors.InvalidInput(f"{repository}: no such folder of models; start a server elsewhere and give --url")
     if not any((repository / model).glob("*/model.onnx")):
-        raise errors.UnknownModel(
-            f"{repository}: no version of {model} yet; `python -m training.run {model}` makes one"
-        )
+        command = f"python -m training.run {model} --publish {repository}"
+        raise errors.UnknownModel(f"{repository}: no version of {model} yet; `{command}` makes one")
     return repository

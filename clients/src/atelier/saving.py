@@ -187,6 +187,8 @@ def _check_folder(folder: Path) -> set[str] | None:
         return None
     if not folder.is_dir():
         raise InvalidInput(f"{folder}: is a file; name a folder, or give it an ending such as .gif")
+    if folder.resolve().parent == folder.resolve():
+        raise InvalidInput(f"{folder}: is the root of the file system; name a folder in it")
     ours = _listed(folder / WALK_JSON)
     for path in folder.glob("frame-*.png"):
         if path.name not in ours:

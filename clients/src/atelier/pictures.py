@@ -1,0 +1,134 @@
+"""Pictures as people have them, decoded: upright RGB of 8 bits, or one line that says why not.
+
+picture = pictures.open_picture("boot.jpg")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import stat
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Final
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from atelier._types import Say
+from atelier.errors import InvalidInput
+
+SMALLEST_SIDE: Final = 8
+"""Pixels below which there is nothing to see."""
+FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "PPM")
+"""What cameras, phones and the web make. Not Pillow's whole list: some of it is read by other programs."""
+_READABLE: Final = "PNG, JPEG, WebP, GIF, TIFF, BMP and AVIF are"
+_HEIC: Final = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1")
+_WHITE_16: Final = 65535
+
+
+def _nobody(line: str) -> None:
+    pass
+
+
+def open_picture(path: str | Path, *, say: Say = _nobody) -> Image.Image:
+    """The picture in a file, as `as_rgb` makes it; of several, such as an animation's, the first, and `say` is told.
+
+    Raises InvalidInput, one line with the path: missing, a folder, no picture, damaged, too large or too small.
+    """
+    with _readable(Path(path)) as file, _undamaged(str(path)), _opened(file, str(path)) as picture:
+        if getattr(picture, "is_animated", False) and picture.format != "MPO":  # a camera's, with a preview behind it
+            say(f"{path}: holds more than one picture; the first is taken")
+        return as_rgb(picture, name=str(path))
+
+
+def as_rgb(picture: Image.Image, *, name: str = "picture") -> Image.Image:
+    """Any picture as RGB of 8 bits: turned as its EXIF says, transparency over white, 16-bit gray scaled.
+
+    Gray of more bits, or of floats, has no fixed white: its darkest pixel becomes black and its brightest white.
+    Raises InvalidInput, beginning with `name`, if it cannot be decoded or has a side below SMALLEST_SIDE.
+    """
+    if min(picture.size) < SMALLEST_SIDE:
+        size, least = " x ".join(map(str, picture.size)), f"{SMALLEST_SIDE} x {SMALLEST_SIDE}"
+        raise InvalidInput(f"{name}: has {size} pixels, too few to see anything; give a picture of {least} or more")
+    with _undamaged(name):
+        picture.load()
+        return _flattened(_upright(picture))
+
+
+# --- files
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[IO[bytes]]:
+    try:
+        found = path.stat()
+        if stat.S_ISDIR(found.st_mode):
+            raise InvalidInput(f"{path}: is a folder; name the pictures in it, such as {path}/*.jpg")
+        if not stat.S_ISREG(found.st_mode):
+            raise InvalidInput(f"{path}: is not a file; save the picture to one first")
+        if not found.st_size:
+            raise InvalidInput(f"{path}: is empty; get the picture again")
+        file = path.open("rb")
+    except FileNotFoundError as exc:
+        raise InvalidInput(f"{path}: no such file; check its name") from exc
+    except (OSError, ValueError) as exc:
+        raise InvalidInput(f"{path}: cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
+    with file:
+        yield file
+
+
+def _opened(file: IO[bytes], name: str) -> Image.Image:
+    try:
+        return Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError as exc:
+        file.seek(0)
+        if file.read(12)[4:] in _HEIC:
+            raise InvalidInput(f"{name}: is HEIC, which cannot be read; save it as JPEG") from exc
+        raise InvalidInput(f"{name}: is not a picture that can be read; {_READABLE}") from exc
+
+
+@contextlib.contextmanager
+def _undamaged(name: str) -> Iterator[None]:
+    """Turns what Pillow raises into InvalidInput with `name`, and keeps its warnings from the user."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    except InvalidInput:
+        raise
+    except Image.DecompressionBombError as exc:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
+        raise InvalidInput(f"{name}: has more than {most} million pixels; make it smaller") from exc
+    except Exception as exc:  # what decoders raise on damaged bytes shares no narrower type
+        why = " ".join(str(exc).split()) or type(exc).__name__
+        raise InvalidInput(f"{name}: cannot be decoded ({why}); get it again, or save it anew as PNG") from exc
+
+
+# --- pixels
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    with contextlib.suppress(Exception):  # EXIF that cannot be read turns nothing
+        if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # or there would be a copy more
+            return ImageOps.exif_transpose(picture)
+    return picture
+
+
+def _flattened(picture: Image.Image) -> Image.Image:
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        return _scaled(picture)
+    if picture.has_transparency_data:
+        seen = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _scaled(picture: Image.Image) -> Image.Image:
+    values = np.asarray(picture, dtype=np.float64)
+    black, white = float(values.min()), float(values.max())
+    if not np.isfinite([black, white]).all():
+        raise ValueError("pixels that are no numbers")
+    if picture.mode != "F" and black >= 0 and white <= _WHITE_16:
+        black, white = 0, _WHITE_16
+    levels = (values - black) * (255 / ((white - black) or 1))
+    return Image.fromarray(np.rint(levels).astype(np.uint8)).convert("RGB")

@@ -1,0 +1,146 @@
+"""A sheet of classified pictures: each as it was given, as the network saw it, and its answer as bars.
+
+seen = garments.preprocess_garment(picture)
+sheet.save(Path("sheet.png"), [sheet.Card("boot.jpg", picture, seen, answer)])
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from atelier.classification import Classification
+from atelier.errors import InvalidInput
+from atelier.files import check_writable, replacing
+
+SIDE: Final = 168
+"""Pixels of the side of either picture: 6 for each of the network's 28."""
+MOST: Final = 600
+"""Cards on one sheet, which then has 70 million pixels."""
+
+_GAP, _TITLE, _LINE = 16, 24, 17
+_NAMES, _BARS, _PERCENT = 112, 130, 52
+_LEFT: Final = 3 * _GAP + 2 * SIDE
+"""Of the answer; the two pictures come before it."""
+_WIDTH: Final = _LEFT + _NAMES + _BARS + _PERCENT + _GAP
+_HEIGHT: Final = _TITLE + 10 * _LINE + _GAP
+_HEAD: Final = _GAP + _TITLE
+
+_PAPER, _INK, _PALE = (244, 241, 232), (30, 30, 30), (226, 221, 206)
+_BEST, _OTHER = (185, 33, 19), (54, 79, 179)
+
+
+@dataclass(frozen=True, eq=False)
+class Card:
+    """A picture as it was given, of any size; uint8 (28, 28) as the network saw it; and the network's answer."""
+
+    name: str
+    picture: Image.Image
+    seen: npt.NDArray[np.uint8]
+    answer: Classification
+
+
+def check(path: Path, cards: int) -> None:
+    """Whether a sheet of so many cards can be saved there, asked before any work is done. Raises InvalidInput."""
+    if path.suffix.lower() != ".png":
+        raise InvalidInput(f"{path}: a sheet is a .png")
+    if cards > MOST:
+        raise InvalidInput(f"{path}: {cards} pictures are too many for one sheet; give at most {MOST}")
+    if path.is_dir():
+        raise InvalidInput(f"{path}: is a folder; name a file")
+    check_writable(path)
+
+
+def save(path: Path, cards: Sequence[Card], *, top: int | None = None) -> None:
+    """Writes what `draw` makes, at once or not at all. Raises InvalidInput."""
+    check(path, len(cards))
+    drawn = draw(cards, top=top)
+    with replacing(path) as beside:
+        drawn.save(beside, format="PNG")
+
+
+def draw(cards: Sequence[Card], *, top: int | None = None) -> Image.Image:
+    """One card or more in one RGB picture, row by row; of each answer the `top` classes, or all."""
+    columns = _columns(len(cards))
+    rows = math.ceil(len(cards) / columns)
+    sheet = Image.new("RGB", (columns * _WIDTH, _HEAD + rows * _HEIGHT), _PAPER)
+    for column in range(columns):
+        sheet.paste(_head(cards[0].answer), (column * _WIDTH, 0))
+    for index, card in enumerate(cards):
+        row, column = divmod(index, columns)
+        sheet.paste(_card(card, top), (column * _WIDTH, _HEAD + row * _HEIGHT))
+    return sheet
+
+
+def _columns(cards: int) -> int:
+    """As many as make the sheet about as wide as high, and no more than a screen shows."""
+    return min(3, math.ceil(math.sqrt(cards * _HEIGHT / _WIDTH)))
+
+
+def _head(answer: Classification) -> Image.Image:
+    made, pen = _blank(_HEAD)
+    said = ("as it was given", "as the network saw it", f"what {answer.model} version {answer.version} answers")
+    for left, text in zip((_GAP, 2 * _GAP + SIDE, _LEFT), said, strict=True):
+        pen.text((left, _GAP), text, fill=_OTHER, font=_font(12))
+    return made
+
+
+def _card(card: Card, top: int | None) -> Image.Image:
+    made, pen = _blank(_HEIGHT)
+    pen.text((_GAP, 2), _shortened(card.name, _LEFT - 2 * _GAP), fill=_INK, font=_font(14))
+    pen.text((_LEFT, 2), _drawable(card.answer.label), fill=_BEST, font=_font(14))
+    seen = Image.fromarray(card.seen).resize((SIDE, SIDE), Image.Resampling.NEAREST)
+    made.paste(_fitted(card.picture), (_GAP, _TITLE))
+    made.paste(seen, (2 * _GAP + SIDE, _TITLE))
+    for place, (label, probability) in enumerate(card.answer.top(top)):
+        _bar(pen, _TITLE + place * _LINE, label, probability, _OTHER if place else _BEST)
+    return made
+
+
+def _blank(height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    made = Image.new("RGB", (_WIDTH, height), _PAPER)
+    return made, ImageDraw.Draw(made)
+
+
+def _fitted(picture: Image.Image) -> Image.Image:
+    inside = ImageOps.contain(picture.convert("RGB"), (SIDE, SIDE), Image.Resampling.LANCZOS)
+    ground = Image.new("RGB", (SIDE, SIDE), _PALE)
+    ground.paste(inside, ((SIDE - inside.width) // 2, (SIDE - inside.height) // 2))
+    return ground
+
+
+def _bar(pen: ImageDraw.ImageDraw, y: int, label: str, probability: float, colour: tuple[int, int, int]) -> None:
+    middle, left = y + _LINE // 2, _LEFT + _NAMES
+    top, bottom = y + 2, y + _LINE - 3
+    pen.text((_LEFT, middle), _drawable(label), fill=_INK, font=_font(12), anchor="lm")
+    pen.rectangle((left, top, left + _BARS - 1, bottom), fill=_PALE)
+    if length := round(_BARS * probability):
+        pen.rectangle((left, top, left + length - 1, bottom), fill=colour)
+    pen.text((left + _BARS + _PERCENT, middle), f"{100 * probability:.1f} %", fill=_INK, font=_font(12), anchor="rm")
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _shortened(name: str, width: int) -> str:
+    """What fits of a file's name: its end, which tells it from others."""
+    text = shown = _drawable(name)
+    while text and _font(14).getlength(shown) > width:
+        text = text[1:]
+        shown = f"...{text}"
+    return shown
+
+
+def _drawable(text: str) -> str:
+    """In the letters of Pillow's own font, ASCII: accents are left out."""
+    plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    return plain.encode("ascii", "replace").decode()

@@ -1,0 +1,71 @@
+"""Running the scripts in clients/ as people do, and what is left when they have ended."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+CLIENTS = ROOT / "clients"
+
+Done = subprocess.CompletedProcess[str]
+
+
+def run(script: Path, *arguments: object, cwd: Path, **environment: str) -> Done:
+    return subprocess.run(
+        [sys.executable, script, *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def worked(done: Done) -> Done:
+    assert (done.returncode, done.stderr) == (0, ""), done
+    return done
+
+
+def refused(done: Done, *says: str) -> None:
+    """Exit status 2, nothing on stdout, and one line on stderr that has all of `says` after the script's name."""
+    assert (done.returncode, done.stdout) == (2, ""), done
+    assert done.stderr.startswith(("walk.py: ", "classify.py: "))
+    assert done.stderr.count("\n") == 1
+    assert all(words in done.stderr for words in says), done.stderr
+
+
+def names(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def free_port() -> int:
+    """Stands in for 8001, which others on this machine may use, in ATELIER_URL."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def copied(script: Path, checkout: Path, repository: Path | None) -> Path:
+    """A script in a checkout of its own, with this one's code and the models of a repository."""
+    shutil.copytree(ROOT / "serving", checkout / "serving", ignore=shutil.ignore_patterns("model_repository"))
+    if repository:
+        shutil.copytree(repository, checkout / "serving" / "model_repository")
+    (checkout / "clients").mkdir()
+    return Path(shutil.copy(script, checkout / "clients"))
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Command lines of processes that name a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(folder) in line:
+            found.append(line)
+    return found

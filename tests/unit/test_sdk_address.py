@@ -1,0 +1,55 @@
+"""Where a server is: what people write, what gRPC is told, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from atelier import _address, errors
+
+
+@pytest.mark.parametrize(
+    ("url", "target", "secure"),
+    [
+        ("localhost:8001", "localhost:8001", False),
+        ("gpu-box", "gpu-box:8001", False),
+        ("grpc://10.0.0.7:9001/", "10.0.0.7:9001", False),
+        ("grpcs://atelier.example:443", "atelier.example:443", True),
+        ("dns:///triton-headless:8001", "dns:///triton-headless:8001", False),
+        ("[::1]:9001", "[::1]:9001", False),
+        (" localhost:8001 ", "localhost:8001", False),
+    ],
+)
+def test_addresses_are_read_as_people_write_them(url, target, secure):
+    """gRPC's target and whether it is TLS."""
+    found = _address.parse(url)
+    assert (found.target, found.secure) == (target, secure)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "http://localhost:8000", "https://x", "localhost:99999", "localhost:0", "a b", "::1", "ftp://x", "x:y"],
+    ids=lambda url: url or "empty",
+)
+def test_what_is_no_address_is_refused(url):
+    """gRPC would take localhost:99999 for port 34463, and a missing port for 443."""
+    with pytest.raises(errors.InvalidInput, match=r"HOST:PORT|1 to 65535"):
+        _address.parse(url)
+
+
+def test_the_default_address_is_triton_s_own_port_here():
+    """Unless the environment says otherwise."""
+    for environment, expected in (({}, "localhost:8001"), ({"ATELIER_URL": "box:9"}, "box:9")):
+        program = "from atelier import _address; print(_address.parse(_address.DEFAULT_URL))"
+        there = {name: value for name, value in os.environ.items() if name != "ATELIER_URL"} | environment
+        done = subprocess.run([sys.executable, "-c", program], env=there, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == expected
+
+
+def test_no_proxy_stands_between_a_client_and_its_own_machine():
+    """gRPC obeys http_proxy even for localhost."""
+    options = {url: dict(_address.parse(url).options) for url in ("localhost:1", "127.0.0.1:1", "far:1")}
+    assert [found["grpc.enable_http_proxy"] for found in options.values()] == [0, 0, 1]

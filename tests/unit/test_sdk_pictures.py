@@ -1,0 +1,300 @@
+"""Pictures as people have them: every kind that is decoded, and every one that is refused in a line."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from atelier.errors import InvalidInput
+from atelier.pictures import as_rgb, open_picture
+
+TOP, BOTTOM = (200, 60, 20), (20, 60, 200)
+ORIENTATION = 0x0112
+
+
+def picture(size: tuple[int, int] = (40, 60)) -> Image.Image:
+    """Red above blue, so that it is seen which way is up."""
+    made = Image.new("RGB", size, BOTTOM)
+    made.paste(TOP, (0, 0, size[0], size[1] // 2))
+    return made
+
+
+def bytes_of(made: Image.Image, form: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    made.save(buffer, format=form, **options)
+    return buffer.getvalue()
+
+
+def ends(found: Image.Image) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The colours in the middle of the upper and the lower half."""
+    assert found.mode == "RGB"
+    width, height = found.size
+    return found.getpixel((width // 2, height // 4)), found.getpixel((width // 2, 3 * height // 4))
+
+
+def near(found: tuple[int, ...], expected: tuple[int, ...], tolerance: int) -> bool:
+    return max(abs(a - b) for a, b in zip(found, expected, strict=True)) <= tolerance
+
+
+# --- what is decoded
+
+
+@pytest.mark.parametrize(
+    ("form", "options", "tolerance"),
+    [
+        ("PNG", {}, 0), ("BMP", {}, 0), ("TIFF", {}, 0), ("PPM", {}, 0), ("GIF", {}, 0),
+        ("WEBP", {"lossless": True}, 0), ("JPEG", {}, 4), ("AVIF", {}, 6),
+    ],
+)  # fmt: skip
+def test_the_formats_of_cameras_and_the_web(tmp_path, form, options, tolerance):
+    """Each is told by its bytes, whatever its file is called, and comes as RGB."""
+    path = tmp_path / "photo.of.boots"
+    path.write_bytes(bytes_of(picture(), form, **options))
+    found = open_picture(path)
+    assert found.size == (40, 60)
+    assert all(near(*pair, tolerance) for pair in zip(ends(found), (TOP, BOTTOM), strict=True))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_is_turned_as_its_camera_was_held(tmp_path, orientation):
+    """All eight orientations of EXIF come upright, and not mirrored."""
+    upright = picture()
+    upright.paste((250, 250, 250), (0, 0, 20, 30))  # upper left
+    undoes = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # numbers of Pillow's transpositions
+    stored = upright.transpose(Image.Transpose(undoes[orientation])) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    (tmp_path / "a.jpg").write_bytes(bytes_of(stored, "JPEG", quality=95, subsampling=0, exif=exif))
+    found = np.asarray(open_picture(tmp_path / "a.jpg")).astype(int)
+    assert found.shape == (60, 40, 3)
+    assert np.abs(found - np.asarray(upright)).mean() < 3
+
+
+def test_exif_that_makes_no_sense_turns_nothing(tmp_path):
+    """The picture is there all the same."""
+    (tmp_path / "a.jpg").write_bytes(bytes_of(picture(), "JPEG", exif=b"Exif\0\0" + b"\xff" * 40))
+    assert open_picture(tmp_path / "a.jpg").size == (40, 60)
+
+
+@pytest.mark.parametrize(("mode", "form"), [("CMYK", "JPEG"), ("CMYK", "TIFF"), ("LAB", "TIFF"), ("P", "GIF")])
+def test_colours_of_other_kinds(tmp_path, mode, form):
+    """Of printers, of measurements and from palettes: they come as the colours that are meant."""
+    (tmp_path / "a").write_bytes(bytes_of(picture().convert(mode), form))
+    tolerance = 40 if mode == "P" else 6  # a palette of 216
+    assert all(near(*pair, tolerance) for pair in zip(ends(open_picture(tmp_path / "a")), (TOP, BOTTOM), strict=True))
+
+
+GRAY_16 = [
+    pytest.param("PNG", "<u2", id="png"),
+    pytest.param("TIFF", "<u2", id="tiff"),
+    pytest.param("TIFF", ">u2", id="tiff-big-endian"),
+    pytest.param("PPM", "<u2", id="pgm"),
+]
+
+
+@pytest.mark.parametrize(("form", "order"), GRAY_16)
+def test_gray_of_16_bits_is_scaled(tmp_path, form, order):
+    """Its 65536 levels become 256; Pillow's own conversion would make all above 255 white."""
+    levels = np.tile(np.linspace(0, 65535, 64, dtype=order), (64, 1))
+    if form == "PPM":
+        content = b"P5 64 64 65535\n" + levels.astype(">u2").tobytes()
+    else:
+        content = bytes_of(Image.fromarray(levels), form)
+    (tmp_path / "a").write_bytes(content)
+    found = np.asarray(open_picture(tmp_path / "a"))
+    assert np.abs(found[..., 0] - levels / 257.0).max() <= 0.51
+    assert (found == found[..., :1]).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_numbers_without_a_white_of_their_own_are_stretched(tmp_path, dtype):
+    """The darkest is black, the brightest white, and one level alone is black."""
+    levels = np.tile(np.linspace(-70_000, 90_000, 64, dtype=dtype), (64, 1))
+    for name, stored in (("a.tiff", levels), ("b.tiff", np.full_like(levels, -5))):
+        Image.fromarray(stored).save(tmp_path / name)
+    found, flat = (np.asarray(open_picture(tmp_path / name)).astype(int) for name in ("a.tiff", "b.tiff"))
+    assert (found.min(), found.max()) == (0, 255)
+    assert (np.diff(found[0, :, 0]) > 0).all()
+    assert not flat.any()
+
+
+def see_through(mode: str) -> Image.Image:
+    """The upper half as `picture` has it, the lower see-through, with black under it."""
+    made = Image.new("RGBA", (40, 60), (0, 0, 0, 0))
+    made.paste((*TOP, 255), (0, 0, 40, 30))
+    return made.convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("form", "made", "options"),
+    [
+        pytest.param("PNG", see_through("RGBA"), {}, id="rgba"),
+        pytest.param("PNG", see_through("LA"), {}, id="gray"),
+        pytest.param("WEBP", see_through("RGBA"), {"lossless": True}, id="webp"),
+        pytest.param("GIF", see_through("RGBA"), {}, id="gif"),
+        pytest.param("PNG", see_through("RGBA").quantize(4), {}, id="palette"),
+        pytest.param("PNG", see_through("RGB"), {"transparency": (0, 0, 0)}, id="one-colour"),
+    ],
+)
+def test_what_is_see_through_is_white(tmp_path, form, made, options):
+    """As on paper, and not the black that is often stored under it."""
+    (tmp_path / "a").write_bytes(bytes_of(made, form, **options))
+    above, below = ends(open_picture(tmp_path / "a"))
+    assert below == (255, 255, 255)
+    assert max(above) < 230
+
+
+def test_half_see_through_is_half_white(tmp_path):
+    """Black at half strength is gray."""
+    Image.new("RGBA", (20, 20), (0, 0, 0, 128)).save(tmp_path / "a.png")
+    assert ends(open_picture(tmp_path / "a.png"))[0] == (127, 127, 127)
+
+
+@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_of_an_animation_the_first_picture_is_taken_and_said(tmp_path, form):
+    """One line that names the file."""
+    path, said = tmp_path / "a", list[str]()
+    frames = [picture(), *(Image.new("RGB", (40, 60), (0, shade, 0)) for shade in (90, 180))]
+    path.write_bytes(bytes_of(frames[0], form, save_all=True, append_images=frames[1:]))
+    found = open_picture(path, say=said.append)
+    assert all(near(*pair, 6) for pair in zip(ends(found), (TOP, BOTTOM), strict=True))
+    assert said == [f"{path}: holds more than one picture; the first is taken"]
+
+
+@pytest.mark.parametrize("form", ["GIF", "PNG", "JPEG", "MPO"])
+def test_of_one_picture_nothing_is_said(tmp_path, form):
+    """Nor of the preview that a camera puts behind its photo."""
+    options = {"save_all": True, "append_images": [picture((20, 30))]} if form == "MPO" else {}
+    (tmp_path / "a").write_bytes(bytes_of(picture(), form, **options))
+    said: list[str] = []
+    assert open_picture(tmp_path / "a", say=said.append).size == (40, 60)
+    assert said == []
+
+
+@pytest.mark.parametrize("size", [(20_000, 10), (10, 20_000), (8, 8)], ids=str)
+def test_odd_sizes_are_decoded(tmp_path, size):
+    """20,000 pixels wide, 20,000 high, or hardly anything."""
+    picture(size).save(tmp_path / "a.png")
+    assert open_picture(tmp_path / "a.png").size == size
+
+
+# --- what is refused
+
+
+def header_of_a_bomb() -> bytes:
+    """A PNG of a few bytes that would be 30,000 x 30,000 pixels."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    head = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        pytest.param(b"", "is empty; get the", id="empty"),
+        pytest.param(b"hello", "is not a picture that can be read; PNG, JPEG,", id="text"),
+        pytest.param(b"%PDF-1.7\n" * 9, "is not a picture that can be read", id="pdf"),
+        pytest.param(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not a picture that can", id="eps"),
+        pytest.param(b"\0\0\0\x18ftypheic" + bytes(99), "is HEIC, which cannot be read; save", id="heic"),
+        pytest.param(bytes_of(NOISE)[:-3000], "cannot be decoded", id="half-a-png"),
+        pytest.param(bytes_of(NOISE, "JPEG")[:-1500], "cannot be decoded", id="half-a-jpeg"),
+        pytest.param(bytes_of(NOISE, "GIF")[:-2000], "cannot be decoded", id="half-a-gif"),
+        pytest.param(bytes_of(NOISE, "WEBP")[:-900], "cannot be decoded", id="half-a-webp"),
+        pytest.param(bytes_of(NOISE, "TIFF")[:-900], "cannot be decoded", id="half-a-tiff"),
+        pytest.param(bytes_of(NOISE)[:30], "is ", id="a-head-alone"),
+        pytest.param(header_of_a_bomb(), "has more than 178 million pixels; make it smaller", id="bomb"),
+        pytest.param(bytes_of(Image.new("RGB", (1, 1))), "has 1 x 1 pixels, too few", id="a-pixel"),
+        pytest.param(bytes_of(Image.new("RGB", (900, 3))), "has 900 x 3 pixels, too few", id="a-line"),
+        pytest.param(
+            bytes_of(Image.fromarray(np.full((9, 9), np.nan, np.float32)), "TIFF"), "are no numbers", id="nan",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_no_picture_is_refused_by_name(tmp_path, content, says):
+    """InvalidInput: one line, the file first."""
+    path = tmp_path / "boot.jpg"
+    path.write_bytes(content)
+    with pytest.raises(InvalidInput) as caught:
+        open_picture(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("missing.jpg", "no such file; check its name"),
+        ("folder", "is a folder; name the pictures in it, such as"),
+        ("pipe", "is not a file"),
+        ("file/boot.jpg", "cannot be read: Not a directory"),
+        ("x" * 300, "cannot be read: File name too long"),
+        ("a\0b", "cannot be read: embedded null"),
+    ],
+    ids=["missing", "folder", "pipe", "below-a-file", "long", "nul"],
+)
+def test_what_is_no_file_is_refused_by_name(tmp_path, name, says):
+    """And a pipe is not waited for."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InvalidInput) as caught:
+        open_picture(tmp_path / name)
+    assert str(caught.value).startswith(f"{tmp_path / name}: ")
+    assert says in str(caught.value)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), form=st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"]))
+def test_whatever_the_damage_it_is_a_picture_or_a_line(data, form, tmp_path_factory):
+    """Bytes cut off or changed anywhere: RGB, or InvalidInput with the file's name; no warning, no other error."""
+    content = bytearray(bytes_of(NOISE.resize((24, 16)), form))
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=8)):
+        content[place] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.mktemp("damaged") / "a"
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    with warnings.catch_warnings(action="error"):
+        try:
+            said, found = "", open_picture(path)
+        except InvalidInput as exc:
+            said, found = str(exc), None
+    assert (found and found.mode == "RGB") or said.startswith(f"{path}: ")
+    assert "\n" not in said
+
+
+def test_a_picture_in_memory_is_refused_by_the_name_it_is_given():
+    """`as_rgb` decodes what Pillow has only opened, and says what it was called."""
+    cut = Image.open(io.BytesIO(bytes_of(NOISE)[:-3000]))
+    with pytest.raises(InvalidInput, match="the boot: cannot be decoded"):
+        as_rgb(cut, name="the boot")
+
+
+def test_the_picture_given_stays_as_it_is():
+    """`as_rgb` makes a new one."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    given = Image.open(io.BytesIO(bytes_of(picture(), "JPEG", exif=exif)))
+    assert as_rgb(given).size == (60, 40)
+    assert (given.size, given.getexif()[ORIENTATION]) == ((40, 60), 6)
+
+
+def test_a_path_may_be_text(tmp_path):
+    """Both name the same file."""
+    picture().save(tmp_path / "a.png")
+    assert open_picture(str(tmp_path / "a.png")).tobytes() == open_picture(Path(tmp_path / "a.png")).tobytes()

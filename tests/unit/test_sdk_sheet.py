@@ -1,0 +1,125 @@
+"""Sheets of classified pictures, looked at pixel by pixel."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from atelier import garments, sheet
+from atelier.classification import Classification
+from atelier.errors import InvalidInput
+
+RED, BLUE, INK = (185, 33, 19), (54, 79, 179), (30, 30, 30)
+PALE = (226, 221, 206)
+"""What a bar leaves of the longest there can be."""
+BARS = (490, 62, 630, 260)
+SEEN = np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8)
+
+
+def card(best: float = 0.7, name: str = "boot.jpg", size: tuple[int, int] = (300, 200)) -> sheet.Card:
+    shares = [best, *[(1 - best) / 9] * 9]
+    answer = Classification(
+        probabilities=dict(zip(garments.NAMES["en"], shares, strict=True)), model="classifier", version=3
+    )
+    return sheet.Card(name, Image.new("RGB", size, (0, 200, 0)), SEEN, answer)
+
+
+def count(picture: Image.Image, colour: tuple[int, int, int]) -> int:
+    return int((np.asarray(picture) == colour).all(axis=-1).sum())
+
+
+def places(picture: Image.Image, colour: tuple[int, int, int]) -> np.ndarray:
+    return np.argwhere((np.asarray(picture) == colour).all(axis=-1))
+
+
+def test_what_the_network_saw_is_there_pixel_by_pixel():
+    """Each of the 28 x 28 as a square of 6, nothing smoothed."""
+    drawn = np.asarray(sheet.draw([card()]))
+    enlarged = SEEN.repeat(6, 0).repeat(6, 1)
+    found = np.lib.stride_tricks.sliding_window_view(drawn[..., 0], enlarged.shape)
+    assert any((window == enlarged).all() for row in found[55:75] for window in row[190:210])
+
+
+@pytest.mark.parametrize("size", [(300, 200), (200, 300), (5, 4), (2000, 9)], ids=str)
+def test_the_picture_given_keeps_its_shape(size):
+    """As large as fits into the square, whatever its size was."""
+    rows, columns = places(sheet.draw([card(size=size)]), (0, 200, 0)).T
+    height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+    assert max(width, height) == sheet.SIDE
+    assert min(width, height) == pytest.approx(sheet.SIDE * min(size) / max(size), abs=1)
+
+
+@pytest.mark.parametrize("best", [1.0, 0.5, 0.2])
+def test_the_bars_are_the_probabilities(best):
+    """Each as long as its share of 130 pixels; the best in another colour."""
+    drawn = sheet.draw([card(best)]).crop(BARS)
+    rest = (1 - best) / 9
+    for colour, share, bars in ((RED, best, 1), (BLUE, rest, 9 * (rest > 0))):
+        lengths = np.bincount(places(drawn, colour)[:, 0], minlength=1)
+        assert lengths.max() == pytest.approx(130 * share, abs=0.5)
+        assert np.count_nonzero(np.diff(np.concatenate([[0], lengths > 0])) == 1) == bars
+
+
+@pytest.mark.parametrize(("top", "bars"), [(1, 1), (3, 3), (None, 10)])
+def test_top_is_how_many_bars_there_are(top, bars):
+    """All ten without it."""
+    rows = np.unique(places(sheet.draw([card()], top=top).crop(BARS), PALE)[:, 0])
+    assert np.count_nonzero(np.diff(rows) > 1) + 1 == bars
+
+
+@pytest.mark.parametrize("cards", [1, 2, 3, 7, 30])
+def test_every_card_is_there(cards):
+    """As many pictures as were given, in a sheet that is neither a strip nor a tower."""
+    drawn = sheet.draw([card(size=(100, 100))] * cards)
+    assert count(drawn, (0, 200, 0)) == cards * sheet.SIDE**2
+    assert drawn.width / drawn.height > 0.3
+
+
+@pytest.mark.parametrize(
+    "name", ["chaussure-été-à-l'œil.jpg", "靴.jpg", "a" * 300 + ".jpg", "b\udcff.jpg", ""], ids=ascii
+)
+def test_any_name_can_be_written(name):
+    """Accents, other scripts, no text at all, or too much: in ink, left of the answer, within its card."""
+    drawn = sheet.draw([card(name=name)])
+    columns = places(drawn.crop((0, 40, drawn.width, 62)), INK)[:, 1]
+    assert columns.max(initial=0) < 368
+
+
+def test_of_a_long_name_the_end_is_kept():
+    """It tells files of one folder apart."""
+    long = "folder/" * 60
+    first, second, same = (
+        sheet.draw([card(name=name)]).tobytes() for name in (f"{long}a.jpg", f"{long}b.jpg", f"other/{long}a.jpg")
+    )
+    assert first != second
+    assert first == same
+
+
+@pytest.mark.parametrize(
+    ("name", "cards", "says"),
+    [
+        ("a.gif", 1, "a.gif: a sheet is a .png"),
+        ("a.png", sheet.MOST + 1, f"{sheet.MOST + 1} pictures are too many"),
+        ("folder.png", 1, "folder.png: is a folder"),
+        ("file/a.png", 1, "file/a.png: cannot be written"),
+    ],
+    ids=["ending", "too-many", "folder", "below-a-file"],
+)
+def test_what_cannot_be_saved_is_said_before_any_work(tmp_path, name, cards, says):
+    """InvalidInput names the file; nothing is left behind."""
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidInput, match=says):
+        sheet.check(tmp_path / name, cards)
+    assert {path.name for path in tmp_path.rglob("*")} == {"folder.png", "file"}
+
+
+def test_a_sheet_is_saved_whole(tmp_path):
+    """In a folder that is made for it, and over an older one."""
+    path = tmp_path / "new" / "sheet.png"
+    for best in (0.4, 0.9):
+        sheet.save(path, [card(best)])
+    with Image.open(path) as found:
+        assert found.tobytes() == sheet.draw([card(0.9)]).tobytes()
+    assert [each.name for each in path.parent.iterdir()] == ["sheet.png"]
