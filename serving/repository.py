@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -33,6 +34,7 @@ STAGING = ".incoming-"
 WITHDRAWN = ".withdrawn-"
 ABANDONED_S = 24 * 3600.0
 """A staging folder as old as this belongs to a publisher that was killed."""
+METRICS_LISTED = 6
 
 
 @dataclass(frozen=True)
@@ -271,7 +273,9 @@ def _list(options: argparse.Namespace) -> str:
 
 
 def _row(one: Card) -> tuple[str, ...]:
-    metrics = "  ".join(f"{name} {value:.4g}" for name, value in one.metrics.items())
+    metrics = "  ".join(f"{name} {value:.4g}" for name, value in islice(one.metrics.items(), METRICS_LISTED))
+    if (more := len(one.metrics) - METRICS_LISTED) > 0:
+        metrics += f"  and {more} more in its {CARD}"
     return (one.model, str(one.version), one.published or "-", one.preset, one.commit[:10], metrics)
 
 

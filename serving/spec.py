@@ -105,6 +105,9 @@ class ModelSpec:
         _require(bool(self.inputs) and bool(self.outputs), f"{self.name}: needs an input and an output")
         names = [t.name for t in (*self.inputs, *self.outputs)]
         _require(len(set(names)) == len(names), f"{self.name}: tensor names repeat: {names}")
+        widths = [t.shape for t in self.outputs] if self.labels else []
+        named = f"{self.name}: {len(self.labels)} labels for outputs of {widths}"
+        _require(all(width == (len(self.labels),) for width in widths), named)
         _require(self.instances > 0 and self.threads > 0, f"{self.name}: instances and threads must be 1 or more")
 
 

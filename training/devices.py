@@ -22,7 +22,7 @@ def pick_device() -> torch.device:
         built = torch.version.cuda is not None
         why = "no GPU is to be seen; check the driver and, on a cluster, the limit nvidia.com/gpu"
         without = "this torch is built for the CPU; take the image that ends in -gpu"
-        raise BadInput(f"ATELIER_DEVICE: cuda was asked for, but {why if built else without}, or leave it out")
+        raise BadInput(f"ATELIER_DEVICE: cuda was asked for, but {why if built else without}")
     return torch.device(asked or ("cuda" if found else "cpu"))
 
 

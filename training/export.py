@@ -37,8 +37,8 @@ OPERATORS = frozenset(
     """
     Add AveragePool BatchNormalization Cast Clip Concat Constant ConstantOfShape Conv ConvTranspose DepthToSpace Div
     Equal Exp Expand Flatten Gather Gemm GlobalAveragePool Identity InstanceNormalization LeakyRelu MatMul Max MaxPool
-    Min Mul Pad Pow PRelu Range ReduceMean ReduceSum Relu Reshape Resize Round Shape Sigmoid Slice Softmax Split Sqrt
-    Squeeze Sub Tanh Tile Transpose Unsqueeze Where
+    Min Mul Pad Pow PRelu Range ReduceMax ReduceMean ReduceSum Relu Reshape Resize Round Shape Sigmoid Slice Softmax
+    Split Sqrt Squeeze Sub Tanh Tile Transpose Unsqueeze Where
     """.split()  # noqa: SIM905
 )
 ONNX_TYPES = {"FP32": onnx.TensorProto.FLOAT, "UINT8": onnx.TensorProto.UINT8}

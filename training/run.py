@@ -7,8 +7,8 @@
     python -m training.run wgan --evaluate CHECKPOINT       only the measures of a checkpoint
     python -m training.run wgan --corpus DIR --name mine --init CHECKPOINT     start from learnt weights
 
-Exit status: 0 done; 1 the corpus can't be fetched; 2 bad options or data; 3 refused by the gate; 143 stopped by SIGTERM,
-with a checkpoint to resume.
+Exit status: 0 done; 1 the corpus can't be fetched; 2 bad options or data; 3 refused by the gate; 143 stopped by
+SIGTERM, with a checkpoint to resume.
 """
 
 from __future__ import annotations

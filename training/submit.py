@@ -110,6 +110,9 @@ def _change(job: Any, pod: Any, container: Any, asked: argparse.Namespace) -> No
         container["image"] = container["image"].removesuffix("-gpu") + "-cpu"
         container["resources"]["limits"].pop(jobs.GPU, None)
         pod.pop("tolerations", None)
+        for variable in container.get("env", []):
+            if variable["name"] == jobs.DEVICE:
+                variable["value"] = "cpu"
     if asked.image:
         container["image"] = asked.image
 

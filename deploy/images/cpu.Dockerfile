@@ -45,10 +45,10 @@ COPY clients clients
 RUN pip install --no-cache-dir --no-compile ./clients && pip uninstall --yes pip
 
 # --- images
-# The model processes of the wheel's tritonserver embed Python: libpython3.11.
+# The model processes of the wheel's tritonserver embed Python: libpython3.11. Corpora may come over https.
 FROM python AS triton
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends libpython3.11 \
+    && apt-get install --yes --no-install-recommends ca-certificates libpython3.11 \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt /var/log/apt /var/log/dpkg.log
 USER 1000
 

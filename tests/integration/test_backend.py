@@ -114,24 +114,24 @@ def pictures(sizes: list[tuple[int, int]]) -> list[Array]:
     return [rng.integers(0, 256, (1, height, width, 3), np.uint8) for height, width in sizes]
 
 
-def test_sizes_that_differ(client: triton.InferenceServerClient) -> None:
-    """Pictures of different sizes in one batch are all answered, each in its own size."""
-    given = pictures([(16, 16), (20, 31), (16, 16), (1, 1), (20, 31), (64, 5), (16, 16), (5, 64)])
-    before = executions(client, "turn_ragged")
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        made = list(pool.map(lambda image: ask(client, "turn_ragged", image), given))
-    assert executions(client, "turn_ragged") == before + 1
-    for image, turned in zip(given, made, strict=True):
-        np.testing.assert_array_equal(turned, image[:, ::-1])
-
-
-def test_same_size(client: triton.InferenceServerClient) -> None:
-    """Pictures of one size run as one batch, and each request gets its own."""
-    given = pictures([(33, 17)] * 8)
-    before = executions(client, "turn")
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        made = list(pool.map(lambda image: ask(client, "turn", image), given))
-    assert executions(client, "turn") == before + 1
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        pytest.param("turn", [(33, 17)] * 8, id="one size"),
+        pytest.param(
+            "turn_ragged",
+            [(16, 16), (20, 31), (16, 16), (1, 1), (20, 31), (64, 5), (16, 16), (5, 64)],
+            id="sizes that differ",
+        ),
+    ],
+)
+def test_requests_of_one_batch(client: triton.InferenceServerClient, name: str, sizes: list[tuple[int, int]]) -> None:
+    """Pictures that come together run together, and each request gets its own, in its own size."""
+    given = pictures(sizes)
+    before = executions(client, name)
+    with concurrent.futures.ThreadPoolExecutor(len(given)) as pool:
+        made = list(pool.map(lambda image: ask(client, name, image), given))
+    assert executions(client, name) == before + 1
     for image, turned in zip(given, made, strict=True):
         np.testing.assert_array_equal(turned, image[:, ::-1])
 

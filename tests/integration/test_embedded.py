@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stand_in
 import traces
 import tritonclient.grpc as triton
 from conftest import need_tritonserver
@@ -312,9 +313,27 @@ def test_bad_input(command: Command, repository: Path, tmp_path: Path, arguments
     assert says in errors
 
 
-def test_no_version_yet(repository: Path) -> None:
-    """A repository with a model but no version names the command that publishes one."""
-    for version in "12":
-        shutil.rmtree(repository / "wgan" / version)
-    with pytest.raises(RepositoryError, match=r"no version of wgan yet.*training.run wgan"):
-        Embedded(repository)
+def without_a_version(root: Path) -> Path:
+    """A repository with the classifier's generated files and nothing to serve."""
+    return stand_in.repository(root, versions=(), spec=stand_in.CLASSIFIER)
+
+
+def test_no_version_yet(tmp_path: Path) -> None:
+    """A repository with a model but no version names the command that makes one."""
+    with pytest.raises(RepositoryError, match=r"no version of classifier yet.*training.run classifier --publish"):
+        Embedded(without_a_version(tmp_path))
+
+
+def test_a_model_without_a_version_is_left_out(repository: Path) -> None:
+    """Generated files of a model that is not trained yet don't keep the others from being served, and the server
+    says that this one is not there."""
+    with Embedded(without_a_version(repository)) as server, triton.InferenceServerClient(server.grpc) as client:
+        assert server.models == ["wgan"]
+        assert client.is_model_ready("wgan")
+        assert not client.is_model_ready("classifier")
+
+
+def test_a_named_model_without_a_version(repository: Path) -> None:
+    """A model that was asked for by name is not left out in silence."""
+    with pytest.raises(RepositoryError, match="no version of classifier yet"):
+        Embedded(without_a_version(repository), models=["wgan", "classifier"])

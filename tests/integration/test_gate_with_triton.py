@@ -9,6 +9,7 @@ import stand_in
 from conftest import need_tritonserver
 
 from serving import repository
+from serving.spec import ModelSpec
 from training import export
 from training.errors import Refused
 from training.models.wgan.spec import SPEC
@@ -16,23 +17,42 @@ from training.models.wgan.spec import SPEC
 GOOD = {"sliced_wasserstein_ratio": 1.2, "structure": 0.95, "palette": 0.95}
 
 
-@pytest.fixture
-def candidate(tmp_path: Path) -> Path:
+def measured(root: Path, spec: ModelSpec, metrics: dict[str, float]) -> Path:
+    """A candidate whose card says that it has these metrics."""
     need_tritonserver()
-    folder = stand_in.candidate(tmp_path / "run" / "candidate")
+    folder = stand_in.candidate(root / "run" / "candidate", spec=spec)
     card = json.loads((folder / repository.CARD).read_text())
-    (folder / repository.CARD).write_text(json.dumps(card | {"metrics": GOOD}))
+    (folder / repository.CARD).write_text(json.dumps(card | {"metrics": metrics}))
     return folder
 
 
-def test_candidate_that_passes_is_published_as_the_next_version(candidate: Path, tmp_path: Path) -> None:
-    """Twice through the gate gives versions 1 and 2, complete, beside a config.pbtxt."""
-    into = tmp_path / "repository"
-    assert [export.publish("wgan", candidate, into) for _ in range(2)] == [1, 2]
-    files = {path.name for path in (into / "wgan" / "2").iterdir()}
+@pytest.fixture
+def candidate(tmp_path: Path) -> Path:
+    return measured(tmp_path, SPEC, GOOD)
+
+
+@pytest.mark.parametrize(
+    ("spec", "metrics", "beside"),
+    [
+        pytest.param(SPEC, GOOD, {"config.pbtxt"}, id="wgan"),
+        pytest.param(
+            stand_in.CLASSIFIER,
+            {"test_accuracy": 0.95, "test_ece": 0.01},
+            {"config.pbtxt", "labels.txt"},
+            id="classifier",
+        ),
+    ],
+)
+def test_candidate_that_passes_is_published_as_the_next_version(
+    spec: ModelSpec, metrics: dict[str, float], beside: set[str], tmp_path: Path
+) -> None:
+    """Twice through the gate gives versions 1 and 2, complete, beside what the server needs to load them."""
+    candidate, into = measured(tmp_path, spec, metrics), tmp_path / "repository"
+    assert [export.publish(spec.name, candidate, into) for _ in range(2)] == [1, 2]
+    files = {path.name for path in (into / spec.name / "2").iterdir()}
     assert files == {"model.onnx", "card.json", "golden.npz"}
-    assert (into / "wgan" / "config.pbtxt").is_file()
-    assert repository.card(into, "wgan", 2).version == 2
+    assert {path.name for path in (into / spec.name).glob("[!.]*.*")} == beside
+    assert repository.card(into, spec.name, 2).version == 2
 
 
 def test_triton_that_answers_otherwise_is_a_reason(candidate: Path) -> None:

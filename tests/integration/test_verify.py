@@ -39,6 +39,19 @@ def test_agrees(server: Embedded, golden: Path) -> None:
     assert verify(server.grpc, "wgan", 1, golden, atol=1) <= 1
 
 
+def test_tolerance_fits_the_output(classifier_server: Embedded, tmp_path: Path) -> None:
+    """Without a tolerance, probabilities agree to what rounding leaves: one level of a picture would excuse any."""
+    golden = stand_in.candidate(tmp_path / "candidate", 1, stand_in.CLASSIFIER) / "golden.npz"
+    assert verify(classifier_server.grpc, "classifier", 1, golden) < 1e-4
+
+    def shift(arrays: dict[str, Any]) -> Arrays:
+        arrays["probabilities"][3, 9] += 0.002
+        return arrays
+
+    with pytest.raises(Disagreement, match=r"allowed 0\.001"):
+        verify(classifier_server.grpc, "classifier", 1, changed(golden, shift))
+
+
 def test_other_version(server: Embedded, golden: Path) -> None:
     """Another version of the same shape and type does not agree, and the message says by how much."""
     with pytest.raises(Disagreement, match=r"wgan 2 at .*: image differs from its golden batch") as error:

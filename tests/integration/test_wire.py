@@ -170,6 +170,117 @@ def _executions(client: triton.InferenceServerClient) -> int:
     return int(stats.execution_count)
 
 
+# --- the classifier: labels come with the answers ---
+
+
+@pytest.fixture(scope="module")
+def sorter(classifier_server: Embedded) -> Iterator[triton.InferenceServerClient]:
+    with triton.InferenceServerClient(classifier_server.grpc) as client:
+        yield client
+
+
+def pictures(count: int, seed: int = 0) -> stand_in.Images:
+    return np.random.default_rng(seed).integers(0, 256, (count, 28, 28, 1), np.uint8)
+
+
+def picture_tensor(array: np.ndarray[Any, Any]) -> triton.InferInput:
+    return tensor(array, "image", "UINT8")
+
+
+def ranked(given: stand_in.Images, top: int, version: int) -> list[list[str]]:
+    """What Triton should say of each picture: its likeliest classes, best first."""
+    rows = stand_in.probabilities(given, version)
+    best = np.argsort(-rows, axis=1)[:, :top]
+    return [[f"{index}:{stand_in.CLASSIFIER.labels[index]}" for index in row] for row in best]
+
+
+def assert_ranked(answers: np.ndarray[Any, Any], given: stand_in.Images, top: int, version: int) -> None:
+    """Each answer is PROBABILITY:INDEX:LABEL."""
+    split = [[answer.partition(":") for answer in row] for row in answers.tolist()]
+    assert [[named for _, _, named in row] for row in split] == ranked(given, top, version)
+    said = np.array([[float(probability) for probability, _, _ in row] for row in split])
+    truth = -np.sort(-stand_in.probabilities(given, version), axis=1)[:, :top]
+    np.testing.assert_allclose(said, truth, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 5, 64])
+def test_probabilities(sorter: triton.InferenceServerClient, count: int) -> None:
+    """Asked plainly, the classifier answers each picture of a batch with ten probabilities, in order."""
+    given = pictures(count)
+    answer = sorter.infer("classifier", [picture_tensor(given)], client_timeout=60).as_numpy("probabilities")
+    assert answer is not None
+    assert (answer.shape, answer.dtype) == ((count, 10), np.float32)
+    np.testing.assert_allclose(answer, stand_in.probabilities(given, version=2), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "top"), [(1, 1), (3, 3), (10, 10), (99, 10)], ids=["best", "three", "all", "more than there are"]
+)
+def test_classification_grpc(sorter: triton.InferenceServerClient, asked: int, top: int) -> None:
+    """Triton's classification extension over gRPC: the likeliest classes by name, best first, for each picture."""
+    given = pictures(5)
+    wanted = triton.InferRequestedOutput("probabilities", class_count=asked)
+    answer = sorter.infer("classifier", [picture_tensor(given)], outputs=[wanted], client_timeout=60)
+    named = answer.as_numpy("probabilities")
+    assert named is not None
+    assert_ranked(named.astype(str), given, top, version=2)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_classification_http_json(classifier_server: Embedded, version: int) -> None:
+    """The same without any client library, as curl would: JSON in, JSON out, of either version."""
+    given = pictures(2, seed=1)
+    image = {"name": "image", "shape": [2, 28, 28, 1], "datatype": "UINT8", "data": given.tolist()}
+    body = {"inputs": [image], "outputs": [{"name": "probabilities", "parameters": {"classification": 3}}]}
+    status, answer = request(classifier_server.http, f"/v2/models/classifier/versions/{version}/infer", body)
+    assert status == 200
+    (named,) = json.loads(answer)["outputs"]
+    assert (named["name"], named["datatype"], named["shape"]) == ("probabilities", "BYTES", [2, 3])
+    assert_ranked(np.reshape(named["data"], named["shape"]), given, 3, version)
+
+
+def test_classification_of_requests_at_once(sorter: triton.InferenceServerClient) -> None:
+    """Requests that ask for labels and requests that don't may share a batch: each is answered as it asked."""
+
+    def ask(seed: int) -> None:
+        given, top = pictures(1, seed), seed % 3
+        wanted = triton.InferRequestedOutput("probabilities", class_count=top)
+        answer = sorter.infer("classifier", [picture_tensor(given)], outputs=[wanted], client_timeout=60)
+        made = answer.as_numpy("probabilities")
+        assert made is not None
+        if top:
+            assert_ranked(made.astype(str), given, top, version=2)
+        else:
+            np.testing.assert_allclose(made, stand_in.probabilities(given, version=2), atol=1e-5)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(48)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "says"),
+    [
+        pytest.param((28, 28, 1), "UINT8", "Expected [-1,28,28,1], got [28,28,1]", id="no batch dimension"),
+        pytest.param((1, 28, 28), "UINT8", "Expected [-1,28,28,1], got [1,28,28]", id="no channel"),
+        pytest.param((1, 28, 28, 3), "UINT8", "Expected [-1,28,28,1], got [1,28,28,3]", id="in colour"),
+        pytest.param((1, 32, 32, 1), "UINT8", "Expected [-1,28,28,1], got [1,32,32,1]", id="too large"),
+        pytest.param((65, 28, 28, 1), "UINT8", "batch-size must be <= 64", id="batch too large"),
+        pytest.param((0, 28, 28, 1), "UINT8", "got 0", id="batch of none"),
+        pytest.param((1, 28, 28, 1), "FP32", "expects 'UINT8'", id="type"),
+    ],
+)
+def test_bad_picture(sorter: triton.InferenceServerClient, shape: tuple[int, ...], dtype: str, says: str) -> None:
+    """A picture of another shape or type is refused with what was expected and what came; the next is answered."""
+    given = tensor(np.zeros(shape, {"UINT8": np.uint8, "FP32": np.float32}[dtype]), "image", dtype)
+    with pytest.raises(InferenceServerException, match=re.escape(says)) as error:
+        sorter.infer("classifier", [given], client_timeout=60)
+    assert error.value.status() == "StatusCode.INVALID_ARGUMENT"
+    assert sorter.infer("classifier", [picture_tensor(pictures(1))], client_timeout=60).as_numpy("probabilities").any()
+
+
+# --- overload, and a server that goes away ---
+
+
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[triton.InferenceServerClient]:
     """A server whose queue holds two requests and, with a batch that never fills, keeps them until they are late."""

@@ -1,10 +1,13 @@
-"""What serving costs over running the model: 20 frames of a walk through Triton and the SDK against ONNX Runtime alone.
+"""What serving costs over running the model: through Triton and the SDK, against ONNX Runtime alone.
 
 Run: make bench      (last line of stdout: one JSON object)
 
-Both sides run the same 20 latents in the same run, in turn, with the same threads; figures are medians of the rounds.
-In process is ONNX Runtime at its best: its threads spin while they wait. A pause before each turn lets them sleep, or
-they would take their cores away from the server.
+    PYTHONPATH=. python tests/load/bench_serving.py                        wgan: 20 frames of a walk, and a ratio
+    PYTHONPATH=. python tests/load/bench_serving.py --model classifier     one picture at a time, and a difference
+
+All sides run the same inputs in the same run, in turn, with the same threads, one request at a time; figures are
+medians. In process is ONNX Runtime at its best: its threads spin while they wait. A pause before each turn of wgan lets
+them sleep, or they would take their cores away from the server; the classifier runs on the caller's own thread.
 """
 
 from __future__ import annotations
@@ -16,80 +19,156 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
+import tritonclient.grpc as triton
 
 import atelier
 from serving.embedded import Embedded
-from serving.repository import REPOSITORY, newest
+from serving.errors import ServingError
+from serving.repository import MODEL, REPOSITORY, newest
+from serving.spec import ModelSpec
 from training.catalog import spec
 
+SHARES = (50, 95, 99)
+STAGES = ("queue", "compute_input", "compute_infer", "compute_output")
 
-def in_process(path: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+
+def in_process(repository: Path, model: ModelSpec) -> Callable[[np.ndarray], np.ndarray]:
     """The same graph with as many threads as the server's, and ONNX Runtime's defaults otherwise."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = model.threads
     options.inter_op_num_threads = 1
+    path = repository / model.name / str(newest(repository, model.name)) / MODEL
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda latents: session.run(["image"], {"latent": latents})[0]
+    (given,), (made,) = model.inputs, model.outputs
+    return lambda batch: session.run([made.name], {given.name: batch})[0]
 
 
 def seconds(action: Callable[[], object]) -> float:
-    time.sleep(0.1)
     begun = time.perf_counter()
     action()
     return time.perf_counter() - begun
 
 
-def percentile(values: list[float], share: float) -> float:
-    return float(np.percentile(values, 100 * share))
+def show(name: str, values: list[float]) -> None:
+    shares = ", ".join(f"p{share} {1000 * np.percentile(values, share):6.2f} ms" for share in SHARES)
+    print(f"{name:28} {shares}")
+
+
+# --- wgan: many pictures in one call ---
+
+
+def bench_wgan(repository: Path, frames: int, rounds: int) -> dict[str, Any]:
+    wgan = spec("wgan")
+    run = in_process(repository, wgan)
+    latents = np.random.default_rng(0).standard_normal((frames, 100)).astype(np.float32)
+    alone: list[float] = []
+    served: list[float] = []
+    with Embedded(repository, models=["wgan"]) as server, atelier.Client(server.grpc) as client:
+        for _ in range(3):  # warm-up: the first runs allocate
+            run(latents)
+            client.generate(latents)
+        for _ in range(rounds):
+            time.sleep(0.1)
+            alone.append(seconds(lambda: run(latents)))
+            time.sleep(0.1)
+            served.append(seconds(lambda: client.generate(latents)))
+
+    ratio = statistics.median(s / a for s, a in zip(served, alone, strict=True))
+    print(f"{frames} frames, {rounds} rounds in turn, {wgan.threads} threads, {os.cpu_count()} cores")
+    show("ONNX Runtime in process", alone)
+    show("Triton through the SDK", served)
+    print(f"served / in process: {ratio:.2f} (median of the rounds' ratios)")
+    return {
+        "frames": frames,
+        "rounds": rounds,
+        "ratio": round(ratio, 3),
+        "in_process_s": statistics.median(alone),
+        "served_s": statistics.median(served),
+    }
+
+
+# --- classifier: one picture in each call ---
+
+
+def bench_classifier(repository: Path, requests: int) -> dict[str, Any]:
+    classifier = spec("classifier")
+    run = in_process(repository, classifier)
+    pictures = np.random.default_rng(0).integers(0, 256, (requests, 1, 28, 28, 1), np.uint8)
+    with (
+        Embedded(repository, models=["classifier"]) as server,
+        triton.InferenceServerClient(server.grpc) as plain,
+        atelier.Client(server.grpc) as client,
+    ):
+        ways: dict[str, Callable[[np.ndarray], object]] = {
+            "ONNX Runtime in process": run,
+            "Triton through tritonclient": lambda picture: infer(plain, picture),
+            "Triton through the SDK": lambda picture: client.classify(picture[..., 0]),
+        }
+        for picture in pictures[:50]:  # warm-up
+            for ask in ways.values():
+                ask(picture)
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        before = stages_us(plain)
+        for k, picture in enumerate(pictures):
+            turn = k % len(ways)  # each begins as often: what ran before leaves its mark on the caches
+            for name in [*ways, *ways][turn : turn + len(ways)]:
+                times[name].append(seconds(partial(ways[name], picture)))
+        inside = (stages_us(plain) - before) / (2 * requests)
+
+    alone, through, served = (1000 * statistics.median(values) for values in times.values())
+    print(f"{requests} pictures one by one, in turn, {classifier.threads} thread, {os.cpu_count()} cores")
+    for name, values in times.items():
+        show(name, values)
+    print(f"served - in process: {served - alone:.2f} ms ({through - alone:.2f} ms without the SDK), between medians")
+    print("within the server, mean: " + ", ".join(f"{n} {us:.0f} us" for n, us in zip(STAGES, inside, strict=True)))
+    return {
+        "requests": requests,
+        "over_ms": round(served - alone, 3),
+        "over_without_sdk_ms": round(through - alone, 3),
+        "in_process_ms": round(alone, 3),
+        "served_ms": round(served, 3),
+        "server_mean_us": dict(zip(STAGES, inside.round(1).tolist(), strict=True)),
+    }
+
+
+def infer(client: triton.InferenceServerClient, picture: np.ndarray) -> np.ndarray | None:
+    tensor = triton.InferInput("image", picture.shape, "UINT8")
+    tensor.set_data_from_numpy(picture)
+    return client.infer("classifier", [tensor], client_timeout=60).as_numpy("probabilities")
+
+
+def stages_us(client: triton.InferenceServerClient) -> np.ndarray:
+    """The time that the server has spent on requests so far, by stage."""
+    (stats,) = client.get_inference_statistics("classifier").model_stats
+    return np.array([getattr(stats.inference_stats, stage).ns / 1000 for stage in STAGES])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--frames", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--model", choices=("wgan", "classifier"), default="wgan")
+    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="default %(default)s")
+    parser.add_argument("--frames", type=int, default=20, help="of wgan, in each call")
+    parser.add_argument("--rounds", type=int, default=30, help="of wgan")
+    parser.add_argument("--requests", type=int, default=2000, help="to the classifier")
     args = parser.parse_args()
 
-    wgan = spec("wgan")
-    version = newest(REPOSITORY, "wgan")
-    run = in_process(REPOSITORY / "wgan" / str(version) / "model.onnx", wgan.threads)
-    latents = np.random.default_rng(0).standard_normal((args.frames, 100)).astype(np.float32)
-    alone: list[float] = []
-    served: list[float] = []
-    with Embedded(REPOSITORY, models=["wgan"]) as server, atelier.Client(server.grpc) as client:
-        for _ in range(3):  # warm-up: the first runs allocate
-            run(latents)
-            client.generate(latents)
-        for _ in range(args.rounds):
-            alone.append(seconds(lambda: run(latents)))
-            served.append(seconds(lambda: client.generate(latents)))
-
-    ratio = statistics.median(s / a for s, a in zip(served, alone, strict=True))
-    print(f"{args.frames} frames, {args.rounds} rounds in turn, {wgan.threads} threads, {os.cpu_count()} cores")
-    for name, values in (("ONNX Runtime in process", alone), ("Triton through the SDK", served)):
-        shares = ", ".join(f"p{round(100 * p)} {1000 * percentile(values, p):6.1f} ms" for p in (0.5, 0.95, 0.99))
-        print(f"{name:26} {shares}")
-    print(f"served / in process: {ratio:.2f} (median of the rounds' ratios)")
-    print(
-        json.dumps(
-            {
-                "bench": "serving",
-                "model": "wgan",
-                "version": version,
-                "frames": args.frames,
-                "rounds": args.rounds,
-                "ratio": round(ratio, 3),
-                "in_process_s": statistics.median(alone),
-                "served_s": statistics.median(served),
-                "threads": wgan.threads,
-                "cores": os.cpu_count(),
-                "machine": platform.machine(),
-            }
-        )
-    )
+    try:
+        version = newest(args.repository, args.model)
+        if args.model == "wgan":
+            measured = bench_wgan(args.repository, args.frames, args.rounds)
+        else:
+            measured = bench_classifier(args.repository, args.requests)
+    except ServingError as error:
+        parser.exit(2, f"bench_serving: {error}\n")
+    about = {"bench": "serving", "model": args.model, "version": version}
+    machine = {"threads": spec(args.model).threads, "cores": os.cpu_count(), "machine": platform.machine()}
+    print(json.dumps(about | measured | machine))
 
 
 if __name__ == "__main__":

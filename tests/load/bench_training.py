@@ -2,8 +2,11 @@
 
 Run: make bench      (last line of stdout: one JSON object)
 
-Both loops run in turn in one process, on the same data with the same seed; the plain loop below is the one that anybody
-would write first. The plot out/bench_training.png lays the critic's losses over each other.
+    PYTHONPATH=. python tests/load/bench_training.py                         wgan
+    PYTHONPATH=. python tests/load/bench_training.py --network four-conv     classifier, one short epoch a round
+
+Both loops run in turn in one process, on the same data with the same seed; the plain loops below are those that anybody
+would write first. The plot out/bench_training.png lays their losses over each other.
 """
 
 from __future__ import annotations
@@ -15,40 +18,62 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from training.data.corpus import Corpus
+from training.data.fashion_mnist import Garments
 from training.devices import keep_freed_memory
-from training.models.wgan import train as recipe
-from training.models.wgan.net import NETWORKS
+from training.models.classifier import net as classifier_net
+from training.models.classifier import train as classifier
+from training.models.wgan import net as wgan_net
+from training.models.wgan import train as wgan
 from training.rundir import RunDir
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+Loop = Callable[[Any, Any], tuple[float, list[float]]]
+"""Options and corpus to seconds and losses."""
 
-def ours(options: recipe.Options, corpus: Corpus) -> tuple[float, list[float]]:
-    """Seconds and critic losses of the recipe as it is, with everything it writes."""
+
+def ours(recipe: Any, options: Any, corpus: Any) -> tuple[list[float], list[dict[str, float]]]:
+    """The recipe as it is, with everything it writes: when it began and each step ended, and what it recorded."""
+
+    class Timed(RunDir):
+        def record(self, step: int, line: str, **stats: float) -> None:
+            super().record(step, line, **stats)
+            ends.append(time.perf_counter())
+
     with tempfile.TemporaryDirectory() as folder:
         about = {"name": corpus.name, "sha256": corpus.sha256}
-        run = RunDir(Path(folder) / "run", model="wgan", preset="bench", options=options, corpus=about, resume=False)
-        begun = time.perf_counter()
+        run = Timed(Path(folder) / "run", model="bench", preset="bench", options=options, corpus=about, resume=False)
+        ends = [time.perf_counter()]
         recipe.train(options, run, corpus)
-        took = time.perf_counter() - begun
-        losses = [row["critic_loss"] for row in run.stats()]
+        rows = run.stats()
         run.close()
-    return took, losses
+    return ends, rows
 
 
-def plain(options: recipe.Options, corpus: Corpus) -> tuple[float, list[float]]:
+# --- wgan ---
+
+
+def wgan_ours(options: wgan.Options, corpus: Corpus) -> tuple[float, list[float]]:
+    ends, rows = ours(wgan, options, corpus)
+    return ends[-1] - ends[0], [row["critic_loss"] for row in rows]
+
+
+def wgan_plain(options: wgan.Options, corpus: Corpus) -> tuple[float, list[float]]:
     """The same algorithm without bfloat16 and without channels-last memory."""
     begun = time.perf_counter()
     torch.manual_seed(options.seed)
-    generator, critic = (net() for net in NETWORKS[options.network])
+    generator, critic = (net() for net in wgan_net.NETWORKS[options.network])
     betas = (options.beta1, options.beta2)
     generator_adam = torch.optim.Adam(generator.parameters(), options.generator_lr, betas)
     critic_adam = torch.optim.Adam(critic.parameters(), options.critic_lr, betas)
@@ -58,7 +83,7 @@ def plain(options: recipe.Options, corpus: Corpus) -> tuple[float, list[float]]:
     losses = []
     for step in range(options.steps):
         for adam, rate in ((generator_adam, options.generator_lr), (critic_adam, options.critic_lr)):
-            adam.param_groups[0]["lr"] = rate * recipe.learning_rate(step, options)
+            adam.param_groups[0]["lr"] = rate * wgan.learning_rate(step, options)
         for _ in range(options.critic_steps):
             real = pictures[torch.randint(len(pictures), (options.batch,), generator=luck)].float() / 127.5 - 1
             fake = generator(torch.randn(options.batch, 100, generator=luck)).detach()
@@ -79,44 +104,93 @@ def plain(options: recipe.Options, corpus: Corpus) -> tuple[float, list[float]]:
     return time.perf_counter() - begun, losses
 
 
+# --- classifier: from the end of the first step, which allocates, to the end of an epoch with its validation ---
+
+
+def classifier_ours(options: classifier.Options, corpus: Garments) -> tuple[float, list[float]]:
+    ends, rows = ours(classifier, options, corpus)
+    return ends[-1] - ends[1], [row["loss"] for row in rows]
+
+
+def classifier_plain(options: classifier.Options, corpus: Garments) -> tuple[float, list[float]]:
+    """The same network, order of batches and optimizer without bfloat16 and without channels-last memory."""
+    torch.manual_seed(options.seed)
+    net = classifier_net.NETWORKS[options.network]()
+    adam = torch.optim.Adam(net.parameters(), options.lr, eps=1e-7)
+    images = torch.from_numpy(corpus.train.images)[:, None]
+    labels = torch.from_numpy(corpus.train.labels).long()
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(options.seed))
+    ends, losses, right = [], [], 0
+    for batch in range(len(images) // options.batch):
+        chosen = order[batch * options.batch : (batch + 1) * options.batch]
+        logits = net(images[chosen].float() / 255)
+        loss = F.cross_entropy(logits, labels[chosen])
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        losses.append(loss.item())
+        right += int((logits.argmax(1) == labels[chosen]).sum())
+        ends.append(time.perf_counter())
+    net.eval()
+    with torch.no_grad():
+        for part in torch.from_numpy(corpus.validation.images)[:, None].split(512):
+            net(part.float() / 255)
+    return time.perf_counter() - ends[0], losses
+
+
+# --- both in turn ---
+
+
+def setting(network: str, steps: int) -> tuple[Any, Any, Loop, Loop]:
+    """Options of so many steps, their corpus, our loop and the plain one."""
+    if network == "four-conv":
+        some = classifier.PRESETS[network]
+        # A fifth is held out: as much validation to a step as in a whole epoch.
+        options = dataclasses.replace(some, epochs=1, pictures=steps * some.batch * 5 // 4)
+        return options, classifier.load_corpus(options), classifier_ours, classifier_plain
+    preset = wgan.PRESETS["seed" if network == "source" else "default"]
+    drawn = dataclasses.replace(preset, bf16=True, steps=steps, pictures=1024, samples_every=10**6, ema=0.0)
+    return drawn, wgan.load_corpus(drawn), wgan_ours, wgan_plain
+
+
+def plot(network: str, fast: list[float], slow: list[float], out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    axes.plot(slow, label="plain float32")
+    axes.plot(fast, label="bfloat16, channels last", linestyle="--")
+    axes.set(xlabel="step", ylabel="loss", title=f"{network}: the same seed twice")
+    axes.legend()
+    figure.savefig(out, dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--network", choices=NETWORKS, default="strips")
+    parser.add_argument("--network", choices=(*wgan_net.NETWORKS, "four-conv"), default="strips")
     parser.add_argument("--steps", type=int, default=12, help="of each loop in each round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("out/bench_training.png"))
     args = parser.parse_args()
 
     keep_freed_memory()  # for both loops
-    name = "seed" if args.network == "source" else "default"
-    options = dataclasses.replace(
-        recipe.PRESETS[name], bf16=True, steps=args.steps, pictures=1024, samples_every=10**6, ema=0.0
-    )
-    corpus = recipe.load_corpus(options)
-    for warm_up in (ours, plain):
-        warm_up(dataclasses.replace(options, steps=1), corpus)
+    options, corpus, fast, slow = setting(args.network, args.steps)
+    brief, few, *_ = setting(args.network, steps=1)
+    for warm_up in (fast, slow):
+        warm_up(brief, few)
     ratios, ours_s, plain_s = [], [], []
     for _ in range(args.rounds):
-        (fast, ours_losses), (slow, plain_losses) = ours(options, corpus), plain(options, corpus)
-        ours_s.append(fast / args.steps)
-        plain_s.append(slow / args.steps)
-        ratios.append(slow / fast)
+        (fast_s, ours_losses), (slow_s, plain_losses) = fast(options, corpus), slow(options, corpus)
+        ours_s.append(fast_s / args.steps)
+        plain_s.append(slow_s / args.steps)
+        ratios.append(slow_s / fast_s)
     apart = float(np.median(np.abs(np.subtract(ours_losses, plain_losses))) / np.ptp(plain_losses))
-
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
-    axes.plot(plain_losses, label="plain float32")
-    axes.plot(ours_losses, label="bfloat16, channels last", linestyle="--")
-    axes.set(xlabel="generator step", ylabel="critic loss", title=f"{args.network}: the same seed twice")
-    axes.legend()
-    figure.savefig(args.out, dpi=110)
+    plot(args.network, ours_losses, plain_losses, args.out)
 
     threads = torch.get_num_threads()
     print(f"{args.network}, {args.rounds} rounds of {args.steps} steps in turn, {threads} threads")
     print(f"a step: plain {statistics.median(plain_s):.2f} s, ours {statistics.median(ours_s):.2f} s")
     spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
     print(f"plain / ours: {statistics.median(ratios):.2f}, median of rounds from {spread}")
-    print(f"critic losses apart by {apart:.1%} of their range (median step); {args.out}")
+    print(f"losses apart by {apart:.1%} of their range (median step); {args.out}")
     print(
         json.dumps(
             {

@@ -54,6 +54,11 @@ def test_what_is_copied_exists(path):
         assert any(source == top or source.startswith(f"{top}/") for top in allowed), source
 
 
+def test_a_corpus_can_be_fetched_over_https():
+    """The slim base has no certificates, without which every https address is refused."""
+    assert any("ca-certificates" in line for line in _stages(IMAGES / "cpu.Dockerfile")["training"])
+
+
 @of_each
 def test_bases_are_pinned(path):
     """No base moves by itself beyond a release: none is `latest`, or without a tag."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
+import torch
 import yaml
 from conftest import need
 from kubernetes_validate.utils import all_versions
@@ -42,6 +43,11 @@ def _job(path: Path) -> dict[str, Any]:
 def _container(path: Path) -> dict[str, Any]:
     (container,) = _job(path)["spec"]["template"]["spec"]["containers"]
     return container
+
+
+def _environment(path: Path) -> dict[str, str]:
+    """The variables that are given a value outright."""
+    return {variable["name"]: variable["value"] for variable in _container(path)["env"] if "value" in variable}
 
 
 def _sorted(manifests: Iterable[dict[str, Any]]) -> list[str]:
@@ -148,7 +154,7 @@ def test_the_run_understands_its_command(path, capsys):
     """What the container starts is a command line that training.run accepts."""
     container = _container(path)
     assert container["command"] == ["python", "-m", "training.run"]
-    arguments = [argument.replace("$(JOB_NAME)", "train-wgan") for argument in container["args"]]
+    arguments = [argument.replace("$(JOB_NAME)", "a-job") for argument in container["args"]]
     assert run.main([*arguments, "--dry-run"]) == 0
     assert json.loads(capsys.readouterr().out)
 
@@ -176,6 +182,37 @@ def test_everything_it_writes_to_is_a_volume(path):
 
 
 @of_each_job
+def test_what_it_fetches_stays_on_the_volume(path):
+    """A corpus that is fetched lands beside the runs, where no run's name can meet it, and the header says from where;
+    a Job that fetches nothing is told of no place for it."""
+    job = catalog.job(_container(path)["args"][0])
+    environment, comment = _environment(path), path.read_text().partition("apiVersion")[0]
+    if not job.fetched_from:
+        assert "ATELIER_DATA" not in environment
+        assert "fetched" not in comment
+        return
+    runs, place = Path(environment["ATELIER_DATA"]).parent, Path(environment["ATELIER_DATA"]).name
+    assert f"--runs={runs}" in _container(path)["args"]
+    assert place.startswith(".")
+    assert all(address in comment for address in job.fetched_from)
+    assert environment["ATELIER_DATA"] in comment
+
+
+@of_each_job
+def test_a_missing_gpu_ends_the_job(path, monkeypatch, capsys):
+    """A pod that got no GPU although its Job asks for one ends with the status that fails the Job, before it has
+    made anything, with one line that says what is missing."""
+    for name, value in _environment(path).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run.main([_container(path)["args"][0], "--preset=tiny"]) == errors.BAD_INPUT
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("training.run: ATELIER_DEVICE: cuda was asked for")
+    assert captured.err.count("\n") == 1
+
+
+@of_each_job
 def test_whole_by_itself(path):
     """Claims and account that the pod names are in the same file, and the account's token is not mounted."""
     manifests, pod = _manifests(path), _job(path)["spec"]["template"]["spec"]
@@ -199,10 +236,11 @@ def test_files_share_their_claims():
 
 @of_each_job
 def test_limits_reserve_and_name_the_gpu(path):
-    """Memory and CPU are bounded; a GPU comes with the toleration that GPU nodes ask for."""
+    """Memory and CPU are bounded; a GPU comes with the toleration that GPU nodes ask for, and is insisted on."""
     pod, limits = _job(path)["spec"]["template"]["spec"], _container(path)["resources"]["limits"]
     assert {"cpu", "memory"} <= limits.keys()
     assert (jobs.GPU in limits) == (jobs.GPU in [t["key"] for t in pod.get("tolerations", [])])
+    assert (jobs.GPU in limits) == (jobs.DEVICE in _environment(path))
 
 
 @of_each_job
@@ -236,10 +274,11 @@ def test_facts_that_no_cluster_can_give(facts):
 
 
 def test_a_job_without_gpus():
-    """Neither the resource nor its toleration, and the CPU image."""
+    """Neither the resource nor its toleration, no insisting on one, and the CPU image."""
     text = jobs.render(catalog.spec("wgan"), jobs.Job(corpus="none", gpus=0))
     body = text.partition("apiVersion")[2]
     assert jobs.GPU not in body
+    assert jobs.DEVICE not in body
     assert jobs.image("cpu") in body
 
 

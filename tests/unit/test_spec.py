@@ -38,6 +38,7 @@ def test_good_spec_is_accepted() -> None:
         pytest.param({"outputs": (LATENT,)}, "repeat", id="output named as an input"),
         pytest.param({"instances": 0}, "1 or more", id="no instance"),
         pytest.param({"threads": 0}, "1 or more", id="no thread"),
+        pytest.param({"labels": ("cat", "dog")}, "2 labels for outputs", id="labels that its output has no room for"),
     ],
 )
 def test_bad_spec_is_refused(change: Keywords, says: str) -> None:

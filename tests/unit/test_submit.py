@@ -66,13 +66,14 @@ def test_submit_asks_for_what_was_set(tmp_path, monkeypatch):
 
 
 def test_submit_for_cpu_asks_for_no_gpu(tmp_path, monkeypatch):
-    """--cpu leaves neither a GPU to wait for nor the image that needs one."""
+    """--cpu leaves neither a GPU to wait for, nor one to insist on, nor the image that needs one."""
     with stand_in_cluster(tmp_path, monkeypatch) as server:
         assert submit.main(["wgan", "--cpu"]) == 0
     (job,) = server.of_kind("Job")
     assert "nvidia.com/gpu" not in json.dumps(job)
     (container,) = job["spec"]["template"]["spec"]["containers"]
     assert container["image"] == jobs.image("cpu")
+    assert {"name": jobs.DEVICE, "value": "cpu"} in container["env"]
 
 
 def test_dry_run_prints_valid_manifests(capsys):
@@ -108,7 +109,7 @@ def test_the_run_understands_what_was_set(preset, settings, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["wgn"], "MODEL: no 'wgn'; there are wgan"),
+        (["wgn"], "MODEL: no 'wgn'; there are classifier, wgan"),
         (["wgan", "--set", "steps"], "--set steps: give it as KEY=VALUE"),
         (["wgan", "--set", "stps=1"], "--set stps=1: wgan has no option 'stps'; it has corpus, "),
         (["wgan", "--set", "steps=many"], "--set steps=many: 'many' is no int"),

@@ -44,10 +44,11 @@ class Options:
     batch: int = 128
     lr: float = 3e-3
     """AdamW's, at its highest"""
-    weight_decay: float = 0.05
+    weight_decay: float = 0.1
     warm_up: float = 0.15
     """share of the steps in which the learning rate rises; then it falls to zero along a cosine. 0 keeps it constant"""
-    label_smoothing: float = 0.1
+    label_smoothing: float = 0.0
+    """0.1 made no better answers, only worse calibrated ones: an error of 0.013 instead of 0.005"""
     flip: bool = True
     """mirror every other picture"""
     crop: int = 2
@@ -314,12 +315,15 @@ def evaluate(net: nn.Module, corpus: Garments, *, out: Path) -> dict[str, float]
 
     The test set is used here and nowhere else.
     """
-    metrics: dict[str, float] = {}
-    for name, split in (("validation", corpus.validation), ("test", corpus.test)):
-        probabilities = answers(net, split.images)
-        metrics |= {f"{name}_{key}": value for key, value in measures.measure(probabilities, split.labels).items()}
+    probabilities = answers(net, corpus.test.images)
     measures.report(corpus.test.images, corpus.test.labels, probabilities, out)
-    return metrics
+    test = measures.measure(probabilities, corpus.test.labels)
+    validation = measures.measure(answers(net, corpus.validation.images), corpus.validation.labels)
+    return {
+        **{f"test_{name}": test.pop(name) for name in ("accuracy", "loss", "ece")},
+        **{f"validation_{name}": validation[name] for name in ("accuracy", "loss", "ece")},
+        **{f"test_{name}": value for name, value in test.items()},  # class by class
+    }
 
 
 def golden(net: nn.Module, corpus: Garments) -> dict[str, np.ndarray]:
