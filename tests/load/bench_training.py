@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from training.data.corpus import Corpus
 from training.data.fashion_mnist import Garments
 from training.devices import keep_freed_memory
+from training.errors import BadInput
 from training.models.classifier import net as classifier_net
 from training.models.classifier import train as classifier
 from training.models.wgan import net as wgan_net
@@ -211,4 +212,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BadInput as error:
+        raise SystemExit(f"bench_training.py: {error}") from None
