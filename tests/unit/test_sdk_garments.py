@@ -75,6 +75,19 @@ def test_larger_photo_gives_the_same_picture():
     assert overlap(*(mask(preprocess_garment(each)) for each in (photo, photo.resize((1792, 1792))))) > 0.9
 
 
+def test_small_garment_keeps_its_shape():
+    """A garment that is a sixteenth of a large photo is found, then looked at from near."""
+    photo = shirt(*GROUNDS["dark on light"], noise=0)
+    ground = Image.new("RGB", (2080, 2080), GROUNDS["dark on light"][1])
+    ground.paste(photo, (1400, 300))
+    assert overlap(*(mask(preprocess_garment(each)) for each in (photo, ground))) > 0.9
+
+
+def test_picture_of_one_colour_shows_nothing():
+    """Where nothing stands out all is ground: 0."""
+    assert not preprocess_garment(Image.new("RGB", (224, 168), (200, 30, 30))).any()
+
+
 @pytest.mark.parametrize("method", ["find", "source"])
 @settings(max_examples=40, deadline=None)
 @given(width=st.integers(1, 60), height=st.integers(1, 60), seed=st.integers(0, 9), flat=st.booleans())
