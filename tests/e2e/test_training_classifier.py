@@ -73,9 +73,10 @@ def test_a_line_for_each_epoch_and_figures_for_each_step(tiny: tuple[subprocess.
 
 
 def test_card_has_both_sets_and_every_class(tiny: tuple[subprocess.CompletedProcess[str], Path]) -> None:
-    """Accuracy, loss and calibration on validation and test pictures, and what the test set's file was."""
+    """Accuracy, loss and calibration on validation and test pictures, what was learnt by heart, the corpus."""
     card = json.loads((tiny[1] / "candidate" / "card.json").read_text())
-    assert {"validation_accuracy", "test_accuracy", "test_loss", "test_ece"} <= card["metrics"].keys()
+    assert {"validation_accuracy", "test_accuracy", "test_loss", "test_ece", "train_accuracy"} <= card["metrics"].keys()
+    assert "test_accuracy_ankle_boot" in card["metrics"]
     assert len(card["corpus"]["sha256"]) == 64
     assert card["missed_aims"]
 

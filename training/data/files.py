@@ -5,7 +5,6 @@ share.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import shutil
 import sys
@@ -19,6 +18,7 @@ from typing import NoReturn
 import numpy as np
 from PIL import Image
 
+from serving import repository
 from training.errors import BadInput
 
 SHEET = "contact-sheet.png"
@@ -46,16 +46,11 @@ def fetch(urls: Sequence[str], to: Path, *, sha256: str) -> None:
             except (OSError, HTTPException) as error:
                 faults.append(f"{url}: {str(error).removeprefix('<urlopen error ').removesuffix('>')}")
                 continue
-            if checksum(part) == sha256:
+            if repository.sha256(part) == sha256:
                 part.replace(to)
                 return
             faults.append(f"{url}: what came has another checksum")
     raise OSError("; ".join(faults))
-
-
-def checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Parser(argparse.ArgumentParser):

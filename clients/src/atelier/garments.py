@@ -15,12 +15,11 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter, ImageOps
 
 from atelier import _garment_finder
+from atelier._models import MODELS
 
 SIZE: Final = 28
 NAMES: Final[dict[str, tuple[str, ...]]] = {
-    "en": (
-        "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-    ),
+    "en": MODELS["classifier"].labels,
     "fr": (
         "T-shirt/haut", "pantalon", "pull", "robe", "manteau", "sandales", "chemise", "baskets", "sac",
         "bottes de cheville",

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from training.models.classifier.spec import CLASSES
 
 # --- what ships: a residual network for a CPU ---
-# At 28x28 an element-wise pass costs as much as a convolution, so one wide convolution halves the side at once and all
-# depth lies at 14x14 and 7x7, where channels are many and a CPU's vector units are full.
+# One wide convolution halves the side at once, and all depth lies at 14x14 and 7x7. A net of as many multiplications
+# (36 million) that begins with two 3x3 convolutions at 28x28 took 1.7 times as long to train, and no less to answer.
 
 
 def convolution(c_in: int, c_out: int, *, kernel: int = 3, stride: int = 1) -> nn.Sequential:

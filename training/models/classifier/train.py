@@ -48,7 +48,7 @@ class Options:
     warm_up: float = 0.15
     """share of the steps in which the learning rate rises; then it falls to zero along a cosine. 0 keeps it constant"""
     label_smoothing: float = 0.0
-    """0.1 made no better answers, only worse calibrated ones: an error of 0.013 instead of 0.005"""
+    """0.1, with a weight decay of 0.05, was as often right and worse calibrated: an error of 0.013, not 0.005"""
     flip: bool = True
     """mirror every other picture"""
     crop: int = 2
@@ -311,7 +311,7 @@ def answers(net: nn.Module, images: np.ndarray, *, batch: int = 512) -> np.ndarr
 
 
 def evaluate(net: nn.Module, corpus: Garments, *, out: Path) -> dict[str, float]:
-    """Measures on the validation and the test set; writes confusion.png, mistakes.png and calibration.png into `out`.
+    """Measures on all three sets; writes confusion.png, mistakes.png and calibration.png of the test set into `out`.
 
     The test set is used here and nowhere else.
     """
@@ -322,6 +322,8 @@ def evaluate(net: nn.Module, corpus: Garments, *, out: Path) -> dict[str, float]
     return {
         **{f"test_{name}": test.pop(name) for name in ("accuracy", "loss", "ece")},
         **{f"validation_{name}": validation[name] for name in ("accuracy", "loss", "ece")},
+        # Beside validation's it tells what was learnt by heart.
+        "train_accuracy": measures.measure(answers(net, corpus.train.images), corpus.train.labels)["accuracy"],
         **{f"test_{name}": value for name, value in test.items()},  # class by class
     }
 
