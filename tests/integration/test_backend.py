@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import counts
 import numpy as np
 import onnx
 import pytest
@@ -104,11 +105,6 @@ def ask(client: triton.InferenceServerClient, name: str, array: Array) -> Array:
     return made
 
 
-def executions(client: triton.InferenceServerClient, name: str) -> int:
-    (stats,) = client.get_inference_statistics(name).model_stats
-    return int(stats.execution_count)
-
-
 def pictures(sizes: list[tuple[int, int]]) -> list[Array]:
     rng = np.random.default_rng(0)
     return [rng.integers(0, 256, (1, height, width, 3), np.uint8) for height, width in sizes]
@@ -128,10 +124,11 @@ def pictures(sizes: list[tuple[int, int]]) -> list[Array]:
 def test_requests_of_one_batch(client: triton.InferenceServerClient, name: str, sizes: list[tuple[int, int]]) -> None:
     """Pictures that come together run together, and each request gets its own, in its own size."""
     given = pictures(sizes)
-    before = executions(client, name)
+    answered, run = counts.inferences(client, name), counts.executions(client, name)
     with concurrent.futures.ThreadPoolExecutor(len(given)) as pool:
         made = list(pool.map(lambda image: ask(client, name, image), given))
-    assert executions(client, name) == before + 1
+    counts.reached(lambda: counts.inferences(client, name), answered + len(given))
+    assert counts.executions(client, name) == run + 1
     for image, turned in zip(given, made, strict=True):
         np.testing.assert_array_equal(turned, image[:, ::-1])
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import counts
 import numpy as np
 import pytest
 import stand_in
@@ -103,13 +104,19 @@ def test_metadata(client: triton.InferenceServerClient) -> None:
 
 def test_metrics(server: Embedded, client: triton.InferenceServerClient) -> None:
     """Prometheus can count the pictures of each version and their time in the queue."""
-    counted = r'nv_inference_count{model="wgan",version="1"} (\d+)'
-    before = request(server.metrics, "/metrics")[1].decode()
+
+    def page() -> str:
+        return request(server.metrics, "/metrics")[1].decode()
+
+    def counted() -> int:
+        found = re.search(r'nv_inference_count{model="wgan",version="1"} (\d+)', page())
+        assert found
+        return int(found[1])
+
+    before = counted()
     generate(client, latents(7), "1")
-    after = request(server.metrics, "/metrics")[1].decode()
-    was, now = (int(re.search(counted, text)[1]) for text in (before, after))  # type: ignore[index]
-    assert now - was == 7
-    assert 'nv_inference_queue_duration_us{model="wgan",version="1"}' in after
+    assert counts.reached(counted, before + 7) == before + 7
+    assert 'nv_inference_queue_duration_us{model="wgan",version="1"}' in page()
 
 
 ONE = np.zeros((1, 100), np.float32)
@@ -159,15 +166,11 @@ def test_requests_at_once_share_a_batch(tmp_path: Path) -> None:
         triton.InferenceServerClient(server.grpc) as client,
         concurrent.futures.ThreadPoolExecutor(8) as pool,
     ):
-        executions = _executions(client)
+        answered, run = counts.inferences(client, "wgan"), counts.executions(client, "wgan")
         answers = pool.map(lambda z: generate(client, z[None], "1"), given)
         assert_close(np.concatenate(list(answers)), stand_in.images(given, 1))
-        assert _executions(client) == executions + 1
-
-
-def _executions(client: triton.InferenceServerClient) -> int:
-    (stats,) = client.get_inference_statistics("wgan", "1").model_stats
-    return int(stats.execution_count)
+        counts.reached(lambda: counts.inferences(client, "wgan"), answered + len(given))
+        assert counts.executions(client, "wgan") == run + 1
 
 
 # --- the classifier: labels come with the answers ---
