@@ -19,8 +19,13 @@ MODELS = Path(__file__).parent / "models"
 
 
 def names() -> list[str]:
-    """Every model with a spec.py, in alphabetical order."""
+    """Every model that is served, which are those with a spec.py, in alphabetical order."""
     return sorted(path.parent.name for path in MODELS.glob("*/spec.py"))
+
+
+def trained() -> list[str]:
+    """Every model with a train.py: those that are served, and the backbone that some of them see with."""
+    return sorted(path.parent.name for path in MODELS.glob("*/train.py"))
 
 
 def spec(name: str) -> ModelSpec:
@@ -39,6 +44,6 @@ def job(name: str) -> Job | None:
 
 
 def recipe(name: str) -> ModuleType:
-    """The training module: `Options`, `PRESETS`, `load_corpus`, `train`, `load_net`, `served`, `golden`, `evaluate`.
-    Imports torch."""
+    """The training module: `Options`, `PRESETS`, `load_corpus`, `train`, `load_net`, `evaluate`, and `served` and
+    `golden` of a model that is served, `weights` of one that is not. Imports torch."""
     return import_module(f"training.models.{name}.train")

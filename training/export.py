@@ -16,6 +16,7 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -31,6 +32,7 @@ from training.data.corpus import Corpus
 from training.errors import BAD_INPUT, REFUSED, BadInput, Refused
 
 OPSET = 17
+WEIGHTS = "weights.pth"
 # All of these are in TensorRT 10's table of supported ONNX operators and in ONNX Runtime since 1.12. A graph that needs
 # another one is refused here, where that costs a minute, and not on the cluster.
 OPERATORS = frozenset(
@@ -51,13 +53,35 @@ def export(model: str, checkpoint: Path, run: Path, *, corpus: Corpus) -> Path:
     """Write run/candidate with model.onnx, golden.npz and card.json; return that folder."""
     recipe, spec = catalog.recipe(model), catalog.spec(model)
     net = recipe.load_net(checkpoint)
-    candidate = run / "candidate"
-    shutil.rmtree(candidate, ignore_errors=True)
-    candidate.mkdir()
+    candidate = _emptied(run / "candidate")
     golden = recipe.golden(net, corpus)
     write_onnx(recipe.served(net), spec, golden, candidate / repository.MODEL)
     np.savez_compressed(candidate / repository.GOLDEN, **golden)
     metrics = recipe.evaluate(net, corpus, out=run)
+    _write_card(candidate, repository.MODEL, model, run, metrics, {"missed_aims": missed(spec.aims, metrics)})
+    return candidate
+
+
+def keep(model: str, checkpoint: Path, run: Path, *, corpus: Corpus) -> Path:
+    """Of a model that is not served: write run/candidate with weights.pth and card.json; return that folder."""
+    recipe = catalog.recipe(model)
+    net = recipe.load_net(checkpoint)
+    candidate = _emptied(run / "candidate")
+    torch.save(recipe.weights(net), candidate / WEIGHTS)
+    _write_card(candidate, WEIGHTS, model, run, recipe.evaluate(net, corpus, out=run), {})
+    return candidate
+
+
+def _emptied(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
+def _write_card(
+    candidate: Path, file: str, model: str, run: Path, metrics: dict[str, float], more: dict[str, Any]
+) -> None:
+    """card.json: how the candidate's `file` was made, and what it is worth."""
     made_by = json.loads((run / "options.json").read_text())
     card = {
         "model": model,
@@ -65,15 +89,14 @@ def export(model: str, checkpoint: Path, run: Path, *, corpus: Corpus) -> Path:
         "options": made_by["options"],
         "corpus": made_by["corpus"],
         "metrics": metrics,
-        "missed_aims": missed(spec.aims, metrics),
+        **more,
         "commit": made_by["commit"],
         "trained_on": made_by["machine"],
         "command": made_by["command"],
         **({"started_from": made_by["started_from"]} if "started_from" in made_by else {}),
-        "sha256": repository.sha256(candidate / repository.MODEL),
+        "sha256": repository.sha256(candidate / file),
     }
     (candidate / repository.CARD).write_text(json.dumps(card, indent=2) + "\n")
-    return candidate
 
 
 def write_onnx(net: torch.nn.Module, spec: ModelSpec, golden: dict[str, np.ndarray], path: Path) -> None:

@@ -71,7 +71,7 @@ def _model_and_preset(arguments: list[str]) -> tuple[str, str, list[str]]:
         prog="python -m training.run", description=__doc__, add_help=False, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("model", nargs="?", metavar="MODEL", help=", ".join(catalog.names()))
+    parser.add_argument("model", nargs="?", metavar="MODEL", help=", ".join(catalog.trained()))
     parser.add_argument("--preset", default="default")
     parser.add_argument("-h", "--help", action="store_true")
     known, rest = parser.parse_known_args(arguments)
@@ -79,9 +79,9 @@ def _model_and_preset(arguments: list[str]) -> tuple[str, str, list[str]]:
         if known.help:
             print(f"{parser.format_help()}\nOptions of a model: python -m training.run wgan --help")
             raise SystemExit(0)
-        raise BadInput(f"MODEL: which one? There are {', '.join(catalog.names())}")
-    if known.model not in catalog.names():
-        raise BadInput(f"MODEL: no {known.model!r}; there are {', '.join(catalog.names())}")
+        raise BadInput(f"MODEL: which one? There are {', '.join(catalog.trained())}")
+    if known.model not in catalog.trained():
+        raise BadInput(f"MODEL: no {known.model!r}; there are {', '.join(catalog.trained())}")
     return known.model, known.preset, rest + (["--help"] if known.help else [])
 
 
@@ -93,6 +93,10 @@ def _run(model: str, preset: str, rest: list[str]) -> int:
     if asked.dry_run:
         print(json.dumps(dataclasses.asdict(options), indent=2, default=str))
         return 0
+
+    name = asked.name or model
+    if asked.publish is not None and model not in catalog.names():
+        raise BadInput(f"--publish: {model} is not served; its weights stay in {asked.runs / name / 'candidate'}")
 
     # Heavy imports come after the cheap refusals.
     from training import devices, export
@@ -107,7 +111,6 @@ def _run(model: str, preset: str, rest: list[str]) -> int:
         print(f"pictures of it: {asked.evaluate.parent}", file=sys.stderr)
         return 0
 
-    name = asked.name or model
     if asked.publish is not None:
         _check_publish(asked.publish)
     if asked.metrics_port:
@@ -127,6 +130,9 @@ def _run(model: str, preset: str, rest: list[str]) -> int:
     published = run.path / "published.txt"
     if asked.publish is not None and published.is_file():  # a pod that took over from one that was done
         print(published.read_text(), end="")
+        return 0
+    if model not in catalog.names():
+        print(f"weights and their card: {export.keep(model, checkpoint, run.path, corpus=corpus)}")
         return 0
     candidate = export.export(model, checkpoint, run.path, corpus=corpus)
     if asked.publish is None:
@@ -150,7 +156,7 @@ def _parse(model: str, preset: str, recipe: Any, rest: list[str]) -> tuple[Invoc
         ],
         frozen=True,
     )
-    description = f"{catalog.spec(model).summary}; preset {preset} of {', '.join(recipe.PRESETS)} (--preset)"
+    description = f"{recipe.__doc__.splitlines()[0]} Preset {preset} of {', '.join(recipe.PRESETS)} (--preset)"
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

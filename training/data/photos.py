@@ -94,15 +94,28 @@ def load(
     Of more than `count` a random choice by `seed`. Raises BadInput as `find` does, and, unless skip_broken,
     naming the first broken picture.
     """
-    assert fit in FITS, fit
     names = find(source)
     if count is not None and count < len(names):
         chosen = np.random.default_rng(seed).choice(len(names), count, replace=False)
         names = [names[k] for k in np.sort(chosen)]
+    return read(source, names, size=size, fit=fit, ground=ground, skip_broken=skip_broken)
+
+
+def read(
+    source: Path,
+    names: list[str],
+    *,
+    size: int,
+    fit: str = "crop",
+    ground: tuple[int, int, int] = (255, 255, 255),
+    skip_broken: bool = False,
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """As `load`, of those of `find`'s names, in their order."""
+    assert fit in FITS, fit
     archive = None if source.is_dir() else zipfile.ZipFile(source)
     opener = (lambda name: (source / name).open("rb")) if archive is None else archive.open
 
-    def read(name: str) -> np.ndarray | None:
+    def decoded(name: str) -> np.ndarray | None:
         try:
             with opener(name) as stream:
                 return decode(stream, size=size, fit=fit, ground=ground)
@@ -120,7 +133,7 @@ def load(
     try:
         # Decoding runs outside Python's lock, so threads are enough; map keeps the order of the names.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            pictures = list(pool.map(read, names))
+            pictures = list(pool.map(decoded, names))
     finally:
         if archive is not None:
             archive.close()

@@ -1,0 +1,89 @@
+"""Photographs of things, each in the folder of its class. Run: python -m training.data.natural --out DIR
+
+Imagenette (Howard 2019: ten classes of ImageNet, for research use), fetched once; or any folder of such folders.
+"""
+
+from __future__ import annotations
+
+import sys
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from training.data import files, photos
+from training.data.corpus import checksum
+from training.errors import BadInput, Unreachable
+
+ADDRESS = "https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-160.tgz"
+SHA256 = "88daccb09b6fce93f45e6c09ddeb269cce705549e6bff322092a2a5a11489863"
+NAME = "imagenette2-160"
+
+
+@dataclass(frozen=True)
+class Natural:
+    """Pictures uint8 (N, H, W, 3) of one size, their labels int64 (N,), and as much again of pictures held out."""
+
+    name: str
+    classes: tuple[str, ...]
+    images: np.ndarray
+    labels: np.ndarray
+    held_out: np.ndarray
+    held_out_labels: np.ndarray
+    sha256: str  # of `images`
+
+
+def load(folder: str = "", *, size: int = 128, pictures: int = 0, held_out: int = 1000, seed: int = 13) -> Natural:
+    """The pictures of a folder of classes, squares of `size`; "" is Imagenette, fetched into $ATELIER_DATA once.
+
+    `pictures` is the most to take, 0 all; `held_out` of them, one in ten at most, are kept from training, the same
+    ones for the same seed. Raises BadInput for a folder with fewer than two classes or ten pictures.
+    """
+    source = Path(folder) if folder else _imagenette()
+    names = photos.find(source)
+    names = [names[k] for k in np.random.default_rng(seed).permutation(len(names))[: pictures or None]]
+    of_class = [Path(name).parent.name for name in names]
+    classes = tuple(sorted(set(of_class)))
+    if len(classes) < 2 or "" in classes or len(names) < 10:
+        raise BadInput(f"--corpus: {source} must hold folders of pictures, one for each class: two or more, with ten")
+    labels = np.array([classes.index(one) for one in of_class])
+    images, _ = photos.read(source, names, size=size)
+    held = min(held_out, len(names) // 10)
+    return Natural(
+        source.name if folder else NAME, classes,
+        images[held:], labels[held:], images[:held], labels[:held], checksum(images[held:]),
+    )  # fmt: skip
+
+
+def _imagenette() -> Path:
+    """Its training pictures, fetched and unpacked if they are not there."""
+    folder = files.home() / NAME
+    if not folder.is_dir():
+        archive = folder.with_suffix(".tgz")
+        try:
+            if not archive.is_file():
+                files.fetch((ADDRESS,), archive, sha256=SHA256)
+            with tempfile.TemporaryDirectory(dir=archive.parent, prefix=f".{NAME}-") as beside:
+                with tarfile.open(archive) as packed:
+                    packed.extractall(beside, filter="data")
+                Path(beside, NAME).replace(folder)
+            archive.unlink()
+        except (OSError, tarfile.TarError) as error:
+            raise Unreachable(f"--corpus: {error}; try again, or name a folder of your own") from error
+    return folder / "train"
+
+
+def main() -> None:
+    parser = files.parser(__doc__)
+    parser.add_argument("--corpus", default="", metavar="DIR", help="with one folder for each class (Imagenette)")
+    parser.add_argument("--size", type=files.at_least(16), default=128, metavar="PIXELS", help="(default 128)")
+    args = parser.parse_args()
+    natural = load(args.corpus, size=args.size, pictures=args.count, held_out=0, seed=args.seed)
+    files.save(natural.images, args.out, name="picture")
+    print(f"{len(natural.classes)} classes: {', '.join(natural.classes)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    files.run(main)

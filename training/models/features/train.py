@@ -1,0 +1,225 @@
+"""Train the backbone that the perceptual losses see with. Run: python -m training.run features --dry-run
+
+VGG-16 at half width learns to tell photographs apart by class; batch norm is folded away at the end. Small pictures
+first, larger ones later: textures are learnt cheaply, and what is left of the time goes to things.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.data import natural
+from training.data.natural import Natural
+from training.devices import autocast, pick_device
+from training.errors import BadInput
+from training.models.features.net import Trained, Vgg, gram, random_weights
+from training.rundir import RunDir, Stopped, load_checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Defaults are the run that ships. `batch` is in pictures; one step is one batch."""
+
+    corpus: str = ""
+    """a folder with one folder of pictures for each class; left out: Imagenette, fetched into $ATELIER_DATA once"""
+    pictures: int = 0
+    """the most to take; 0 takes all"""
+    seed: int = 0
+    epochs: int = 20
+    batch: int = 64
+    lr: float = 3e-3
+    """AdamW's, at its highest"""
+    weight_decay: float = 0.05
+    warm_up: float = 0.15
+    """share of the steps in which the learning rate rises; then it falls to zero along a cosine"""
+    label_smoothing: float = 0.1
+    first_size: int = 64
+    """pixels a side in the first epoch"""
+    last_size: int = 112
+    """and in the last ones"""
+    checkpoint_minutes: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name, least in [("pictures", 0), ("epochs", 1), ("batch", 2), ("first_size", 32), ("last_size", 32)]:
+            if getattr(self, name) < least:
+                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} is too few; give {least} or more")
+        for name in ("lr", "checkpoint_minutes"):
+            if not getattr(self, name) > 0:
+                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} must be above 0")
+        for name in ("weight_decay", "warm_up", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} must lie within 0 and 1, without 1")
+
+
+PRESETS = {
+    "default": Options(),
+    # Seconds on a CPU: that the path works, not that it has learnt to see.
+    "tiny": Options(pictures=64, epochs=1, batch=16, first_size=32, last_size=32),
+}
+
+
+def load_corpus(options: Options) -> Natural:
+    return natural.load(options.corpus, pictures=options.pictures)
+
+
+def train(options: Options, run: RunDir, corpus: Natural) -> Path:
+    """Train for options.epochs and return the last checkpoint. Raises Stopped after SIGTERM, with a checkpoint."""
+    device = pick_device()
+    torch.manual_seed(options.seed)
+    net = Trained(len(corpus.classes)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    adam = torch.optim.AdamW(net.parameters(), options.lr, weight_decay=options.weight_decay, fused=True)
+    images, labels = torch.from_numpy(corpus.images), torch.from_numpy(corpus.labels)
+    batches = max(1, len(images) // options.batch)  # of an epoch; what is left over comes in another order next time
+    steps = options.epochs * batches
+
+    # Everything random beside the weights and dropout's is drawn on the CPU from here.
+    luck = torch.Generator().manual_seed(options.seed)
+    first = 0
+    if (state := run.restore()) is not None:
+        net.load_state_dict(state["net"])
+        adam.load_state_dict(state["adam"])
+        luck.set_state(state["luck"])
+        torch.set_rng_state(state["dropout"])
+        first = state["step"]
+
+    def checkpoint(step: int) -> None:
+        run.save({
+            "net": net.state_dict(), "adam": adam.state_dict(), "luck": luck.get_state(),
+            "dropout": torch.get_rng_state(), "step": step, "classes": list(corpus.classes),
+        })  # fmt: skip
+
+    last_saved = time.monotonic()
+    for step in run.steps(first, steps):
+        epoch, batch = divmod(step, batches)
+        if batch == 0 or step == first:
+            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(options.seed + epoch))
+        chosen = order[batch * options.batch : (batch + 1) * options.batch]
+        for group in adam.param_groups:
+            group["lr"] = options.lr * learning_rate(step / steps, options.warm_up)
+
+        # --- one step ---
+        net.train()
+        picture, label = images[chosen].permute(0, 3, 1, 2).to(device), labels[chosen].to(device)
+        picture = augment(picture.float() / 255, size_of(epoch, options), luck)
+        with autocast(device, True):
+            logits = net(picture.contiguous(memory_format=torch.channels_last)).float()
+        loss = F.cross_entropy(logits, label, label_smoothing=options.label_smoothing)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+
+        # --- what it says, and once an epoch what that is worth on pictures that it doesn't learn from ---
+        stats = {"loss": loss.item(), "accuracy": (logits.argmax(1) == label).float().mean().item()}
+        line = ""
+        if batch == batches - 1:
+            stats["held_out_accuracy"] = accuracy(net, corpus, device)
+            line = f"epoch {epoch + 1:3d} " + " ".join(f"{name.replace('_', ' ')} {v:.3f}" for name, v in stats.items())
+        run.record(step, line, **stats)
+        if run.terminated:
+            checkpoint(step + 1)
+            raise Stopped
+        if time.monotonic() - last_saved > 60 * options.checkpoint_minutes:
+            checkpoint(step + 1)
+            last_saved = time.monotonic()
+    checkpoint(steps)
+    return run.last
+
+
+def learning_rate(done: float, warm_up: float) -> float:
+    """The share of the full learning rate when that share of the steps is done."""
+    return done / warm_up if done < warm_up else 0.5 + 0.5 * math.cos(math.pi * (done - warm_up) / (1 - warm_up))
+
+
+def size_of(epoch: int, options: Options) -> int:
+    """Pixels a side of an epoch's pictures: in steps of 16, the largest for the last third."""
+    done = min(1.0, epoch / max(1, options.epochs - 1) * 1.5)
+    return options.first_size + round((options.last_size - options.first_size) * done / 16) * 16
+
+
+def augment(picture: Tensor, size: int, luck: torch.Generator) -> Tensor:
+    """(N, 3, H, W) -> (N, 3, size, size): a part of each, stretched a little, mirrored at random, in other light."""
+    count, device = len(picture), picture.device
+
+    def between(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(count, generator=luck)
+
+    area, stretch = between(0.25, 1.0).sqrt(), between(math.log(3 / 4), math.log(4 / 3)).div(2).exp()
+    wide, high = (area * stretch).clamp(max=1), (area / stretch).clamp(max=1)
+    mirrored = 1 - 2 * (torch.rand(count, generator=luck) < 0.5).float()
+    zero = torch.zeros(count)
+    rows = [
+        torch.stack([wide * mirrored, zero, between(-1, 1) * (1 - wide)], 1),
+        torch.stack([zero, high, between(-1, 1) * (1 - high)], 1),
+    ]
+    grid = F.affine_grid(torch.stack(rows, 1), [count, 3, size, size], align_corners=False).to(device)
+    picture = F.grid_sample(picture, grid, padding_mode="border", align_corners=False)
+    # Colour is what a style is told by, so that it must stay worth looking at: light varies, hue does not.
+    light, contrast, depth = (between(0.7, 1.3).to(device)[:, None, None, None] for _ in range(3))
+    gray = picture.mean(1, keepdim=True)
+    picture = gray + (picture - gray) * depth
+    middle = picture.mean((1, 2, 3), keepdim=True)
+    return ((middle + (picture - middle) * contrast) * light).clamp(0, 1)
+
+
+@torch.no_grad()
+def accuracy(net: nn.Module, corpus: Natural, device: torch.device) -> float:
+    """Of the pictures held out, the share named rightly."""
+    net.eval()
+    pictures = torch.from_numpy(corpus.held_out).permute(0, 3, 1, 2)
+    with autocast(device, True):
+        said = torch.cat([net(part.to(device).float() / 255).argmax(1).cpu() for part in pictures.split(100)])
+    return (said == torch.from_numpy(corpus.held_out_labels)).float().mean().item()
+
+
+def load_net(checkpoint: Path) -> Trained:
+    """The network of a checkpoint. BadInput if it holds another one."""
+    state = load_checkpoint(checkpoint)
+    try:
+        net = Trained(len(state["classes"]))
+        net.load_state_dict(state["net"])
+    except (KeyError, RuntimeError) as error:
+        raise BadInput(f"checkpoint {checkpoint}: not the backbone's; `training.run features` writes those") from error
+    return net.eval()
+
+
+def weights(net: nn.Module) -> dict[str, Tensor]:
+    """What is kept of it: the folded convolutions in torchvision's form, in half precision."""
+    assert isinstance(net, Trained)
+    return {key: value.half() for key, value in net.folded().state_dict().items()}
+
+
+def evaluate(net: nn.Module, corpus: Natural, *, out: Path) -> dict[str, float]:
+    """Measures on the pictures held out, beside those of a network that has learnt nothing."""
+    assert isinstance(net, Trained)
+    held_out = torch.from_numpy(corpus.held_out).permute(0, 3, 1, 2)
+    return {
+        "held_out_accuracy": accuracy(net, corpus, torch.device("cpu")),
+        "halves_matched": halves_matched(net.folded(), held_out),
+        "halves_matched_by_random": halves_matched(random_weights(seed=0), held_out),
+    }
+
+
+@torch.no_grad()
+def halves_matched(vgg: Vgg, pictures: Tensor) -> float:
+    """How often, of all right halves, a picture's own is nearest to its left one, by Gram matrices.
+
+    Pictures uint8 (N, 3, H, W). Tells whether style is seen: what is the same in two places of a picture.
+    """
+    layers = ("conv2_1", "conv3_1", "conv4_1")
+    distances = torch.zeros(len(pictures), len(pictures))
+    answers = [vgg(part.float() / 255, layers) for part in pictures.split(50)]
+    for name in layers:
+        middle = answers[0][name].shape[3] // 2
+        left, right = (
+            F.normalize(torch.cat([gram(part[name][..., half]).flatten(1) for part in answers]))
+            for half in (slice(None, middle), slice(middle, None))
+        )
+        distances += 1 - left @ right.T
+    return (distances.argmin(1) == torch.arange(len(pictures))).float().mean().item()
