@@ -9,9 +9,10 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from serving.repository import CONFIG
-from serving.spec import ANY, ModelSpec, Tensor
+from serving.spec import ANY, Batching, ModelSpec, Tensor
 
 LABELS = "labels.txt"
+MAX_PIXELS = "max_pixels"
 VERSIONS_SERVED = 2
 """The newest version and the one before it, so that a client pinned to N-1 is answered at once."""
 WARMUP_SIDE = 64
@@ -34,17 +35,25 @@ def config(spec: ModelSpec) -> pb.ModelConfig:
     """Triton's configuration of one model, complete, so that the server has nothing to guess."""
     return pb.ModelConfig(
         name=spec.name,
-        backend="onnxruntime",
-        max_batch_size=spec.batching.max_batch,
-        input=[pb.ModelInput(name=t.name, data_type=_dtype(t), dims=t.shape) for t in spec.inputs],
+        backend=spec.backend,
+        max_batch_size=spec.max_batch,
+        input=[pb.ModelInput(name=t.name, data_type=_dtype(t), dims=t.shape, optional=t.optional) for t in spec.inputs],
         output=[_output(t, spec) for t in spec.outputs],
         version_policy=pb.ModelVersionPolicy(latest=pb.ModelVersionPolicy.Latest(num_versions=VERSIONS_SERVED)),
         # KIND_AUTO: on GPUs where there are some, on the CPU elsewhere. One folder serves both places.
         instance_group=[pb.ModelInstanceGroup(kind=pb.ModelInstanceGroup.KIND_AUTO, count=spec.instances)],
-        dynamic_batching=_batching(spec),
-        parameters={"intra_op_thread_count": pb.ModelParameter(string_value=str(spec.threads))},
-        model_warmup=[_warmup(spec, 1), _warmup(spec, spec.batching.max_batch)],
+        dynamic_batching=_batching(spec.batching) if spec.batching else None,
+        model_transaction_policy=pb.ModelTransactionPolicy(decoupled=True) if spec.decoupled else None,
+        parameters={key: pb.ModelParameter(string_value=text) for key, text in _parameters(spec).items()},
+        model_warmup=[_warmup(spec, 1), _warmup(spec, spec.max_batch)] if spec.batching else [],
     )
+
+
+def _parameters(spec: ModelSpec) -> dict[str, str]:
+    """What Triton's own ONNX Runtime backend reads, and what ours and the clients do."""
+    named = {tensor.name: ",".join(tensor.members) for tensor in spec.inputs if tensor.members}
+    limit = {MAX_PIXELS: str(spec.max_pixels)} if spec.max_pixels else {}
+    return {"intra_op_thread_count": str(spec.threads)} | limit | named
 
 
 def _dtype(tensor: Tensor) -> int:
@@ -56,8 +65,7 @@ def _output(tensor: Tensor, spec: ModelSpec) -> pb.ModelOutput:
     return pb.ModelOutput(name=tensor.name, data_type=_dtype(tensor), dims=tensor.shape, label_filename=labels)
 
 
-def _batching(spec: ModelSpec) -> pb.ModelDynamicBatching:
-    batching = spec.batching
+def _batching(batching: Batching) -> pb.ModelDynamicBatching:
     return pb.ModelDynamicBatching(
         preferred_batch_size=batching.preferred,
         max_queue_delay_microseconds=batching.queue_delay_us,
@@ -74,7 +82,7 @@ def _warmup(spec: ModelSpec, batch: int) -> pb.ModelWarmup:
     inputs = {
         t.name: pb.ModelWarmup.Input(
             data_type=_dtype(t),
-            dims=[WARMUP_SIDE if d == ANY else d for d in t.shape],
+            dims=[(len(t.members) or WARMUP_SIDE) if d == ANY else d for d in t.shape],
             random_data=True,
         )
         for t in spec.inputs

@@ -6,26 +6,36 @@ A spec is the single source of config.pbtxt, the training Job and the SDK's tens
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
-Dtype = Literal["FP32", "UINT8"]
+Dtype = Literal["FP32", "INT32", "UINT8"]
 ANY = -1
 """A dimension that each request chooses."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tensor:
-    """One input or output. `shape` leaves out the batch dimension; `ANY` marks a free one."""
+    """One input or output. `shape` leaves out the batch dimension; `ANY` marks a free one.
+
+    `members` names the elements of a vector, where these have names; a request may leave out what is `optional`.
+    """
 
     name: str
     dtype: Dtype
     shape: tuple[int, ...]
+    members: tuple[str, ...] = ()
+    optional: bool = False
 
     def __post_init__(self) -> None:
         _require(_is_name(self.name), f"tensor name {self.name!r}: lower-case letters, digits and _")
         _require(bool(self.shape), f"tensor {self.name}: shape is empty")
         _require(all(d == ANY or d > 0 for d in self.shape), f"tensor {self.name}: shape {self.shape}")
+        vector = self.shape in ((ANY,), (len(self.members),))
+        _require(not self.members or vector, f"tensor {self.name}: {len(self.members)} members of shape {self.shape}")
+        plain = all(re.fullmatch(r"[a-z0-9-]+", name) for name in self.members)
+        _require(plain, f"tensor {self.name}: members {self.members}: lower-case letters, digits and -")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +90,19 @@ class Threshold:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Graph:
+    """What model.onnx itself takes and gives, where a backend of ours puts more around it."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """One served model, from the wire to its gate.
 
+    `batching` is None for a model that takes one request at a time; a `decoupled` one answers each with a stream.
+    Shapes have no batch dimension then. `max_pixels` is the most that a picture of free size may have, 0 any.
     `threads` are intra-op threads of each of `instances`; `golden_atol` is the largest difference, in the
     output's own unit, by which an answer may differ from the golden batch. A version that misses a threshold
     is not published; one that misses an aim says so in its card.
@@ -92,7 +112,11 @@ class ModelSpec:
     summary: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    batching: Batching
+    batching: Batching | None
+    backend: str = "onnxruntime"
+    graph: Graph | None = None
+    decoupled: bool = False
+    max_pixels: int = 0
     instances: int = 1
     threads: int = 2
     golden_atol: float = 1.0
@@ -108,7 +132,24 @@ class ModelSpec:
         widths = [t.shape for t in self.outputs] if self.labels else []
         named = f"{self.name}: {len(self.labels)} labels for outputs of {widths}"
         _require(all(width == (len(self.labels),) for width in widths), named)
+        _require(not (self.decoupled and self.batching), f"{self.name}: a stream of answers can't be batched")
+        _require(self.max_pixels >= 0, f"{self.name}: max_pixels {self.max_pixels}: must not be negative")
         _require(self.instances > 0 and self.threads > 0, f"{self.name}: instances and threads must be 1 or more")
+
+    def with_members(self, members: Mapping[str, Sequence[str]]) -> ModelSpec:
+        """The same model with other names for the elements of these inputs: a version may have styles of its own."""
+        renamed = (replace(t, members=tuple(members.get(t.name, t.members))) for t in self.inputs)
+        return replace(self, inputs=tuple(renamed))
+
+    @property
+    def core(self) -> Graph:
+        """What model.onnx takes and gives."""
+        return self.graph or Graph(inputs=self.inputs, outputs=self.outputs)
+
+    @property
+    def max_batch(self) -> int:
+        """As Triton counts: 0 takes single requests, whose tensors have no batch dimension."""
+        return self.batching.max_batch if self.batching else 0
 
 
 def _is_name(text: str) -> bool:

@@ -45,5 +45,7 @@ def job(name: str) -> Job | None:
 
 def recipe(name: str) -> ModuleType:
     """The training module: `Options`, `PRESETS`, `load_corpus`, `train`, `load_net`, `evaluate`, and `served` and
-    `golden` of a model that is served, `weights` of one that is not. Imports torch."""
+    `golden` of a model that is served (and `members`, if versions differ in the names of an input's elements;
+    `graph_golden`, if the spec has a graph; `backbone`, if it sees with one), `weights` of one that is not. Imports
+    torch."""
     return import_module(f"training.models.{name}.train")

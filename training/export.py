@@ -33,6 +33,8 @@ from training.errors import BAD_INPUT, REFUSED, BadInput, Refused
 
 OPSET = 17
 WEIGHTS = "weights.pth"
+MEMBERS = "members"
+"""In a card: names of the elements of an input that are this version's own, such as its styles."""
 # All of these are in TensorRT 10's table of supported ONNX operators and in ONNX Runtime since 1.12. A graph that needs
 # another one is refused here, where that costs a minute, and not on the cluster.
 OPERATORS = frozenset(
@@ -58,7 +60,10 @@ def export(model: str, checkpoint: Path, run: Path, *, corpus: Corpus) -> Path:
     write_onnx(recipe.served(net), spec, golden, candidate / repository.MODEL)
     np.savez_compressed(candidate / repository.GOLDEN, **golden)
     metrics = recipe.evaluate(net, corpus, out=run)
-    _write_card(candidate, repository.MODEL, model, run, metrics, {"missed_aims": missed(spec.aims, metrics)})
+    more: dict[str, Any] = {"missed_aims": missed(spec.aims, metrics)}
+    if hasattr(recipe, "members"):
+        more[MEMBERS] = recipe.members(net)
+    _write_card(candidate, repository.MODEL, model, run, metrics, more)
     return candidate
 
 
@@ -110,6 +115,9 @@ def write_onnx(net: torch.nn.Module, spec: ModelSpec, golden: dict[str, np.ndarr
     with warnings.catch_warnings():
         # The exporter that follows the graph is younger, and its graphs of these nets are larger and no faster.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message="Constant folding")  # of paddings' sizes, which ONNX Runtime folds
+        # Instance norm measures each picture, trained or not.
+        warnings.filterwarnings("ignore", message=r"ONNX export mode .* 'instance_norm'")
         torch.onnx.export(
             net, inputs, str(path), dynamo=False, opset_version=OPSET,
             input_names=names[: len(inputs)], output_names=names[len(inputs) :], dynamic_axes=free,
@@ -121,7 +129,8 @@ def write_onnx(net: torch.nn.Module, spec: ModelSpec, golden: dict[str, np.ndarr
 
 def publish(model: str, candidate: Path, into: Path) -> int:
     """Put a candidate through the gate and into a model repository; return its version. Raises Refused."""
-    spec = catalog.spec(model)
+    card = json.loads((candidate / repository.CARD).read_text())
+    spec = catalog.spec(model).with_members(card.get(MEMBERS, {}))
     (candidate / "refused.txt").unlink(missing_ok=True)
     reasons = parity_reasons(candidate, spec) + graph_reasons(candidate / repository.MODEL, spec)
     reasons += metric_reasons(candidate, spec, into)

@@ -76,7 +76,8 @@ def sdk_table(specs: list[ModelSpec]) -> str:
             f"        summary={_quoted(spec.summary)},",
             *_tuple("inputs", [_tensor(t) for t in spec.inputs]),
             *_tuple("outputs", [_tensor(t) for t in spec.outputs]),
-            f"        max_batch={spec.batching.max_batch},",
+            f"        max_batch={spec.max_batch},",
+            *([f"        max_pixels={spec.max_pixels:_},"] if spec.max_pixels else []),
             *(_tuple("labels", [_quoted(label) for label in spec.labels]) if spec.labels else []),
             "    ),",
         ]
@@ -91,7 +92,8 @@ def _tuple(name: str, items: list[str]) -> list[str]:
 
 
 def _tensor(tensor: Tensor) -> str:
-    return f"Tensor({_quoted(tensor.name)}, {_quoted(tensor.dtype)}, {tensor.shape!r})"
+    optional = ", optional=True" if tensor.optional else ""
+    return f"Tensor({_quoted(tensor.name)}, {_quoted(tensor.dtype)}, {tensor.shape!r}{optional})"
 
 
 def _quoted(text: str) -> str:

@@ -225,7 +225,8 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
-    return {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
+    """As JSON would give it back."""
+    return json.loads(json.dumps(options, default=str))
 
 
 def _duration(seconds: float) -> str:

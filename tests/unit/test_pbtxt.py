@@ -16,6 +16,7 @@ from training.models.wgan.spec import SPEC
 
 of_each = pytest.mark.parametrize("spec", [catalog.spec(name) for name in catalog.names()], ids=lambda spec: spec.name)
 PICTURE = Tensor(name="image", dtype="UINT8", shape=(ANY, ANY, 3))
+OTHER = (replace(PICTURE, name="larger"),)
 
 
 def parsed(spec: ModelSpec) -> pb.ModelConfig:
@@ -78,19 +79,41 @@ def test_previous_version_stays() -> None:
 def test_warmup(spec: ModelSpec) -> None:
     """The first request finds the model warm, whether it holds one item or as many as it may."""
     config = parsed(spec)
-    (into,) = config.input
-    assert [sample.batch_size for sample in config.model_warmup] == [1, spec.batching.max_batch]
+    assert [sample.batch_size for sample in config.model_warmup] == [1, spec.max_batch]
     for sample in config.model_warmup:
-        given = sample.inputs[into.name]
-        assert (given.data_type, list(given.dims), given.random_data) == (into.data_type, list(into.dims), True)
+        assert set(sample.inputs) == {tensor.name for tensor in config.input}
+        for tensor in config.input:
+            given = sample.inputs[tensor.name]
+            assert (given.data_type, given.random_data) == (tensor.data_type, True)
+            assert all(d == side or (d == -1 and side > 0) for d, side in zip(tensor.dims, given.dims, strict=True))
 
 
 def test_free_size() -> None:
     """A free dimension is -1 on the wire and has a size while warming up."""
-    config = parsed(replace(SPEC, inputs=(PICTURE,), outputs=(replace(PICTURE, name="larger"),)))
+    config = parsed(replace(SPEC, inputs=(PICTURE,), outputs=OTHER))
     assert list(config.input[0].dims) == [-1, -1, 3]
     sides = config.model_warmup[0].inputs["image"].dims
     assert list(sides) == [pbtxt.WARMUP_SIDE, pbtxt.WARMUP_SIDE, 3]
+
+
+def test_names_of_elements() -> None:
+    """A vector whose elements have names is as long as there are names while warming up, and config.pbtxt has them."""
+    weights = Tensor(name="style_weights", dtype="FP32", shape=(ANY,), members=("great-wave", "scream"))
+    config = parsed(replace(SPEC, inputs=(PICTURE, weights), outputs=OTHER, max_pixels=1 << 20))
+    assert list(config.model_warmup[0].inputs["style_weights"].dims) == [2]
+    assert config.parameters["style_weights"].string_value == "great-wave,scream"
+    assert config.parameters["max_pixels"].string_value == "1048576"
+
+
+def test_a_stream_takes_single_requests() -> None:
+    """A decoupled model has no batch dimension, no batcher, another backend and inputs that may be left out."""
+    knob = Tensor(name="iterations", dtype="INT32", shape=(1,), optional=True)
+    stream = replace(SPEC, inputs=(PICTURE, knob), outputs=OTHER, batching=None, decoupled=True, backend="painter")
+    config = parsed(stream)
+    assert (config.max_batch_size, config.backend, config.model_transaction_policy.decoupled) == (0, "painter", True)
+    assert not config.HasField("dynamic_batching")
+    assert [tensor.optional for tensor in config.input] == [False, True]
+    assert not config.model_warmup
 
 
 def test_labels() -> None:

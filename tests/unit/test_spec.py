@@ -38,6 +38,8 @@ def test_good_spec_is_accepted() -> None:
         pytest.param({"outputs": (LATENT,)}, "repeat", id="output named as an input"),
         pytest.param({"instances": 0}, "1 or more", id="no instance"),
         pytest.param({"threads": 0}, "1 or more", id="no thread"),
+        pytest.param({"decoupled": True}, "can't be batched", id="a stream in batches"),
+        pytest.param({"max_pixels": -1}, "max_pixels -1", id="fewer pixels than none"),
         pytest.param({"labels": ("cat", "dog")}, "2 labels for outputs", id="labels that its output has no room for"),
     ],
 )
@@ -69,6 +71,24 @@ def test_bad_shape_is_refused(shape: tuple[int, ...]) -> None:
     """A dimension is a size or free."""
     with pytest.raises(ValueError, match="shape"):
         Tensor(name="image", dtype="UINT8", shape=shape)
+
+
+@pytest.mark.parametrize(
+    ("shape", "members"),
+    [((3,), ("a", "b")), ((ANY, 2), ("a", "b")), ((1,), ("a,b",))],
+    ids=["three", "table", "comma"],
+)
+def test_bad_names_of_elements_are_refused(shape: tuple[int, ...], members: tuple[str, ...]) -> None:
+    """A vector has as many elements as names, and a name can stand in a list that commas part."""
+    with pytest.raises(ValueError, match="members"):
+        Tensor(name="weights", dtype="FP32", shape=shape, members=members)
+
+
+def test_a_version_may_name_the_elements_itself() -> None:
+    """Only those of the tensors that it speaks of."""
+    weights = Tensor(name="weights", dtype="FP32", shape=(ANY,), members=("a", "b"))
+    spec = ModelSpec(**GOOD | {"inputs": (LATENT, weights)}).with_members({"weights": ["c"]})
+    assert [tensor.members for tensor in spec.inputs] == [(), ("c",)]
 
 
 @pytest.mark.parametrize(

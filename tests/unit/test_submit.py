@@ -109,7 +109,7 @@ def test_the_run_understands_what_was_set(preset, settings, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["wgn"], "MODEL: no 'wgn'; there are classifier, wgan"),
+        (["wgn"], "MODEL: no 'wgn'; there are classifier, style, wgan"),
         (["wgan", "--set", "steps"], "--set steps: give it as KEY=VALUE"),
         (["wgan", "--set", "stps=1"], "--set stps=1: wgan has no option 'stps'; it has corpus, "),
         (["wgan", "--set", "steps=many"], "--set steps=many: 'many' is no int"),

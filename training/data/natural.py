@@ -41,7 +41,7 @@ def load(folder: str = "", *, size: int = 128, pictures: int = 0, held_out: int 
     `pictures` is the most to take, 0 all; `held_out` of them, one in ten at most, are kept from training, the same
     ones for the same seed. Raises BadInput for a folder with fewer than two classes or ten pictures.
     """
-    source = Path(folder) if folder else _imagenette()
+    source = Path(folder) if folder else imagenette()
     names = photos.find(source)
     names = [names[k] for k in np.random.default_rng(seed).permutation(len(names))[: pictures or None]]
     of_class = [Path(name).parent.name for name in names]
@@ -57,7 +57,7 @@ def load(folder: str = "", *, size: int = 128, pictures: int = 0, held_out: int 
     )  # fmt: skip
 
 
-def _imagenette() -> Path:
+def imagenette() -> Path:
     """Its training pictures, fetched and unpacked if they are not there."""
     folder = files.home() / NAME
     if not folder.is_dir():

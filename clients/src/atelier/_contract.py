@@ -13,7 +13,11 @@ Array = npt.NDArray[Any]
 Tensors = Mapping[str, Array]
 """Arrays by the names of a model's tensors, all with one batch dimension in front."""
 
-DTYPES: Final[dict[str, np.dtype[Any]]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
+DTYPES: Final[dict[str, np.dtype[Any]]] = {
+    "FP32": np.dtype("<f4"),
+    "INT32": np.dtype("<i4"),
+    "UINT8": np.dtype("u1"),
+}
 """Triton's names of types, and the arrays whose bytes are what the wire carries."""
 
 
@@ -24,6 +28,7 @@ class Tensor:
     name: str
     dtype: str
     shape: tuple[int, ...]
+    optional: bool = False
 
     def fits(self, array: Array) -> bool:
         """Whether a batch is of this type and shape."""
@@ -34,10 +39,15 @@ class Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Contract:
-    """One served model. `labels` names the classes of a classifier, in order."""
+    """One served model. `labels` names the classes of a classifier, in order.
+
+    `max_batch` is 0 for a model that takes one request at a time, whose tensors then have no batch dimension;
+    `max_pixels` is the most that a picture of free size may have, 0 any.
+    """
 
     summary: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     max_batch: int
+    max_pixels: int = 0
     labels: tuple[str, ...] = ()

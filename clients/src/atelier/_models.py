@@ -22,6 +22,16 @@ MODELS: dict[str, Contract] = {
             "Ankle boot",
         ),
     ),
+    "style": Contract(
+        summary="a photograph in the manner of a painting, or of several",
+        inputs=(
+            Tensor("content", "UINT8", (-1, -1, 3)),
+            Tensor("style_weights", "FP32", (-1,)),
+        ),
+        outputs=(Tensor("image", "UINT8", (-1, -1, 3)),),
+        max_batch=4,
+        max_pixels=2_097_152,
+    ),
     "wgan": Contract(
         summary="computer art from a latent vector (WGAN-GP)",
         inputs=(Tensor("latent", "FP32", (100,)),),

@@ -204,7 +204,7 @@ def gram(answer: Tensor) -> Tensor:
     """How channels answer together: (N, C, H, W) -> (N, C, C), a mean over places."""
     n, c, h, w = answer.shape
     flat = answer.reshape(n, c, h * w)
-    return flat @ flat.mT / (h * w)
+    return flat @ flat.transpose(1, 2) / (h * w)
 
 
 def content_loss(answers: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Tensor:

@@ -1,0 +1,158 @@
+"""The recipe of styles: paintings by name, resuming, a style added to a network, and wrong options in one line."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from training import run
+from training.errors import BadInput
+from training.models.style import train as recipe
+from training.models.style.train import PRESETS, Gallery
+from training.rundir import RunDir
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 photographs, two paintings in a folder and one beside it."""
+    root = tmp_path_factory.mktemp("pictures")
+    luck = np.random.default_rng(0)
+    for name, count, low in [("photos", 20, 0), ("paintings", 2, 100), ("more", 1, 200)]:
+        (root / name).mkdir()
+        for k in range(count):
+            pixels = luck.integers(low, low + 55, (40, 56, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{name[:2]}_{k}.png")
+    return root
+
+
+def asked(pictures: Path, *more: str) -> list[str]:
+    content = str(pictures / "photos")
+    return ["style", "--preset", "tiny", "--styles", str(pictures / "paintings"), "--content", content, *more]
+
+
+@pytest.fixture(scope="module")
+def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the tiny preset, unbroken."""
+    runs = tmp_path_factory.mktemp("runs")
+    assert run.main(asked(pictures, "--runs", str(runs))) == 0
+    return runs / "style"
+
+
+def test_a_run_leaves_a_candidate_whose_card_names_its_styles(trained: Path) -> None:
+    """In the order of their weights, after the paintings' files, with a measure of each."""
+    card = json.loads((trained / "candidate/card.json").read_text())
+    assert card["members"] == {"style_weights": ["pa-0", "pa-1"]}
+    assert {"content", "style", "objective", "recognised", "style_pa_0", "style_pa_1"} <= card["metrics"].keys()
+    with Image.open(trained / "styles.png") as sheet:
+        assert sheet.size == (3 * 34 + 2, 5 * 34 + 2)
+    assert (trained / "samples/000004.png").is_file()
+
+
+def test_a_resumed_run_ends_in_the_same_bits(pictures: Path, trained: Path, tmp_path: Path) -> None:
+    """Stopped after its first step and resumed, against unbroken."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunDir, "terminated", property(lambda self: True))
+        assert run.main(asked(pictures, "--runs", str(tmp_path))) == 143
+    assert run.main(asked(pictures, "--runs", str(tmp_path), "--resume")) == 0
+    whole, resumed = (torch.load(path / "checkpoints/last.pt") for path in (trained, tmp_path / "style"))
+    for key, tensor in whole["net"].items():
+        assert torch.equal(tensor, resumed["net"][key]), key
+
+
+def test_adding_a_style_trains_its_norms_alone(pictures: Path, trained: Path, tmp_path: Path) -> None:
+    """The styles there were stay as they were to the bit, and the new one is no longer their mean."""
+    init = trained / "checkpoints/last.pt"
+    command = asked(pictures, "--runs", str(tmp_path), "--add-style", str(pictures / "more/mo_0.png"))
+    command[command.index("--styles") : command.index("--styles") + 2] = ["--init", str(init)]
+    assert run.main(command) == 0
+    before, after = torch.load(init), torch.load(tmp_path / "style/checkpoints/last.pt")
+    assert after["names"] == ["pa-0", "pa-1", "mo-0"]
+    moved = 0
+    for key, tensor in before["net"].items():
+        now = after["net"][key]
+        if ".norm." in key:
+            assert torch.equal(tensor, now[:2]), key
+            moved += not torch.equal(tensor.mean(0), now[2])
+        else:
+            assert torch.equal(tensor, now), key
+    assert moved
+
+
+def options(pictures: Path, **changes: object) -> recipe.Options:
+    base = {"styles": str(pictures / "paintings"), "content": str(pictures / "photos"), **changes}
+    return dataclasses.replace(PRESETS["tiny"], **base)  # type: ignore[arg-type]
+
+
+def test_the_same_pictures_are_the_same_corpus(pictures: Path) -> None:
+    """Its checksum follows photographs and paintings, and held-out photographs are none of those to train on."""
+    one = recipe.load_corpus(options(pictures))
+    assert one.sha256 == recipe.load_corpus(options(pictures)).sha256
+    assert one.sha256 != recipe.load_corpus(options(pictures, style_size=40)).sha256
+    assert one.sha256 != recipe.load_corpus(options(pictures, size=36)).sha256
+    assert len(one.images) + len(one.held_out) == 20
+    assert not {picture.tobytes() for picture in one.images} & {picture.tobytes() for picture in one.held_out}
+
+
+def test_golden_styles_go_with_their_photographs(pictures: Path, trained: Path) -> None:
+    """The last one is a mixture, and weights need not add up to 1."""
+    corpus: Gallery = recipe.load_corpus(options(pictures))
+    golden = recipe.golden(recipe.load_net(trained / "checkpoints/last.pt"), corpus)
+    assert golden["style_weights"].tolist() == [[1, 0], [0, 1], [1, 0], [1, 1]]
+    assert golden["content"].shape == golden["image"].shape
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"styles": ""}, "--styles: name a folder of paintings"),
+        ({"styles": "nowhere"}, "--styles: nowhere is not there"),
+        ({"styles": "", "add_style": "x.png"}, "--add-style: needs --init"),
+        ({"content": "nowhere"}, "--corpus: nowhere is not there"),
+        ({"photos": 3}, "--content: 3 pictures in .* are too few"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_is_missing_is_named(pictures: Path, changes: dict[str, object], says: str) -> None:
+    """By its flag."""
+    with pytest.raises(BadInput, match=f"^{says}"):
+        recipe.load_corpus(options(pictures, **changes))
+
+
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ("broken.png", "can't be decoded"),
+        ("line.png", "is too narrow, 400 x 4"),
+        ("PA 0.png", "two paintings in .* are called pa-0"),
+    ],
+)
+def test_a_painting_that_can_not_be_used_is_named(tmp_path: Path, file: str, says: str) -> None:
+    """In one line with its file."""
+    Image.new("RGB", (60, 60), "red").save(tmp_path / "pa_0.png")
+    if file == "broken.png":
+        (tmp_path / file).write_bytes(b"not a picture")
+    else:
+        Image.new("RGB", (400, 4) if file == "line.png" else (60, 60)).save(tmp_path / file)
+    with pytest.raises(BadInput, match=f"--styles: .*{says}"):
+        recipe.load_paintings(tmp_path, side=384)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"lr": 0.0}, {"style_weight": -1.0}, {"tv_weight": float("nan")}, {"outer": 4}, {"steps": 0}], ids=str
+)
+def test_options_out_of_range_name_their_flag(changes: dict[str, float]) -> None:
+    """As the command line writes it."""
+    with pytest.raises(BadInput, match=f"--{next(iter(changes)).replace('_', '-')}"):
+        dataclasses.replace(PRESETS["tiny"], **changes)  # type: ignore[arg-type]
+
+
+def test_a_network_of_other_styles_is_not_gone_on_with(pictures: Path, trained: Path, tmp_path: Path) -> None:
+    """--init says whose styles it knows."""
+    init = str(trained / "checkpoints/last.pt")
+    corpus = recipe.load_corpus(options(pictures, styles=str(pictures / "more")))
+    with pytest.raises(BadInput, match=r"--init: .* knows pa-0, pa-1, not mo-0"):
+        recipe.begin(options(pictures, init=init), corpus)

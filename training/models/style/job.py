@@ -1,0 +1,11 @@
+"""What training style asks of a cluster; deploy/train-style.yaml is made from it. Torch-free."""
+
+from training.data.natural import ADDRESS
+from training.jobs import Job
+
+JOB = Job(
+    corpus="paintings of your choice in the folder styles of the runs' volume, and Imagenette's photographs (99 MB)",
+    fetched_from=(ADDRESS,),
+    options=("--styles=/runs/styles",),
+    memory="16Gi",
+)

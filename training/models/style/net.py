@@ -1,0 +1,111 @@
+"""The network of fast neural style: one for many styles. Only nn.Modules.
+
+A picture is float (N, 3, H, W), RGB in [0, 1], of any size from 16; `weights` (N, S) say how much of each style.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ConditionalNorm(nn.Module):
+    """Instance norm whose scale and shift are a style's own, or a mixture of several (Dumoulin et al. 2017)."""
+
+    def __init__(self, styles: int, channels: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(styles, channels))
+        self.shift = nn.Parameter(torch.zeros(styles, channels))
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        scale, shift = weights @ self.scale, weights @ self.shift  # (N, S) @ (S, C)
+        # Not F.instance_norm, which looks at sizes that are not known yet while the graph is exported.
+        x = torch.instance_norm(x, None, None, None, None, True, 0.0, 1e-5, False)
+        return x * scale[:, :, None, None] + shift[:, :, None, None]
+
+
+class Convolution(nn.Module):
+    """Reflection padding, convolution, norm; ReLU, unless it is the last of a residual block."""
+
+    def __init__(self, styles: int, c_in: int, c_out: int, kernel: int, *, stride: int = 1, relu: bool = True) -> None:
+        super().__init__()
+        self.pad = nn.ReflectionPad2d(kernel // 2)
+        self.convolution = nn.Conv2d(c_in, c_out, kernel, stride, bias=False)  # the norm brings its own
+        self.norm = ConditionalNorm(styles, c_out)
+        self.relu = relu
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        x = self.norm(self.convolution(self.pad(x)), weights)
+        return F.relu(x) if self.relu else x
+
+
+class Residual(nn.Module):
+    def __init__(self, styles: int, channels: int) -> None:
+        super().__init__()
+        self.first = Convolution(styles, channels, channels, 3)
+        self.second = Convolution(styles, channels, channels, 3, relu=False)
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        return x + self.second(self.first(x, weights), weights)
+
+
+class StyleNet(nn.Module):
+    """Picture (N, 3, H, W) and weights (N, S), which add up to 1 -> picture (N, 3, H, W). After Johnson et al. 2016.
+
+    Enlarges by doubling pixels and a convolution, where transposed convolutions leave a checkerboard. `outer` is the
+    kernel of the first and the last layer: the paper's are 9, and the last one, which makes 3 channels, is slow then.
+    """
+
+    def __init__(self, styles: int, widths: tuple[int, int, int] = (24, 48, 96), blocks: int = 5, outer: int = 3):
+        super().__init__()
+        self.options = {"styles": styles, "widths": list(widths), "blocks": blocks, "outer": outer}
+        full, half, quarter = widths
+        self.down = nn.ModuleList([
+            Convolution(styles, 3, full, max(5, outer)),
+            Convolution(styles, full, half, 3, stride=2),
+            Convolution(styles, half, quarter, 3, stride=2),
+        ])  # fmt: skip
+        self.middle = nn.ModuleList(Residual(styles, quarter) for _ in range(blocks))
+        self.up = nn.ModuleList([Convolution(styles, quarter, half, 3), Convolution(styles, half, full, 3)])
+        self.last = nn.Sequential(nn.ReflectionPad2d(outer // 2), nn.Conv2d(full, 3, outer))
+
+    def forward(self, picture: Tensor, weights: Tensor) -> Tensor:
+        x = 2 * picture - 1
+        for layer in (*self.down, *self.middle):
+            x = layer(x, weights)
+        for layer in self.up:
+            x = layer(F.interpolate(x, scale_factor=2.0, mode="nearest"), weights)
+        # Halving rounds up, so that what comes back is as large or up to three pixels larger.
+        x = x[:, :, : picture.shape[2], : picture.shape[3]]
+        return torch.sigmoid(self.last(x))
+
+    @property
+    def styles(self) -> int:
+        return int(self.options["styles"])  # type: ignore[call-overload]
+
+    @torch.no_grad()
+    def with_another(self) -> StyleNet:
+        """The same network with one style more, which begins as the mean of the others."""
+        more = StyleNet(**{**self.options, "styles": self.styles + 1})  # type: ignore[arg-type]
+        state = self.state_dict()
+        for key in state:
+            if key.endswith(("norm.scale", "norm.shift")):
+                state[key] = torch.cat([state[key], state[key].mean(0, keepdim=True)])
+        more.load_state_dict(state)
+        return more
+
+
+class Served(nn.Module):
+    """As it is served: content uint8 (N, H, W, 3) and weights (N, S) of any sum -> image uint8 (N, H, W, 3)."""
+
+    def __init__(self, net: StyleNet, names: tuple[str, ...], objective: dict[str, Any]) -> None:
+        super().__init__()
+        self.net, self.names, self.objective = net, names, objective
+
+    def forward(self, content: Tensor, style_weights: Tensor) -> Tensor:
+        picture = content.permute(0, 3, 1, 2).float() / 255  # uint8 (N, H, W, 3) -> [0, 1] (N, 3, H, W)
+        painted = self.net(picture, style_weights / style_weights.sum(1, keepdim=True))
+        return (painted * 255).round().to(torch.uint8).permute(0, 2, 3, 1)

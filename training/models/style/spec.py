@@ -1,0 +1,37 @@
+"""Fast neural style, as it is served and as its Job asks for it. Torch-free."""
+
+from serving.spec import ANY, Batching, ModelSpec, Tensor
+
+# The styles of the shipped version, in the order of its weights, after these paintings, all in the public domain.
+PAINTINGS = {
+    "composition-vii": "Wassily Kandinsky, Composition VII, 1913",
+    "flowering-tree": "Sakai Hoitsu, a flowering tree on gold, early 19th century",
+    "grande-jatte": "Georges Seurat, A Sunday on La Grande Jatte, 1884-1886",
+    "great-wave": "Katsushika Hokusai, The Great Wave off Kanagawa, about 1831",
+    "grey-felt-hat": "Vincent van Gogh, Self-Portrait with Grey Felt Hat, 1887",
+    "scream": "Edvard Munch, The Scream, 1893",
+    "shipwreck": "J. M. W. Turner, The Wreck of a Transport Ship, about 1810",
+    "starry-night": "Vincent van Gogh, The Starry Night, 1889",
+    "tableau": "Piet Mondrian, a composition of about 1913",
+    "water-lilies": "Claude Monet, Water Lilies, 1910s",
+}
+
+SPEC = ModelSpec(
+    name="style",
+    summary="a photograph in the manner of a painting, or of several",
+    # Not `image` in and out, as ONNX has one name for one tensor; `content` is what it is to the painter, too.
+    inputs=(
+        Tensor(name="content", dtype="UINT8", shape=(ANY, ANY, 3)),
+        Tensor(name="style_weights", dtype="FP32", shape=(ANY,), members=tuple(PAINTINGS)),
+    ),
+    outputs=(Tensor(name="image", dtype="UINT8", shape=(ANY, ANY, 3)),),
+    # A picture takes tens of milliseconds and more: what comes meanwhile is batched without waiting for it.
+    # Two instances and no preferred sizes: see wgan's spec.
+    batching=Batching(max_batch=4, queue_size=64, queue_timeout_us=20_000_000),
+    max_pixels=2 << 20,  # 2 MB of pixels take 1.5 GB of activations
+    instances=2,
+    threads=1,
+    # A step of 1 in 255, and now and then another where rounding meets it.
+    golden_atol=2.0,
+    thresholds=(),
+)

@@ -1,0 +1,312 @@
+"""Train one network for many painters' styles. Run: python -m training.run style --styles DIR --dry-run
+
+Johnson et al. 2016, with a norm for each style (Dumoulin et al. 2017): a frozen backbone says how far a painted
+photograph is from the photograph in what it shows, and from the painting in what it is made of.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from training import plots
+from training.data import corpus, natural, photos
+from training.devices import autocast, pick_device
+from training.errors import BadInput
+from training.models.features import net as features
+from training.models.features.net import Vgg, content_loss, gram, style_loss, total_variation
+from training.models.style import evaluate as measures
+from training.models.style.net import Served, StyleNet
+from training.rundir import RunDir, Stopped, load_checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Defaults are the run that ships. `batch` is in photographs; one step is one batch."""
+
+    styles: str = ""
+    """a folder of paintings, or one painting; a style is named after its file"""
+    add_style: str = ""
+    """a painting to add to the network of --init: only its own norms are trained"""
+    init: str = ""
+    """a checkpoint to start from"""
+    content: str = ""
+    """a folder or zip of photographs; left out: Imagenette, fetched into $ATELIER_DATA once"""
+    photos: int = 0
+    """the most to take; 0 takes all"""
+    seed: int = 0
+    features: str = features.OWN
+    """the backbone: vgg16-half, vgg16, vgg19, random, or a file in torchvision's form"""
+    content_layers: tuple[str, ...] = ("conv3_2",)
+    style_layers: tuple[str, ...] = ("conv1_1", "conv2_1", "conv3_1", "conv4_1", "conv5_1")
+    content_weight: float = 1.0
+    style_weight: float = 5.0
+    tv_weight: float = 1.0
+    widths: tuple[int, int, int] = (24, 48, 96)
+    """channels at full, half and quarter size"""
+    outer: int = 3
+    """kernel of the last layer, and of the first one if it is larger than 5"""
+    size: int = 160
+    """pixels a side of a photograph"""
+    style_size: int = 384
+    """pixels of the longer side of a painting: larger ones give larger strokes"""
+    batch: int = 8
+    steps: int = 6000
+    lr: float = 2e-3
+    """Adam's, which falls to a twentieth in the last third"""
+    sample_every: int = 250
+    checkpoint_minutes: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name, least in [("photos", 0), ("size", 32), ("style_size", 32), ("batch", 1), ("steps", 1)]:
+            if getattr(self, name) < least:
+                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} is too few; give {least} or more")
+        for name in ("lr", "checkpoint_minutes", "sample_every"):
+            if not getattr(self, name) > 0:
+                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} must be above 0")
+        for name in ("content_weight", "style_weight", "tv_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} must be 0 or more")
+        if self.outer % 2 == 0 or self.outer < 1 or min(self.widths) < 1:
+            raise BadInput(f"--outer: {self.outer}, --widths: {self.widths}; give an odd kernel and widths above 0")
+
+
+# The paper's network and layers. Its weights are for losses that are no shares of anything, and are not to be had here.
+JOHNSON: dict[str, Any] = {
+    "features": "vgg16", "content_layers": ("conv2_2",),
+    "style_layers": ("conv1_2", "conv2_2", "conv3_3", "conv4_3"),
+    "widths": (32, 64, 128), "outer": 9, "size": 256, "style_size": 256, "batch": 4, "steps": 40_000, "lr": 1e-3,
+}  # fmt: skip
+# Seconds on a CPU: that the path works, not that anything is painted.
+TINY: dict[str, Any] = {
+    "photos": 32, "widths": (4, 8, 8), "size": 32, "style_size": 48, "batch": 2, "steps": 4, "sample_every": 2,
+    "features": features.RANDOM,
+}  # fmt: skip
+PRESETS = {"default": Options(), "johnson": Options(**JOHNSON), "tiny": Options(**TINY)}
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Photographs uint8 (N, size, size, 3), some held out, and paintings uint8 (H, W, 3) by their styles' names."""
+
+    name: str
+    images: np.ndarray
+    held_out: np.ndarray
+    paintings: dict[str, np.ndarray]
+    sha256: str  # of the photographs and the paintings
+
+
+def load_corpus(options: Options) -> Gallery:
+    if bool(options.styles) == bool(options.add_style):
+        raise BadInput("--styles: name a folder of paintings, or --add-style PICTURE with --init CHECKPOINT")
+    if options.add_style and not options.init:
+        raise BadInput("--add-style: needs --init CHECKPOINT, of the network to add it to")
+    paintings = load_paintings(Path(options.styles or options.add_style), side=options.style_size)
+    source = Path(options.content) if options.content else natural.imagenette()
+    images, _ = photos.load(source, count=options.photos or None, seed=13, size=options.size)
+    if len(images) < corpus.LEAST:
+        raise BadInput(f"--content: {len(images)} pictures in {source} are too few; at least {corpus.LEAST}")
+    held = min(16, len(images) // 4)
+    order = np.random.default_rng(13).permutation(len(images))
+    digests = [corpus.checksum(images), *(corpus.checksum(painting) for painting in paintings.values())]
+    return Gallery(
+        f"{source.name}; paintings: {', '.join(paintings)}",
+        images[np.sort(order[held:])], images[order[:held]], paintings,
+        corpus.checksum(np.frombuffer("".join(digests).encode(), np.uint8)),
+    )  # fmt: skip
+
+
+def load_paintings(source: Path, *, side: int) -> dict[str, np.ndarray]:
+    """One painting, or those of a folder, by their files' names; the longer side is `side` pixels."""
+    flag = "--styles"
+    if not source.exists():
+        raise BadInput(f"{flag}: {source} is not there; name a folder of paintings, or one")
+    names = photos.find(source) if source.is_dir() else [source.name]
+    folder = source if source.is_dir() else source.parent
+    paintings = {}
+    for name in names:
+        try:
+            with Image.open(folder / name) as picture:
+                upright = photos.to_rgb(ImageOps.exif_transpose(picture), (255, 255, 255))
+        except Exception as error:  # what a damaged file makes Pillow's decoders raise is open-ended
+            raise BadInput(f"{flag}: {folder / name} can't be decoded ({type(error).__name__}); remove it") from error
+        small = ImageOps.contain(upright, (side, side), Image.Resampling.LANCZOS)
+        if min(small.size) < 16:
+            raise BadInput(f"{flag}: {folder / name} is too narrow, {upright.width} x {upright.height}")
+        style = Path(name).stem.lower().replace("_", "-").replace(" ", "-")
+        if style in paintings:
+            raise BadInput(f"{flag}: two paintings in {folder} are called {style}; rename one")
+        paintings[style] = np.array(small)
+    return paintings
+
+
+def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
+    """Train for options.steps and return the last checkpoint. Raises Stopped after SIGTERM, with a checkpoint."""
+    device = pick_device()
+    torch.manual_seed(options.seed)
+    vgg = features.load(options.features).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net, names, first_new = begin(options, corpus)
+    net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # A style that is added changes nothing of the others: only rows of norms that are new are trained.
+    learnt = list(net.parameters()) if first_new == 0 else [p for n, p in net.named_parameters() if ".norm." in n]
+    adam = torch.optim.Adam(learnt, options.lr, fused=True)
+    images = torch.from_numpy(corpus.images)
+    wanted = grams_of(vgg, corpus.paintings, options.style_layers, device)
+    layers = {*options.content_layers, *options.style_layers}
+
+    luck = torch.Generator().manual_seed(options.seed)
+    first = 0
+    if (state := run.restore()) is not None:
+        net.load_state_dict(state["net"])
+        adam.load_state_dict(state["adam"])
+        luck.set_state(state["luck"])
+        first = state["step"]
+
+    def checkpoint(step: int) -> None:
+        run.save({
+            "net": net.state_dict(), "adam": adam.state_dict(), "luck": luck.get_state(), "step": step,
+            "network": net.options, "names": list(names), "objective": objective(options),
+        })  # fmt: skip
+
+    last_saved = time.monotonic()
+    for step in run.steps(first, options.steps):
+        for group in adam.param_groups:
+            group["lr"] = options.lr * (1.0 if 3 * step < 2 * options.steps else 0.05 ** (3 * step / options.steps - 2))
+
+        # --- photographs, and a style for each ---
+        chosen = torch.randint(len(images), (options.batch,), generator=luck)
+        style = torch.randint(len(corpus.paintings), (options.batch,), generator=luck).to(device)
+        mirrored = (torch.rand(options.batch, generator=luck) < 0.5)[:, None, None, None]
+        photo = images[chosen].permute(0, 3, 1, 2).float() / 255
+        photo = torch.where(mirrored, photo.flip(3), photo).to(device).contiguous(memory_format=torch.channels_last)
+        weights = nn.functional.one_hot(first_new + style, len(names)).float()
+
+        # --- what is painted, and how far that is from both ---
+        with autocast(device, True):
+            painted = net(photo, weights)
+            seen = vgg(painted, layers)
+            with torch.no_grad():
+                there = vgg(photo, options.content_layers)
+        seen, there = ({name: answer.float() for name, answer in each.items()} for each in (seen, there))
+        content = content_loss(seen, there).mean()
+        manner = style_loss(seen, {name: grams[style] for name, grams in wanted.items()}).mean()
+        roughness = total_variation(painted.float()).mean()
+        loss = options.content_weight * content + options.style_weight * manner + options.tv_weight * roughness
+        adam.zero_grad()
+        loss.backward()
+        for parameter in learnt if first_new else ():
+            assert parameter.grad is not None
+            parameter.grad[:first_new] = 0
+        adam.step()
+
+        # --- what it says ---
+        stats = {"loss": loss.item(), "content": content.item(), "style": manner.item(), "tv": roughness.item()}
+        line = ""
+        if (step + 1) % 50 == 0 or step + 1 == options.steps:
+            line = " ".join(f"{name} {value:.4f}" for name, value in stats.items())
+        run.record(step, line, **stats)
+        if (step + 1) % options.sample_every == 0 or step + 1 == options.steps:
+            sample(net, names, corpus, run.path / "samples" / f"{step + 1:06d}.png")
+        if run.terminated:
+            checkpoint(step + 1)
+            raise Stopped
+        if time.monotonic() - last_saved > 60 * options.checkpoint_minutes:
+            checkpoint(step + 1)
+            last_saved = time.monotonic()
+    checkpoint(options.steps)
+    plots.save_convergence(run.stats(), run.path / "convergence.png", title=run.path.name)
+    return run.last
+
+
+def begin(options: Options, corpus: Gallery) -> tuple[StyleNet, tuple[str, ...], int]:
+    """The network at its beginning, the names of its styles, and which of them is the first to be trained."""
+    names = tuple(corpus.paintings)
+    if not options.init:
+        return StyleNet(len(names), options.widths, outer=options.outer), names, 0
+    learnt = load_net(Path(options.init))
+    if not options.add_style:
+        if learnt.names != names:
+            raise BadInput(f"--init: {options.init} knows {', '.join(learnt.names)}, not {', '.join(names)}")
+        return learnt.net, names, 0
+    if names[0] in learnt.names:
+        raise BadInput(f"--add-style: {options.init} has a style {names[0]} already; rename the picture")
+    return learnt.net.with_another(), (*learnt.names, *names), len(learnt.names)
+
+
+def objective(options: Options) -> dict[str, Any]:
+    """What the network was trained to make small, for those who judge it."""
+    kept = ("features", "content_layers", "style_layers", "content_weight", "style_weight", "tv_weight")
+    return {name: value if isinstance(value := getattr(options, name), str | float) else list(value) for name in kept}
+
+
+@torch.no_grad()
+def grams_of(
+    vgg: Vgg, paintings: dict[str, np.ndarray], layers: tuple[str, ...], device: torch.device
+) -> dict[str, Tensor]:
+    """By layer the Gram matrices (S, C, C) of all paintings."""
+    grams: dict[str, list[Tensor]] = {name: [] for name in layers}
+    for painting in paintings.values():
+        picture = torch.from_numpy(painting).permute(2, 0, 1)[None].float() / 255
+        for name, answer in vgg(picture.to(device), layers).items():
+            grams[name].append(gram(answer)[0])
+    return {name: torch.stack(each) for name, each in grams.items()}
+
+
+@torch.no_grad()
+def sample(net: StyleNet, names: tuple[str, ...], corpus: Gallery, path: Path, *, count: int = 3) -> None:
+    """A sheet: photographs held out, and beneath each other what every style makes of them."""
+    device = next(net.parameters()).device
+    photo = torch.from_numpy(corpus.held_out[:count]).permute(0, 3, 1, 2).float().to(device) / 255
+    rows = [corpus.held_out[:count]]
+    for weights in torch.eye(len(names), device=device):
+        painted = net(photo, weights.expand(count, -1))
+        rows.append((painted * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
+    plots.save_grid(np.concatenate(np.stack(rows, 1)), path, columns=len(names) + 1)
+
+
+def load_net(checkpoint: Path) -> Served:
+    """The network of a checkpoint, with the names of its styles. BadInput if it holds another network."""
+    state = load_checkpoint(checkpoint)
+    try:
+        net = StyleNet(**state["network"])
+        net.load_state_dict(state["net"])
+        served = Served(net, tuple(state["names"]), state["objective"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise BadInput(f"checkpoint {checkpoint}: not style's; `training.run style` writes those") from error
+    return served.eval()
+
+
+def served(net: nn.Module) -> nn.Module:
+    """What is exported: uint8 photograph and weights in, uint8 painting out."""
+    assert isinstance(net, Served)
+    return net
+
+
+def members(net: nn.Module) -> dict[str, list[str]]:
+    """Whose styles its weights are for."""
+    assert isinstance(net, Served)
+    return {"style_weights": list(net.names)}
+
+
+@torch.no_grad()
+def golden(net: nn.Module, corpus: Gallery) -> dict[str, np.ndarray]:
+    """Photographs held out, each in a style of its own and the last in a mixture, and the eager model's paintings."""
+    assert isinstance(net, Served)
+    content = corpus.held_out[:4, :61, :83].copy()  # of no round size
+    weights = np.eye(len(net.names), dtype=np.float32)[np.arange(len(content)) % len(net.names)]
+    weights[-1] = 1
+    image = net(torch.from_numpy(content), torch.from_numpy(weights)).numpy()
+    return {"content": content, "style_weights": weights, "image": image}
+
+
+def evaluate(net: nn.Module, corpus: Gallery, *, out: Path) -> dict[str, float]:
+    """Measures on photographs held out; writes styles.png, each painting above what it makes of them, into `out`."""
+    assert isinstance(net, Served)
+    return measures.evaluate(net, corpus.held_out, corpus.paintings, out=out)
