@@ -47,21 +47,21 @@ class Options:
     content_layers: tuple[str, ...] = ("conv3_2",)
     style_layers: tuple[str, ...] = ("conv1_1", "conv2_1", "conv3_1", "conv4_1", "conv5_1")
     content_weight: float = 1.0
-    style_weight: float = 5.0
-    tv_weight: float = 1.0
+    style_weight: float = 3.0
+    tv_weight: float = 5.0
     widths: tuple[int, int, int] = (24, 48, 96)
     """channels at full, half and quarter size"""
     outer: int = 3
     """kernel of the last layer, and of the first one if it is larger than 5"""
-    size: int = 160
+    size: int = 128
     """pixels a side of a photograph"""
     style_size: int = 384
     """pixels of the longer side of a painting: larger ones give larger strokes"""
-    batch: int = 8
-    steps: int = 6000
-    lr: float = 2e-3
+    batch: int = 4
+    steps: int = 12_000
+    lr: float = 1e-3
     """Adam's, which falls to a twentieth in the last third"""
-    sample_every: int = 250
+    sample_every: int = 500
     checkpoint_minutes: float = 5.0
 
     def __post_init__(self) -> None:
