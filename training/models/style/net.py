@@ -12,6 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+# A sigmoid that is this steep in the middle keeps [0, 1] within 0.08 and 0.92.
+CONTRAST = 5.0
+
+
 class ConditionalNorm(nn.Module):
     """Instance norm whose scale and shift are a style's own, or a mixture of several (Dumoulin et al. 2017)."""
 
@@ -71,6 +75,7 @@ class StyleNet(nn.Module):
         self.middle = nn.ModuleList(Residual(styles, quarter) for _ in range(blocks))
         self.up = nn.ModuleList([Convolution(styles, quarter, half, 3), Convolution(styles, half, full, 3)])
         self.last = nn.Sequential(nn.ReflectionPad2d(outer // 2), nn.Conv2d(full, 3, outer))
+        nn.init.zeros_(self.last[1].weight)
 
     def forward(self, picture: Tensor, weights: Tensor) -> Tensor:
         x = 2 * picture - 1
@@ -80,7 +85,9 @@ class StyleNet(nn.Module):
             x = layer(F.interpolate(x, scale_factor=2.0, mode="nearest"), weights)
         # Halving rounds up, so that what comes back is as large or up to three pixels larger.
         x = x[:, :, : picture.shape[2], : picture.shape[3]]
-        return torch.sigmoid(self.last(x))
+        # What is learnt is the difference: the untrained network gives the photograph back, a little paler. Without,
+        # 600 steps taught ten styles' palettes and one pattern of tiles, and nothing of any photograph.
+        return torch.sigmoid(self.last(x) + CONTRAST * (picture - 0.5))
 
     @property
     def styles(self) -> int:
