@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 # A sigmoid that is this steep in the middle keeps [0, 1] within 0.08 and 0.92.
 CONTRAST = 5.0
 
@@ -29,6 +28,23 @@ class ConditionalNorm(nn.Module):
         # Not F.instance_norm, which looks at sizes that are not known yet while the graph is exported.
         x = torch.instance_norm(x, None, None, None, None, True, 0.0, 1e-5, False)
         return x * scale[:, :, None, None] + shift[:, :, None, None]
+
+
+class Palette(nn.Module):
+    """A mixture of colours for each style: photograph (N, 3, H, W) in [0, 1] -> (N, 3, H, W) around 0.
+
+    It begins as the photograph itself. What differs most between a photograph and a painting is learnt here, at once.
+    """
+
+    def __init__(self, styles: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(CONTRAST * torch.eye(3).flatten().repeat(styles, 1))
+        self.shift = nn.Parameter(torch.zeros(styles, 3))
+
+    def forward(self, picture: Tensor, weights: Tensor) -> Tensor:
+        mix = (weights @ self.scale).reshape(-1, 3, 3)
+        colors = mix @ (picture - 0.5).flatten(2)  # (N, 3, 3) @ (N, 3, H * W)
+        return colors.reshape(picture.shape) + (weights @ self.shift)[:, :, None, None]
 
 
 class Convolution(nn.Module):
@@ -74,8 +90,10 @@ class StyleNet(nn.Module):
         ])  # fmt: skip
         self.middle = nn.ModuleList(Residual(styles, quarter) for _ in range(blocks))
         self.up = nn.ModuleList([Convolution(styles, quarter, half, 3), Convolution(styles, half, full, 3)])
-        self.last = nn.Sequential(nn.ReflectionPad2d(outer // 2), nn.Conv2d(full, 3, outer))
-        nn.init.zeros_(self.last[1].weight)
+        self.palette = Palette(styles)
+        last = nn.Conv2d(full, 3, outer)
+        nn.init.zeros_(last.weight)
+        self.last = nn.Sequential(nn.ReflectionPad2d(outer // 2), last)
 
     def forward(self, picture: Tensor, weights: Tensor) -> Tensor:
         x = 2 * picture - 1
@@ -86,8 +104,8 @@ class StyleNet(nn.Module):
         # Halving rounds up, so that what comes back is as large or up to three pixels larger.
         x = x[:, :, : picture.shape[2], : picture.shape[3]]
         # What is learnt is the difference: the untrained network gives the photograph back, a little paler. Without,
-        # 600 steps taught ten styles' palettes and one pattern of tiles, and nothing of any photograph.
-        return torch.sigmoid(self.last(x) + CONTRAST * (picture - 0.5))
+        # 600 steps taught ten styles' colours and one pattern of tiles, and nothing of any photograph.
+        return torch.sigmoid(self.last(x) + self.palette(picture, weights))
 
     @property
     def styles(self) -> int:
@@ -99,7 +117,7 @@ class StyleNet(nn.Module):
         more = StyleNet(**{**self.options, "styles": self.styles + 1})  # type: ignore[arg-type]
         state = self.state_dict()
         for key in state:
-            if key.endswith(("norm.scale", "norm.shift")):
+            if key.endswith((".scale", ".shift")):
                 state[key] = torch.cat([state[key], state[key].mean(0, keepdim=True)])
         more.load_state_dict(state)
         return more
