@@ -1,6 +1,6 @@
 """The real tritonserver on this machine, without Docker or a GPU. Run: python -m serving.embedded
 
-The server comes from the nvidia-pytriton wheel; serving/backends/onnxruntime runs the models on the CPU.
+The server comes from the nvidia-pytriton wheel; serving/backends run the models on the CPU.
 """
 
 from __future__ import annotations

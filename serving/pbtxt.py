@@ -12,7 +12,7 @@ from serving.repository import CONFIG
 from serving.spec import ANY, Batching, ModelSpec, Tensor
 
 LABELS = "labels.txt"
-MAX_PIXELS = "max_pixels"
+MAX_PIXELS, MAX_STREAMS = "max_pixels", "max_streams"
 VERSIONS_SERVED = 2
 """The newest version and the one before it, so that a client pinned to N-1 is answered at once."""
 WARMUP_SIDE = 64
@@ -53,7 +53,8 @@ def _parameters(spec: ModelSpec) -> dict[str, str]:
     """What Triton's own ONNX Runtime backend reads, and what ours and the clients do."""
     named = {tensor.name: ",".join(tensor.members) for tensor in spec.inputs if tensor.members}
     limit = {MAX_PIXELS: str(spec.max_pixels)} if spec.max_pixels else {}
-    return {"intra_op_thread_count": str(spec.threads)} | limit | named
+    streams = {MAX_STREAMS: str(spec.streams)} if spec.decoupled else {}
+    return {"intra_op_thread_count": str(spec.threads)} | limit | streams | named
 
 
 def _dtype(tensor: Tensor) -> int:

@@ -102,7 +102,8 @@ class ModelSpec:
     """One served model, from the wire to its gate.
 
     `batching` is None for a model that takes one request at a time; a `decoupled` one answers each with a stream.
-    Shapes have no batch dimension then. `max_pixels` is the most that a picture of free size may have, 0 any.
+    Shapes have no batch dimension then; `streams` are under way at once, and one more is refused. `max_pixels` is the
+    most that a picture of free size may have, 0 any.
     `threads` are intra-op threads of each of `instances`; `golden_atol` is the largest difference, in the
     output's own unit, by which an answer may differ from the golden batch. A version that misses a threshold
     is not published; one that misses an aim says so in its card.
@@ -116,6 +117,7 @@ class ModelSpec:
     backend: str = "onnxruntime"
     graph: Graph | None = None
     decoupled: bool = False
+    streams: int = 2
     max_pixels: int = 0
     instances: int = 1
     threads: int = 2
@@ -134,6 +136,7 @@ class ModelSpec:
         _require(all(width == (len(self.labels),) for width in widths), named)
         _require(not (self.decoupled and self.batching), f"{self.name}: a stream of answers can't be batched")
         _require(self.max_pixels >= 0, f"{self.name}: max_pixels {self.max_pixels}: must not be negative")
+        _require(self.streams > 0, f"{self.name}: streams {self.streams}: must be 1 or more")
         _require(self.instances > 0 and self.threads > 0, f"{self.name}: instances and threads must be 1 or more")
 
     def with_members(self, members: Mapping[str, Sequence[str]]) -> ModelSpec:

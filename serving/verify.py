@@ -10,6 +10,7 @@ import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -67,8 +68,29 @@ def _ask(
     inputs, outputs = ([tensor.name for tensor in tensors] for tensors in (metadata.inputs, metadata.outputs))
     if missing := {*inputs, *outputs} - set(arrays):
         raise RepositoryError(f"{golden}: no array {', '.join(sorted(missing))}, which {model} {version} has")
-    answer = client.infer(model, [_tensor(name, arrays[name]) for name in inputs], version, client_timeout=TIMEOUT_S)
+    config = client.get_model_config(model, version, client_timeout=TIMEOUT_S).config
+    tensors = [_tensor(name, arrays[name]) for name in inputs]
+    if config.model_transaction_policy.decoupled:
+        answer = _first_of_stream(client, model, version, tensors)
+    else:
+        answer = client.infer(model, tensors, version, client_timeout=TIMEOUT_S)
     return {name: answer.as_numpy(name) for name in outputs}
+
+
+def _first_of_stream(
+    client: triton.InferenceServerClient, model: str, version: str, tensors: list[triton.InferInput]
+) -> triton.InferResult:
+    """A decoupled model answers as often as it likes; its golden batch holds the first answer."""
+    answers: SimpleQueue[Any] = SimpleQueue()
+    client.start_stream(lambda result, error: answers.put(error or result), stream_timeout=TIMEOUT_S)
+    try:
+        client.async_stream_infer(model, tensors, version)
+        answer = answers.get()  # the stream ends with an error after its timeout at the latest
+    finally:
+        client.stop_stream(cancel_requests=True)
+    if isinstance(answer, InferenceServerException):
+        raise answer
+    return answer
 
 
 def _tensor(name: str, array: Array) -> triton.InferInput:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from serving.errors import ServerError
 
-ONNXRUNTIME = Path(__file__).parent / "backends" / "onnxruntime"
+BACKENDS = Path(__file__).parent / "backends"
 LIBRARY_MISSING = 127
 """The dynamic loader's exit status."""
 NEXT_STEP = "run `make setup`, or `pip install '.[serving]'`"
@@ -46,7 +46,8 @@ class Wheel:
         shutil.copy(self.stub, python)
         for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
             shutil.copy(self.root / "backends" / "python" / name, python)
-        (folder / "onnxruntime").symlink_to(ONNXRUNTIME)
+        for model in BACKENDS.glob("*/model.py"):
+            (folder / model.parent.name).symlink_to(model.parent)
         return folder
 
     def environment(self) -> dict[str, str]:

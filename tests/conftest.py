@@ -61,6 +61,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
 
 
 @pytest.fixture(scope="session")
+def style_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
+    """A real server that all tests of a run share; it serves the stand-in style network, versions 1 and 2."""
+    need_tritonserver()
+    root = tmp_path_factory.mktemp("shared") / "repository"
+    with Embedded(stand_in.repository(root, spec=stand_in.STYLE)) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def classifier_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
     """A real server that all tests of a run share; it serves the stand-in classifier, versions 1 and 2."""
     need_tritonserver()

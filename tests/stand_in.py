@@ -1,6 +1,6 @@
-"""Small models with the contracts of wgan and classifier, drawn without training, for tests of everything around one.
+"""Small models with the contracts of wgan, classifier and style, drawn without training, for tests of all around one.
 
-Run: PYTHONPATH=. python tests/stand_in.py DIR   (writes a model repository with versions 1 and 2 of both)
+Run: PYTHONPATH=. python tests/stand_in.py DIR   (writes a model repository with versions 1 and 2 of each)
 """
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from serving import pbtxt
-from serving.spec import ModelSpec
+from serving.spec import ANY, ModelSpec, Tensor
 from training.models.classifier import spec as garments
+from training.models.style import spec as paintings
 from training.models.wgan.spec import LATENT, SIZE, SPEC
 
 CLASSIFIER = garments.SPEC
+STYLE = paintings.SPEC.with_members({"style_weights": ("negative", "ink-red", "faded")})
 COARSE = 16
 GOLDEN = 4
 
 Latents = npt.NDArray[np.float32]
 Images = npt.NDArray[np.uint8]
 Probabilities = npt.NDArray[np.float32]
+Weights = npt.NDArray[np.float32]
 
 
 # --- the generator ---
@@ -105,6 +108,44 @@ def classifier_graph(version: int) -> onnx.ModelProto:
     return _model(CLASSIFIER, nodes, row=row, white=white, readout=_readout(version))
 
 
+# --- the style network ---
+
+
+def _manners(version: int) -> tuple[Weights, Weights]:
+    """What each style makes of a level, per channel: a factor of it, and what is added."""
+    factors = np.repeat(np.array([[-1], [0], [0.5]], np.float32), 3, axis=1)
+    return factors, np.array([[255, 255, 255], [200, 10 * version, 30], [100, 100, 100 + version]], np.float32)
+
+
+def styled(pictures: Images, weights: Weights, version: int) -> Images:
+    """What version `version` answers to pictures uint8 (N, H, W, 3) and weights (N, 3), without ONNX."""
+    shares = weights / weights.sum(1, keepdims=True)
+    factors, added = (np.expand_dims(shares @ each, (1, 2)) for each in _manners(version))
+    return np.rint(np.clip(pictures * factors + added, 0, 255)).astype(np.uint8)
+
+
+def style_graph(version: int) -> onnx.ModelProto:
+    """The same as an ONNX model."""
+    factors, added = _manners(version)
+    nodes = [
+        helper.make_node("ReduceSum", ["style_weights", "last"], ["sums"], keepdims=1),
+        helper.make_node("Div", ["style_weights", "sums"], ["shares"]),
+        helper.make_node("MatMul", ["shares", "factors"], ["factor_rows"]),
+        helper.make_node("MatMul", ["shares", "added"], ["added_rows"]),
+        helper.make_node("Unsqueeze", ["factor_rows", "sides"], ["factor"]),
+        helper.make_node("Unsqueeze", ["added_rows", "sides"], ["shift"]),
+        helper.make_node("Cast", ["content"], ["levels"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["levels", "factor"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "shift"], ["shifted"]),
+        helper.make_node("Clip", ["shifted", "black", "white"], ["clipped"]),
+        helper.make_node("Round", ["clipped"], ["rounded"]),
+        helper.make_node("Cast", ["rounded"], ["image"], to=TensorProto.UINT8),
+    ]
+    black, white = np.float32(0), np.float32(255)
+    axes = {"last": np.array([1]), "sides": np.array([1, 2])}
+    return _model(STYLE, nodes, factors=factors, added=added, black=black, white=white, **axes)
+
+
 # --- what is in a repository ---
 
 
@@ -112,7 +153,7 @@ def _model(spec: ModelSpec, nodes: list[onnx.NodeProto], **constants: Any) -> on
     given, made = (
         [
             helper.make_tensor_value_info(
-                t.name, {"FP32": TensorProto.FLOAT, "UINT8": TensorProto.UINT8}[t.dtype], ["batch", *t.shape]
+                t.name, {"FP32": TensorProto.FLOAT, "UINT8": TensorProto.UINT8}[t.dtype], ["batch", *_sides(t)]
             )
             for t in tensors
         ]
@@ -123,12 +164,23 @@ def _model(spec: ModelSpec, nodes: list[onnx.NodeProto], **constants: Any) -> on
     return helper.make_model(drawn, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
+def _sides(tensor: Tensor) -> list[int | str]:
+    return [f"{tensor.name}_{place}" if side == ANY else side for place, side in enumerate(tensor.shape)]
+
+
 def _drawn(spec: ModelSpec, version: int) -> tuple[onnx.ModelProto, dict[str, npt.NDArray[Any]]]:
     """A model and its golden batch."""
     rng = np.random.default_rng(0)
     if spec.name == CLASSIFIER.name:
         pictures = rng.integers(0, 256, (GOLDEN, garments.SIZE, garments.SIZE, 1), np.uint8)
         return classifier_graph(version), {"image": pictures, "probabilities": probabilities(pictures, version)}
+    if spec.name == STYLE.name:
+        pictures, weights = rng.integers(0, 256, (GOLDEN, 24, 32, 3), np.uint8), rng.random((GOLDEN, 3), np.float32)
+        return style_graph(version), {
+            "content": pictures,
+            "style_weights": weights,
+            "image": styled(pictures, weights, version),
+        }
     latents = rng.standard_normal((GOLDEN, LATENT)).astype(np.float32)
     return graph(version), {"latent": latents, "image": images(latents, version)}
 
@@ -167,5 +219,5 @@ def repository(folder: Path, versions: tuple[int, ...] = (1, 2), spec: ModelSpec
 
 
 if __name__ == "__main__":
-    for each in (SPEC, CLASSIFIER):
+    for each in (SPEC, CLASSIFIER, STYLE):
         print(repository(Path(sys.argv[1]), spec=each) / each.name)

@@ -1,6 +1,6 @@
 """Write the files that are made from the specs, or check that they are up to date.
 
-Run: python -m training.generate            (write: config.pbtxt, labels.txt, deploy/train-*.yaml, the SDK's table)
+Run: python -m training.generate            (write: config.pbtxt, labels.txt, the Jobs under deploy/, the SDK's table)
      python -m training.generate --check    (write nothing; exit status 1 and the names of those that have drifted)
 """
 
@@ -27,7 +27,7 @@ def files() -> dict[Path, str]:
     for spec in specs:
         made |= {MODEL_REPOSITORY / spec.name / name: text for name, text in pbtxt.files(spec).items()}
         if job := catalog.job(spec.name):
-            made[jobs.file(spec.name)] = jobs.render(spec, job)
+            made[jobs.file(spec.name, job)] = jobs.render(spec, job)
     return made
 
 

@@ -1,6 +1,7 @@
 """What a model's training asks of a cluster, and the Job that asks for it. Torch-free.
 
-`python -m training.generate` writes deploy/train-<model>.yaml from here; `python -m training.submit` creates it.
+`python -m training.generate` writes it to deploy/train-<model>.yaml, or deploy/<name>.yaml if it has a name of its own;
+`python -m training.submit` creates it.
 """
 
 from __future__ import annotations
@@ -41,10 +42,14 @@ class Job:
 
     `corpus` says what the pictures are, for the reader of the manifest, and `fetched_from` where they come from, if
     they do: the first address that answers. `deadline_h` ends a Job that hangs, with time to spare for one that
-    does not. `options` go to training.run as they are.
+    does not. `options` go to training.run as they are. One whose run is wanted, not a new version, has a `name` that
+    says what it `does`, and doesn't publish.
     """
 
     corpus: str
+    name: str = ""
+    does: str = "Trains"
+    publishes: bool = True
     fetched_from: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     gpus: int = 1
@@ -64,13 +69,13 @@ def image(accelerator: str) -> str:
     return f"atelier-training:{project['version']}-{accelerator}"
 
 
-def file(model: str) -> Path:
+def file(model: str, job: Job) -> Path:
     """Where that text goes, from the root of the repository."""
-    return Path("deploy", f"train-{_dashed(model)}.yaml")
+    return Path("deploy", f"{_name(model, job)}.yaml")
 
 
 def render(spec: ModelSpec, job: Job) -> str:
-    """The text of deploy/train-<model>.yaml."""
+    """The text of `file`."""
     header = _header(spec, job).splitlines()
     comment = "".join(f"# {line}".rstrip() + "\n" for line in header)
     return comment + dump([_yaml(document) for document in documents(spec.name, job)])
@@ -90,7 +95,8 @@ def load(path: Path) -> list[Any]:
 
 def documents(model: str, job: Job) -> list[dict[str, Any]]:
     """What the file holds. A tuple is written on one line; a `Note` stands above its value."""
-    return [_account(), _claim(MODELS, "5Gi"), _claim(RUNS, "20Gi"), _job(model, job)]
+    models = [_claim(MODELS, "5Gi")] if job.publishes else []
+    return [_account(), *models, _claim(RUNS, "20Gi"), _job(model, job)]
 
 
 class Note(NamedTuple):
@@ -127,7 +133,7 @@ def _job(model: str, job: Job) -> dict[str, Any]:
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {
-            "name": f"train-{_dashed(model)}",
+            "name": _name(model, job),
             "labels": {"app.kubernetes.io/name": Note(queue, _dashed(model)), **_labels("training")},
         },
         "spec": {
@@ -179,7 +185,7 @@ def _pod(model: str, job: Job) -> dict[str, Any]:
     }
     if job.gpus:
         pod["tolerations"] = [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}]
-    return pod | {"containers": [_container(model, job)], "volumes": _volumes()}
+    return pod | {"containers": [_container(model, job)], "volumes": _volumes(job)}
 
 
 def _container(model: str, job: Job) -> dict[str, Any]:
@@ -198,7 +204,7 @@ def _container(model: str, job: Job) -> dict[str, Any]:
                 "--name=$(JOB_NAME)",
             ),
             "--resume",
-            "--publish=/models",
+            *(["--publish=/models"] if job.publishes else []),
             f"--metrics-port={METRICS_PORT}",
             *job.options,
         ],
@@ -212,10 +218,10 @@ def _container(model: str, job: Job) -> dict[str, Any]:
         },
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
-            {"name": "models", "mountPath": "/models"},
+            *([{"name": "models", "mountPath": "/models"}] if job.publishes else []),
             {"name": "runs", "mountPath": "/runs"},
             {"name": "tmp", "mountPath": "/tmp"},
-            {"name": "shm", "mountPath": "/dev/shm"},
+            *([{"name": "shm", "mountPath": "/dev/shm"}] if job.publishes else []),
         ],
     }
 
@@ -240,26 +246,33 @@ def _environment(job: Job) -> list[Any]:
     return environment
 
 
-def _volumes() -> list[Any]:
+def _volumes(job: Job) -> list[Any]:
+    models = {"name": "models", "persistentVolumeClaim": {"claimName": MODELS}}
+    shm = Note(
+        "The gate's Triton passes tensors through it. Counts as memory of the container.",
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}},
+    )
     return [
-        {"name": "models", "persistentVolumeClaim": {"claimName": MODELS}},
+        *([models] if job.publishes else []),
         {"name": "runs", "persistentVolumeClaim": {"claimName": RUNS}},
         {"name": "tmp", "emptyDir": {"sizeLimit": "4Gi"}},
-        Note(
-            "The gate's Triton passes tensors through it. Counts as memory of the container.",
-            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}},
-        ),
+        *([shm] if job.publishes else []),
     ]
 
 
 def _header(spec: ModelSpec, job: Job) -> str:
-    name = f"train-{_dashed(spec.name)}"
+    name = _name(spec.name, job)
+    result = f"What it makes is in the folder {name} of the volume {RUNS}."
+    lost = f"the volume {RUNS}, and every run on it"
+    if job.publishes:
+        result = f"A run that passes its gate is published to the volume {MODELS}, where Triton finds it."
+        lost = "the volumes, and every model and run on them"
     return f"""\
-Trains {spec.name}: {spec.summary}.
+{job.does} {spec.name}: {spec.summary}.
 Its corpus: {job.corpus}.
-A run that passes its gate is published to the volume {MODELS}, where Triton finds it.
+{result}
 
-  kubectl apply -f {file(spec.name)}
+  kubectl apply -f {file(spec.name, job)}
   kubectl logs -f job/{name}
 
 What to change for your cluster:
@@ -270,7 +283,7 @@ What to change for your cluster:
 {_fetching(job)}
 A Job is applied once. After a change: kubectl delete job {name}, then apply; it goes on where it stopped.
 For a new run give the Job a new name, as `python -m training.submit {spec.name} --follow` does for you.
-Never `kubectl delete -f` this file: that deletes the volumes, and every model and run on them.
+Never `kubectl delete -f` this file: that deletes {lost}.
 
 Generated by `python -m training.generate` from training/models/{spec.name}/ and training/jobs.py.
 """
@@ -284,6 +297,10 @@ def _fetching(job: Job) -> str:
 - network: the corpus is fetched once, into {DATA} on {RUNS}, from the first of these that answers.
   Behind a proxy, add http_proxy and https_proxy to env.
 {addresses}"""
+
+
+def _name(model: str, job: Job) -> str:
+    return job.name or f"train-{_dashed(model)}"
 
 
 def _dashed(model: str) -> str:

@@ -82,9 +82,10 @@ def _trainable() -> list[str]:
 
 def _manifests(asked: argparse.Namespace) -> list[Any]:
     """The manifests of deploy/train-<model>.yaml, which a reader may have edited, with what was asked for."""
-    if asked.model not in _trainable():
+    facts = catalog.job(asked.model) if asked.model in _trainable() else None
+    if facts is None:
         raise BadInput(f"MODEL: no {asked.model!r}; there are {', '.join(_trainable())}")
-    path = jobs.file(asked.model)
+    path = jobs.file(asked.model, facts)
     try:
         manifests = jobs.load(jobs.ROOT / path)
         (job,) = (manifest for manifest in manifests if manifest["kind"] == "Job")
@@ -135,7 +136,9 @@ def training_arguments(model: str, preset: str | None, settings: list[str]) -> l
         dataclasses.replace(recipe.PRESETS[preset or "default"], **values)
     except BadInput as error:
         raise BadInput(f"--set: {error}") from error
-    return ([f"--preset={preset}"] if preset else []) + [_flag(key, value) for key, value in values.items()]
+    return ([f"--preset={preset}"] if preset else []) + [
+        part for key, value in values.items() for part in _flag(key, value)
+    ]
 
 
 def _setting(model: str, options: Any, text: str) -> tuple[str, object]:
@@ -146,17 +149,26 @@ def _setting(model: str, options: Any, text: str) -> tuple[str, object]:
     if key not in types:
         raise BadInput(f"--set {text}: {model} has no option {key!r}; it has {', '.join(types)}")
     try:
-        return key, CONVERTERS.get(types[key], str)(value)
+        return key, _value(types[key], value)
     except (ValueError, KeyError) as error:
         raise BadInput(f"--set {text}: {value!r} is no {types[key].__name__}") from error
 
 
-def _flag(key: str, value: object) -> str:
-    """As tyro reads it: a switch has a name for on and another for off."""
+def _value(kind: Any, text: str) -> object:
+    """Several are separated by commas."""
+    if typing.get_origin(kind) is tuple:
+        return tuple(_value(typing.get_args(kind)[0], part) for part in text.split(","))
+    return CONVERTERS.get(kind, str)(text)
+
+
+def _flag(key: str, value: object) -> list[str]:
+    """As tyro reads it: a switch has a name for on and another for off, and several values follow their flag."""
     flag = key.replace("_", "-")
     if isinstance(value, bool):
-        return f"--{flag}" if value else f"--no-{flag}"
-    return f"--{flag}={value}"
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    if isinstance(value, tuple):
+        return [f"--{flag}", *map(str, value)]
+    return [f"--{flag}={value}"]
 
 
 # --- on the cluster ---

@@ -56,12 +56,12 @@ def test_quick_command_runs(command: str) -> None:
     assert done.stdout.strip()
 
 
-def test_walk_knows_every_flag_that_the_readme_gives_it() -> None:
-    """Flags in the README are flags of walk.py."""
-    done = subprocess.run(
-        [sys.executable, "clients/walk.py", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
-    )
-    used = {word for c in COMMANDS if "walk.py" in c for word in c.split() if word.startswith("--")}
+@pytest.mark.parametrize("script", ["walk.py", "classify.py", "stylize.py", "paint.py"])
+def test_scripts_know_every_flag_that_the_readme_gives_them(script: str) -> None:
+    """Flags in the README are flags of the script."""
+    asked = [sys.executable, f"clients/{script}", "--help"]
+    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    used = {word for c in COMMANDS if script in c for word in c.split() if word.startswith("--")}
     assert used
     assert used <= set(re.findall(r"--[a-z-]+", done.stdout))
 

@@ -81,6 +81,29 @@ def pick(folder: Path) -> None:
     )
 
 
+def count(folder: Path) -> None:
+    """How many pictures ran together, of at most 30,000 pixels each."""
+    nodes = [
+        helper.make_node("Shape", ["image"], ["members"], start=0, end=1),
+        helper.make_node("Cast", ["members"], ["number"], to=TensorProto.FLOAT),
+        helper.make_node("Concat", ["members", "one"], ["shape"], axis=0),
+        helper.make_node("Expand", ["number", "shape"], ["together"]),
+    ]
+    value = helper.make_tensor_value_info
+    write(
+        folder,
+        "max_batch_size: 8\ninput { name: 'image' data_type: TYPE_UINT8 dims: [-1, -1, 3] allow_ragged_batch: true }\n"
+        f"output {{ name: 'together' data_type: TYPE_FP32 dims: [1] }}\n{BATCH_OF_EIGHT}\n"
+        "parameters { key: 'max_pixels' value { string_value: '30000' } }",
+        model(
+            nodes,
+            value("image", TensorProto.UINT8, ["batch", "height", "width", 3]),
+            value("together", TensorProto.FLOAT, ["batch", 1]),
+            one=np.array([1]),
+        ),
+    )
+
+
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[triton.InferenceServerClient]:
     need_tritonserver()
@@ -91,6 +114,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[triton.Inferenc
     ragged.write_text(ragged.read_text().replace("3] }", "3] allow_ragged_batch: true }", 1))
     turn(root / "turn_unbatched", "", dims="[-1, -1, -1, 3]")
     pick(root / "pick")
+    count(root / "count")
     with Embedded(root) as server, triton.InferenceServerClient(server.grpc) as client:
         yield client
 
@@ -157,3 +181,40 @@ def test_error_stays_with_its_request(client: triton.InferenceServerClient) -> N
             assert got == index / 2
         else:
             assert f"idx={index}" in str(got)
+
+
+def outcomes(client: triton.InferenceServerClient, given: list[Array]) -> list[float | str]:
+    """What `count` answers to requests that come together: a number, or an error's text."""
+
+    def outcome(image: Array) -> float | str:
+        try:
+            return float(ask(client, "count", image).item())
+        except InferenceServerException as error:
+            return error.message()
+
+    with concurrent.futures.ThreadPoolExecutor(len(given)) as pool:
+        return list(pool.map(outcome, given))
+
+
+def test_large_pictures_of_one_batch_run_in_parts(client: triton.InferenceServerClient) -> None:
+    """So many together as have 16,384 pixels, whether in eight requests or in one; of larger ones each alone."""
+    assert outcomes(client, pictures([(64, 64)] * 8)) == [4] * 8
+    assert sorted(outcomes(client, pictures([(64, 65)] * 8))) == [2, 2, 3, 3, 3, 3, 3, 3]
+    together = ask(client, "count", np.concatenate(pictures([(64, 65)] * 8)))
+    assert together.ravel().tolist() == [3, 3, 3, 3, 3, 3, 2, 2]
+    assert outcomes(client, pictures([(128, 129)] * 8)) == [1] * 8
+
+
+def test_a_picture_that_is_too_large_is_refused_alone(client: triton.InferenceServerClient) -> None:
+    """One line with the tensor, its size and the limit; the others of its batch are answered, the largest too."""
+    sizes = [(150, 200), (150, 201), (10, 10), (30001, 1), (10, 10), (300, 100), (4, 4), (5, 9)]
+    assert outcomes(client, pictures(sizes)) == [
+        1.0,
+        "image: 201 x 150 pixels are more than the 30,000 of max_pixels; send a smaller picture",
+        2.0,
+        "image: 1 x 30001 pixels are more than the 30,000 of max_pixels; send a smaller picture",
+        2.0,
+        1.0,
+        1.0,
+        1.0,
+    ]

@@ -4,6 +4,7 @@ Run: make bench      (last line of stdout: one JSON object)
 
     PYTHONPATH=. python tests/load/bench_serving.py                        wgan: 20 frames of a walk, and a ratio
     PYTHONPATH=. python tests/load/bench_serving.py --model classifier     one picture at a time, and a difference
+    PYTHONPATH=. python tests/load/bench_serving.py --model style          pictures a second, beside Johnson's network
 
 All sides run the same inputs in the same run, in turn, with the same threads, one request at a time; figures are
 medians. In process is ONNX Runtime at its best: its threads spin while they wait. A pause before each turn of wgan lets
@@ -17,8 +18,10 @@ import json
 import os
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import tritonclient.grpc as triton
+from PIL import Image
 
 import atelier
 from serving.embedded import Embedded
@@ -38,15 +42,19 @@ SHARES = (50, 95, 99)
 STAGES = ("queue", "compute_input", "compute_infer", "compute_output")
 
 
-def in_process(repository: Path, model: ModelSpec) -> Callable[[np.ndarray], np.ndarray]:
-    """The same graph with as many threads as the server's, and ONNX Runtime's defaults otherwise."""
+def in_process(repository: Path, model: ModelSpec) -> Callable[..., np.ndarray]:
+    """The same graph, called with the model's inputs in order."""
+    return graph(repository / model.name / str(newest(repository, model.name)) / MODEL, model)
+
+
+def graph(path: Path, model: ModelSpec) -> Callable[..., np.ndarray]:
+    """With as many threads as the server's, and ONNX Runtime's defaults otherwise."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = model.threads
     options.inter_op_num_threads = 1
-    path = repository / model.name / str(newest(repository, model.name)) / MODEL
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    (given,), (made,) = model.inputs, model.outputs
-    return lambda batch: session.run([made.name], {given.name: batch})[0]
+    names = [tensor.name for tensor in model.inputs]
+    return lambda *arrays: session.run(None, dict(zip(names, arrays, strict=True)))[0]
 
 
 def seconds(action: Callable[[], object]) -> float:
@@ -149,12 +157,87 @@ def stages_us(client: triton.InferenceServerClient) -> np.ndarray:
     return np.array([getattr(stats.inference_stats, stage).ns / 1000 for stage in STAGES])
 
 
+# --- style: as many pictures as there are cores for ---
+
+
+def bench_style(repository: Path, pictures: int, rounds: int, side: int) -> dict[str, Any]:
+    """Each way paints as many pictures with two callers, in every round; the last is the paper's network."""
+    style = spec("style")
+    weights, contents = weights_and_contents(pictures, side)
+    run = in_process(repository, style)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Embedded(repository, models=["style"]) as server,
+        atelier.Client(server.grpc) as client,
+    ):
+        plain = graph(johnson(Path(folder) / MODEL, len(style.inputs[1].members)), style)
+        names = client.styles()
+        ways: dict[str, Callable[[], object]] = {
+            "ONNX Runtime in process": lambda: by_two(lambda k: run(contents[k : k + 1], weights), pictures),
+            "Triton through the SDK": lambda: by_two(
+                lambda k: client.stylize(Image.fromarray(contents[k]), names[0]), pictures
+            ),
+            "in process, batches of 4": lambda: by_two(
+                lambda k: run(contents[4 * k : 4 * k + 4], weights.repeat(4, 0)), pictures // 4
+            ),
+            "Johnson's network, plain": lambda: by_two(lambda k: plain(contents[k : k + 1], weights), pictures),
+        }
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for measured in range(-1, rounds):  # one round of warm-up
+            for name, paint in ways.items():
+                took = seconds(paint) / pictures
+                if measured >= 0:
+                    times[name].append(took)
+
+    print(f"{pictures} pictures of {side} x {side} in each of {rounds} rounds, 2 callers, {os.cpu_count()} cores")
+    for name, values in times.items():
+        print(f"{name:28} {1000 * statistics.median(values):6.1f} ms a picture")
+    alone, served, batched, johnsons = times.values()
+    ratios = {
+        "served_to_in_process": ratio(alone, served),
+        "batches_of_4_to_single": ratio(alone, batched),
+        "ours_to_johnsons": ratio(johnsons, alone),
+    }
+    print("throughput: " + ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in ratios.items()))
+    return {"pictures": pictures, "rounds": rounds, "side": side, **{k: round(v, 3) for k, v in ratios.items()}}
+
+
+def weights_and_contents(pictures: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+    members = spec("style").inputs[1].members
+    contents = np.random.default_rng(0).integers(0, 256, (pictures, side, side, 3), np.uint8)
+    return np.eye(1, len(members), dtype=np.float32), contents
+
+
+def johnson(path: Path, styles: int) -> Path:
+    """The paper's network, untrained, as training.export writes any."""
+    from training.export import write_onnx
+    from training.models.style.net import Served, StyleNet
+    from training.models.style.train import JOHNSON
+
+    net = Served(StyleNet(styles, JOHNSON["widths"], outer=JOHNSON["outer"]), (), {}).eval()
+    content, weights = np.zeros((1, 32, 32, 3), np.uint8), np.ones((1, styles), np.float32)
+    write_onnx(net, spec("style"), {"content": content, "style_weights": weights}, path)
+    return path
+
+
+def by_two(paint: Callable[[int], object], count: int) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(paint, range(count)))
+
+
+def ratio(slow: list[float], fast: list[float]) -> float:
+    """How many times as many pictures the second way makes: the median of the rounds' ratios."""
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=("wgan", "classifier"), default="wgan")
+    parser.add_argument("--model", choices=("wgan", "classifier", "style"), default="wgan")
     parser.add_argument("--repository", type=Path, default=REPOSITORY, help="default %(default)s")
     parser.add_argument("--frames", type=int, default=20, help="of wgan, in each call")
-    parser.add_argument("--rounds", type=int, default=30, help="of wgan")
+    parser.add_argument("--rounds", type=int, default=30, help="of wgan and style")
+    parser.add_argument("--pictures", type=int, default=8, help="of style, in each round")
+    parser.add_argument("--side", type=int, default=256, help="of style's pictures, in pixels")
     parser.add_argument("--requests", type=int, default=2000, help="to the classifier")
     args = parser.parse_args()
 
@@ -162,6 +245,8 @@ def main() -> None:
         version = newest(args.repository, args.model)
         if args.model == "wgan":
             measured = bench_wgan(args.repository, args.frames, args.rounds)
+        elif args.model == "style":
+            measured = bench_style(args.repository, args.pictures, args.rounds, args.side)
         else:
             measured = bench_classifier(args.repository, args.requests)
     except ServingError as error:

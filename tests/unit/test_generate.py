@@ -43,7 +43,8 @@ def test_every_kind_of_file_is_generated():
         folder = Path("serving/model_repository", name)
         assert folder / "config.pbtxt" in made
         assert (folder / "labels.txt" in made) == bool(catalog.spec(name).labels)
-        assert (Path(f"deploy/train-{name}.yaml") in made) == (catalog.job(name) is not None)
+    manifests = {jobs.file(name, job) for name in catalog.names() if (job := catalog.job(name))}
+    assert {path for path in made if path.is_relative_to("deploy")} == manifests
     assert Path("clients/src/atelier/_models.py") in made
 
 
@@ -113,7 +114,7 @@ def test_the_sdk_table_is_python(specs):
     for spec in specs:
         contract = table["MODELS"][spec.name]
         assert contract.summary == spec.summary
-        assert contract.max_batch == spec.batching.max_batch
+        assert contract.max_batch == spec.max_batch
         assert [(t.name, t.dtype, t.shape) for t in contract.inputs] == [_facts(t) for t in spec.inputs]
         assert [(t.name, t.dtype, t.shape) for t in contract.outputs] == [_facts(t) for t in spec.outputs]
         assert contract.labels == spec.labels

@@ -14,7 +14,9 @@ from training import catalog
 from training.models.classifier.spec import SPEC as CLASSIFIER
 from training.models.wgan.spec import SPEC
 
-of_each = pytest.mark.parametrize("spec", [catalog.spec(name) for name in catalog.names()], ids=lambda spec: spec.name)
+SPECS = [catalog.spec(name) for name in catalog.names()]
+of_each = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+of_those_in_batches = pytest.mark.parametrize("spec", [s for s in SPECS if s.batching], ids=lambda spec: spec.name)
 PICTURE = Tensor(name="image", dtype="UINT8", shape=(ANY, ANY, 3))
 OTHER = (replace(PICTURE, name="larger"),)
 
@@ -52,15 +54,15 @@ def test_tensors(spec: ModelSpec, given: tuple[object, ...], made: tuple[object,
 
 @of_each
 def test_one_folder_serves_cpu_and_gpu(spec: ModelSpec) -> None:
-    """The backend is named as Triton's own, and instances go where there is a device for them."""
+    """One backend for both, and instances go where there is a device for them."""
     config = parsed(spec)
     (group,) = config.instance_group
-    assert (config.backend, group.count) == ("onnxruntime", spec.instances)
+    assert (config.backend, group.count) == (spec.backend, spec.instances)
     assert group.kind == pb.ModelInstanceGroup.KIND_AUTO
     assert config.parameters["intra_op_thread_count"].string_value == str(spec.threads)
 
 
-@of_each
+@of_those_in_batches
 def test_queue_refuses_what_it_cannot_serve_in_time(spec: ModelSpec) -> None:
     """The queue is bounded in length and in time, and what exceeds either is rejected, not delayed."""
     policy = parsed(spec).dynamic_batching.default_queue_policy
@@ -75,7 +77,7 @@ def test_previous_version_stays() -> None:
     assert parsed(SPEC).version_policy.latest.num_versions == 2
 
 
-@of_each
+@of_those_in_batches
 def test_warmup(spec: ModelSpec) -> None:
     """The first request finds the model warm, whether it holds one item or as many as it may."""
     config = parsed(spec)

@@ -154,6 +154,17 @@ def test_what_is_see_through_is_white(tmp_path, form, made, options):
     assert max(above) < 230
 
 
+@pytest.mark.parametrize(("mode", "kept"), [("RGBA", "RGBA"), ("LA", "RGBA"), ("RGB", "RGB"), ("L", "RGB")])
+def test_transparency_can_be_kept(tmp_path, mode, kept):
+    """RGBA where there is any, with the file's own colours and alpha; RGB where there is none."""
+    levels = np.random.default_rng(0).integers(0, 256, (9, 11, len(mode)), np.uint8)
+    given = Image.fromarray(levels.squeeze()).convert(mode)
+    given.save(tmp_path / "a.png")
+    found = open_picture(tmp_path / "a.png", alpha=True)
+    assert found.mode == kept
+    np.testing.assert_array_equal(found, given.convert(kept))
+
+
 def test_half_see_through_is_half_white(tmp_path):
     """Black at half strength is gray."""
     Image.new("RGBA", (20, 20), (0, 0, 0, 128)).save(tmp_path / "a.png")

@@ -11,6 +11,7 @@ from atelier.classification import Classification
 from atelier.errors import InvalidInput
 
 RED, BLUE, INK = (185, 33, 19), (54, 79, 179), (30, 30, 30)
+PAPER = (244, 241, 232)
 PALE = (226, 221, 206)
 """What a bar leaves of the longest there can be."""
 BARS = (490, 62, 630, 260)
@@ -94,6 +95,25 @@ def test_of_a_long_name_the_end_is_kept():
     )
     assert first != second
     assert first == same
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9, 11])
+@pytest.mark.parametrize("size", [(120, 80), (80, 120), (120, 20)], ids=str)
+def test_a_contact_sheet_has_every_picture_as_it_is(count, size):
+    """Pixel by pixel, in order, in rows of about the height of all; what is transparent shows the paper."""
+    pictures = [Image.new("RGB", size, (10 * index, 200, 0)) for index in range(count)]
+    drawn = sheet.contact([(f"picture {index}", each) for index, each in enumerate(pictures)], title="all of them")
+    corners = [tuple(places(drawn, (10 * index, 200, 0)).min(0)) for index in range(count)]
+    assert corners == sorted(corners)
+    assert all(count_of == size[0] * size[1] for count_of in (count_all(drawn, each) for each in pictures))
+    if count > 1:
+        assert 0.4 < drawn.width / drawn.height < 2.5
+    clear = sheet.contact([("", Image.new("RGBA", size))], title="")
+    assert count_all(clear, Image.new("RGB", (1, 1), PAPER)) == clear.width * clear.height
+
+
+def count_all(drawn: Image.Image, picture: Image.Image) -> int:
+    return count(drawn, picture.getpixel((0, 0)))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,9 @@ import atelier
 from atelier import errors
 from atelier.inprocess import InProcessClient
 
-CALLS = ["ready", "models", "generate", "stream", "walk", "classify"]
+CALLS = ["ready", "models", "generate", "stream", "walk", "classify", "styles", "stylize", "paint"]
+OF_TWO = {"stylize", "paint"}
+"""Calls about two things: a picture and a style."""
 
 
 def public(client: type) -> dict[str, inspect.Signature]:
@@ -40,8 +42,8 @@ def test_both_clients_give_the_same_kinds_of_answers():
         for name, signature in public(atelier.Client).items()
         if signature.return_annotation != public(atelier.AsyncClient)[name].return_annotation
     }
-    assert differ == {"stream", "walk"}  # Frames and AsyncFrames
-    for name in {"ready", "models", "generate", "classify", "close"}:
+    assert differ == {"stream", "walk", "paint"}  # Frames and AsyncFrames, Painting and AsyncPainting
+    for name in {"ready", "models", "generate", "classify", "styles", "stylize", "close"}:
         assert inspect.iscoroutinefunction(getattr(atelier.AsyncClient, name))
 
 
@@ -54,10 +56,10 @@ def test_the_client_in_process_is_a_client():
 @pytest.mark.parametrize("client", [atelier.Client, atelier.AsyncClient])
 @pytest.mark.parametrize("name", ["__init__", *CALLS])
 def test_options_are_keyword_only_and_every_call_has_a_deadline(client, name):
-    """At most one argument goes by position; `timeout_s` is there, and not None by default."""
+    """At most what the call is about goes by position; `timeout_s` is there, and not None by default."""
     _self, *parameters = inspect.signature(getattr(client, name)).parameters.values()
     by_position = [p for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY]
-    assert len(by_position) <= 1
+    assert len(by_position) <= 1 + (name in OF_TWO)
     default = next(p.default for p in parameters if p.name == "timeout_s")
     assert default is atelier.NOT_GIVEN or 0 < default < 3600
 

@@ -16,7 +16,16 @@ def small(styles: int = 3) -> StyleNet:
     for name, parameter in net.named_parameters():
         if ".norm." in name:
             torch.nn.init.normal_(parameter, 1 if name.endswith("scale") else 0, 0.5)
+    torch.nn.init.normal_(net.palette.shift)
+    torch.nn.init.normal_(net.last[1].weight, 0, 0.1)
     return net
+
+
+def test_untrained_it_gives_the_photograph_back_a_little_paler() -> None:
+    """In any style: what is learnt is the difference."""
+    photo = torch.rand(1, 3, 20, 20)
+    painted = StyleNet(2, (4, 6, 8), blocks=1)(photo, torch.tensor([[0.3, 0.7]]))
+    assert (painted - photo).abs().max() < 0.15
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (17, 31), (18, 64), (61, 83)])

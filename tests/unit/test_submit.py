@@ -16,7 +16,7 @@ from kubernetes_stand_in import KubernetesStandIn, Refusal, stand_in_cluster, wr
 
 from training import jobs, run, submit
 
-MANIFESTS = list(yaml.safe_load_all((jobs.ROOT / jobs.file("wgan")).read_text()))
+MANIFESTS = list(yaml.safe_load_all((jobs.ROOT / "deploy" / "train-wgan.yaml").read_text()))
 
 
 def _one_line(captured: pytest.CaptureResult[str]) -> str:
@@ -106,15 +106,23 @@ def test_the_run_understands_what_was_set(preset, settings, capsys):
     assert resolved["pictures"] == (256 if preset == "tiny" else 10_000)
 
 
+def test_several_values_reach_the_run(capsys):
+    """What is separated by commas is parsed to as many values."""
+    arguments = submit.training_arguments("painter", "tiny", ["content_layers=0,0.5,1,0"])
+    assert run.main(["painter", "--dry-run", *arguments]) == 0
+    assert json.loads(capsys.readouterr().out)["content_layers"] == [0, 0.5, 1, 0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["wgn"], "MODEL: no 'wgn'; there are classifier, style, wgan"),
+        (["wgn"], "MODEL: no 'wgn'; there are classifier, painter, style, wgan"),
         (["wgan", "--set", "steps"], "--set steps: give it as KEY=VALUE"),
         (["wgan", "--set", "stps=1"], "--set stps=1: wgan has no option 'stps'; it has corpus, "),
         (["wgan", "--set", "steps=many"], "--set steps=many: 'many' is no int"),
         (["wgan", "--set", "bf16=perhaps"], "--set bf16=perhaps: 'perhaps' is no bool"),
         (["wgan", "--set", "steps=0"], "--set: --steps: 0 is too few"),
+        (["painter", "--set", "style_layers=1,2"], "--set: --style-layers: has 2 numbers, and must have 5"),
         (["wgan", "--preset", "huge"], "--preset: no 'huge'; wgan has default, seed, tiny"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -57,7 +57,7 @@ def test_python_without_shared_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_parts(tmp_path: Path) -> None:
-    """The backend folder holds all of the python backend as files of its own, and this project's backend."""
+    """The backend folder holds all of the python backend as files of its own, and this project's backends."""
     need_tritonserver()
     found = wheel.find()
     assert os.access(found.binary, os.X_OK)
@@ -65,7 +65,8 @@ def test_parts(tmp_path: Path) -> None:
     python = {path.name: path.is_symlink() for path in (folder / "python").iterdir()}
     names = ["libtriton_python.so", "triton_python_backend_stub", "triton_python_backend_utils.py"]
     assert python == dict.fromkeys(names, False)
-    assert (folder / "onnxruntime" / "model.py").is_file()
+    for backend in ("onnxruntime", "painter"):
+        assert (folder / backend / "model.py").is_file()
 
 
 def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:

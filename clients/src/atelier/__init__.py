@@ -1,4 +1,4 @@
-"""Atelier's image models in Python: computer art from latent vectors, garments named.
+"""Atelier's image models in Python: computer art from latent vectors, garments named, photos painted.
 
 with atelier.Client() as client:
     keyframes = atelier.latents.draw(5, seed=7)
@@ -7,6 +7,7 @@ with atelier.Client() as client:
 
     boot = atelier.pictures.open_picture("boot.jpg")
     client.classify(boot)[0].top(3)
+    client.stylize(boot, "starry-night", size=512)[0].save("painted.png")
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from atelier._types import NOT_GIVEN, Model
 from atelier.classification import Classification
 from atelier.errors import AtelierError
 from atelier.garments import preprocess_garment
+from atelier.painting import AsyncPainting, Painting, Stroke
 from atelier.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -29,12 +31,15 @@ __all__ = [
     "NOT_GIVEN",
     "AsyncClient",
     "AsyncFrames",
+    "AsyncPainting",
     "AtelierError",
     "Classification",
     "Client",
     "Frames",
     "Model",
+    "Painting",
     "Recipe",
+    "Stroke",
     "errors",
     "garments",
     "latents",

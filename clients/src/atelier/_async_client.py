@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator
-from functools import cached_property
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from functools import cached_property, partial
 from typing import Any, Self, TypeVar
 
 import grpc
@@ -17,12 +17,15 @@ from tritonclient.grpc import service_pb2_grpc
 
 from atelier import _address, paths
 from atelier._contract import Tensors
-from atelier._protocol import IN_FLIGHT, Core, Flow, Pause, Probe, Send, Step, batches
-from atelier._types import DEFAULT_TIMEOUT_S, NOT_GIVEN, Model, NotGiven
+from atelier._failures import STATUS_CODES, Late
+from atelier._protocol import Core, Flow, Open, Pause, Probe, Read, Step, batches
+from atelier._types import DEFAULT_TIMEOUT_S, IN_FLIGHT, NOT_GIVEN, Model, NotGiven
 from atelier.classification import Classification, Method, Pictures, images
 from atelier.errors import AtelierError, Cancelled
 from atelier.latents import Latents, check
-from atelier.tasks import CLASSIFY, GENERATE, Task
+from atelier.painting import CONTENT, STYLE, AsyncPainting, Commission, Knobs, Layers, Optimizer, Start, Stroke
+from atelier.styling import Photos, Styles, Work
+from atelier.tasks import CLASSIFY, GENERATE, PAINT, STYLIZE, Task
 
 T = TypeVar("T")
 
@@ -139,6 +142,87 @@ class AsyncClient:
         results = self._results(CLASSIFY, parts, model, version, self._core.seconds(timeout_s))
         return [answer async for answer in results]
 
+    async def styles(self, model: str = "style", *, timeout_s: float | NotGiven = NOT_GIVEN) -> tuple[str, ...]:
+        """The names that `stylize` knows, as the server has them now."""
+        STYLIZE.contract(model)
+        return await self._run(self._core.members(model, "style_weights", timeout_s))
+
+    async def stylize(
+        self,
+        pictures: Photos,
+        style: Styles,
+        *,
+        size: int | None = None,
+        strength: float = 1.0,
+        keep_color: bool = False,
+        model: str = "style",
+        version: int | None = None,
+        timeout_s: float | NotGiven = NOT_GIVEN,
+    ) -> list[Image.Image]:
+        """One or more pictures in the manner of paintings, in order; see `Client.stylize`."""
+        take = partial(Work.of, size=size, strength=strength, keep_color=keep_color)
+        work = await asyncio.to_thread(take, pictures, style, STYLIZE.contract(model))
+        if not work.originals:
+            return []
+        names = await self.styles(model, timeout_s=timeout_s)
+        parts = await asyncio.to_thread(work.parts, names)
+        results = self._results(STYLIZE, parts, model, version, self._core.seconds(timeout_s))
+        return await asyncio.to_thread(work.finished, [picture async for picture in results], names)
+
+    def paint(
+        self,
+        content: Image.Image,
+        style: Image.Image,
+        *,
+        iterations: int = Knobs.iterations,
+        every: int = Knobs.every,
+        content_weight: float = Knobs.content_weight,
+        style_weight: float = Knobs.style_weight,
+        tv_weight: float = Knobs.tv_weight,
+        content_layers: Layers = CONTENT,
+        style_layers: Layers = STYLE,
+        start: Start = Knobs.start,
+        seed: int = Knobs.seed,
+        scales: int = Knobs.scales,
+        optimizer: Optimizer = Knobs.optimizer,
+        size: int | None = None,
+        keep_color: bool = False,
+        model: str = "painter",
+        version: int | None = None,
+        timeout_s: float | NotGiven = NOT_GIVEN,
+    ) -> AsyncPainting:
+        """The content painted in the manner of the style, step by step; see `Client.paint`."""
+        knobs = Knobs(
+            iterations=iterations,
+            every=every,
+            content_weight=content_weight,
+            style_weight=style_weight,
+            tv_weight=tv_weight,
+            content_layers=content_layers,
+            style_layers=style_layers,
+            start=start,
+            seed=seed,
+            scales=scales,
+            optimizer=optimizer,
+        )
+        contract = PAINT.contract(model)
+        wanted = Commission.of(content, style, contract, knobs=knobs, size=size, keep_color=keep_color)
+        return AsyncPainting(self._strokes(wanted, model, version, self._core.seconds(timeout_s)))
+
+    async def _strokes(
+        self, wanted: Commission, model: str, version: int | None, timeout_s: float
+    ) -> AsyncGenerator[Stroke, None]:
+        tensors = await asyncio.to_thread(wanted.tensors)
+        begun = self._core.stream(PAINT, tensors, model, version, timeout_s)
+        stream, stroke = await self._run(begun)
+        try:
+            while stroke is not None:
+                yield await asyncio.to_thread(wanted.finished, stroke)
+                following = self._core.following(PAINT, stream, model, timeout_s)
+                stroke = await self._run(following)
+        finally:
+            stream.cancel()
+
     async def _results(
         self, task: Task[T], parts: list[Tensors], model: str, version: int | None, timeout_s: float
     ) -> AsyncIterator[T]:
@@ -180,11 +264,15 @@ class AsyncClient:
                 return await asyncio.sleep(seconds)
             case Probe(host, port, timeout_s):
                 return await _accepts(host, port, timeout_s)
-        return await self._send(step)
+            case Read(stream, timeout_s):
+                return await self._awaited(stream.read(timeout_s))
+            case Open(method, request):
+                return _Stream(getattr(self._stub, method)(metadata=STATUS_CODES), request)
+        return await self._awaited(getattr(self._stub, step.method)(step.request, timeout=step.timeout_s))
 
-    async def _send(self, step: Send) -> Any:
+    async def _awaited(self, call: Awaitable[Any]) -> Any:
         try:
-            return await getattr(self._stub, step.method)(step.request, timeout=step.timeout_s)
+            return await call
         except asyncio.CancelledError as exc:
             task = asyncio.current_task()
             if self._closed and not (task and task.cancelling()):  # by close(), and not the caller's task
@@ -205,6 +293,25 @@ class AsyncClient:
     @cached_property
     def _stub(self) -> Any:
         return service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+
+class _Stream:
+    """Answers under way to one request, which never ends; see the other client's."""
+
+    def __init__(self, call: Any, request: Any) -> None:
+        self._call = call
+        self._unsent = [request]
+        self.cancel = call.cancel
+
+    async def read(self, timeout_s: float) -> Any:
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._unsent:
+                    await self._call.write(self._unsent.pop())
+                found = await self._call.read()
+        except TimeoutError as exc:
+            raise Late from exc
+        return None if found is grpc.aio.EOF else found
 
 
 async def _accepts(host: str, port: int, timeout_s: float) -> bool:

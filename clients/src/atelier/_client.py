@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, Self, TypeVar
 
@@ -17,12 +18,15 @@ from tritonclient.grpc import service_pb2_grpc
 
 from atelier import _address, paths
 from atelier._contract import Tensors
-from atelier._protocol import IN_FLIGHT, Core, Flow, Pause, Probe, Send, Step, batches
-from atelier._types import DEFAULT_TIMEOUT_S, NOT_GIVEN, Model, NotGiven
+from atelier._failures import STATUS_CODES, Late
+from atelier._protocol import Core, Flow, Open, Pause, Probe, Read, Send, Step, batches
+from atelier._types import DEFAULT_TIMEOUT_S, IN_FLIGHT, NOT_GIVEN, Model, NotGiven
 from atelier.classification import Classification, Method, Pictures, images
 from atelier.errors import AtelierError, Cancelled
 from atelier.latents import Latents, check
-from atelier.tasks import CLASSIFY, GENERATE, Task
+from atelier.painting import CONTENT, STYLE, Commission, Knobs, Layers, Optimizer, Painting, Start, Stroke
+from atelier.styling import Photos, Styles, Work
+from atelier.tasks import CLASSIFY, GENERATE, PAINT, STYLIZE, Task
 
 T = TypeVar("T")
 
@@ -52,6 +56,9 @@ class Server(Protocol):
 
     def send(self, step: Send) -> Any:
         """The answer's protobuf. Raises grpc.RpcError or AtelierError."""
+
+    def open(self, step: Open) -> Any:
+        """A stream: `read(timeout_s)` gives its next protobuf, None at the end, or raises; `cancel()` ends it."""
 
     def close(self) -> None: ...
 
@@ -165,6 +172,94 @@ class Client:
         parts = batches(CLASSIFY, {"image": images(pictures, method=method)}, model)
         return list(self._results(CLASSIFY, parts, model, version, self._core.seconds(timeout_s)))
 
+    def styles(self, model: str = "style", *, timeout_s: float | NotGiven = NOT_GIVEN) -> tuple[str, ...]:
+        """The names that `stylize` knows, as the server has them now."""
+        STYLIZE.contract(model)
+        return self._run(self._core.members(model, "style_weights", timeout_s))
+
+    def stylize(
+        self,
+        pictures: Photos,
+        style: Styles,
+        *,
+        size: int | None = None,
+        strength: float = 1.0,
+        keep_color: bool = False,
+        model: str = "style",
+        version: int | None = None,
+        timeout_s: float | NotGiven = NOT_GIVEN,
+    ) -> list[Image.Image]:
+        """One or more pictures in the manner of paintings, in order: RGB, or RGBA if they have alpha; any sizes.
+
+        style: a name of `styles`, weights by names, which blends them, or one of either for each picture. size: the
+        long side in pixels, else each stays as large as it is. strength: from 0, the original, to 1. keep_color:
+        only the brightness changes. A result's `info` says its model, version and style.
+        """
+        work = Work.of(pictures, style, STYLIZE.contract(model), size=size, strength=strength, keep_color=keep_color)
+        if not work.originals:
+            return []
+        names = self.styles(model, timeout_s=timeout_s)
+        painted = self._results(STYLIZE, work.parts(names), model, version, self._core.seconds(timeout_s))
+        return work.finished(painted, names)
+
+    def paint(
+        self,
+        content: Image.Image,
+        style: Image.Image,
+        *,
+        iterations: int = Knobs.iterations,
+        every: int = Knobs.every,
+        content_weight: float = Knobs.content_weight,
+        style_weight: float = Knobs.style_weight,
+        tv_weight: float = Knobs.tv_weight,
+        content_layers: Layers = CONTENT,
+        style_layers: Layers = STYLE,
+        start: Start = Knobs.start,
+        seed: int = Knobs.seed,
+        scales: int = Knobs.scales,
+        optimizer: Optimizer = Knobs.optimizer,
+        size: int | None = None,
+        keep_color: bool = False,
+        model: str = "painter",
+        version: int | None = None,
+        timeout_s: float | NotGiven = NOT_GIVEN,
+    ) -> Painting:
+        """The content painted in the manner of the style, step by step: a `Stroke` every so many iterations.
+
+        Weights and layers: see `painting`. scales: sizes from coarse to fine, 0 as many as the content's size asks
+        for. size: the content's long side in pixels, else it stays as large as it is. keep_color: only the brightness
+        changes. `timeout_s` is for each stroke.
+        """
+        knobs = Knobs(
+            iterations=iterations,
+            every=every,
+            content_weight=content_weight,
+            style_weight=style_weight,
+            tv_weight=tv_weight,
+            content_layers=content_layers,
+            style_layers=style_layers,
+            start=start,
+            seed=seed,
+            scales=scales,
+            optimizer=optimizer,
+        )
+        contract = PAINT.contract(model)
+        wanted = Commission.of(content, style, contract, knobs=knobs, size=size, keep_color=keep_color)
+        return Painting(self._strokes(wanted, model, version, self._core.seconds(timeout_s)))
+
+    def _strokes(
+        self, wanted: Commission, model: str, version: int | None, timeout_s: float
+    ) -> Generator[Stroke, None, None]:
+        begun = self._core.stream(PAINT, wanted.tensors(), model, version, timeout_s)
+        stream, stroke = self._run(begun)
+        try:
+            while stroke is not None:
+                yield wanted.finished(stroke)
+                following = self._core.following(PAINT, stream, model, timeout_s)
+                stroke = self._run(following)
+        finally:
+            stream.cancel()
+
     def _results(
         self, task: Task[T], parts: list[Tensors], model: str, version: int | None, timeout_s: float
     ) -> Iterator[T]:
@@ -209,6 +304,10 @@ class Client:
                 return None
             case Probe(host, port, timeout_s):
                 return _accepts(host, port, timeout_s)
+            case Read(stream, timeout_s):
+                return stream.read(timeout_s)
+            case Open():
+                return self._server.open(step)
         return self._server.send(step)
 
     def _connect(self, url: str) -> Server:
@@ -233,8 +332,50 @@ class _Grpc:
         except ValueError as exc:  # gRPC's word for a channel that another thread has closed
             raise _ended(self.address) from exc
 
+    def open(self, step: Open) -> _Stream:
+        try:
+            return _Stream(getattr(self._stub, step.method), step.request)
+        except ValueError as exc:
+            raise _ended(self.address) from exc
+
     def close(self) -> None:
         self._channel.close()
+
+
+class _Stream:
+    """Answers under way to one request."""
+
+    def __init__(self, method: Any, request: Any) -> None:
+        self._ended = threading.Event()
+        self._late = False
+        self._call = method(self._requests(request), metadata=STATUS_CODES)
+
+    def read(self, timeout_s: float) -> Any:
+        timer = threading.Timer(timeout_s, self._give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            return next(self._call, None)
+        except BaseException as exc:
+            self.cancel()
+            if self._late:
+                raise Late from exc
+            raise
+        finally:
+            timer.cancel()
+
+    def cancel(self) -> None:
+        self._call.cancel()
+        self._ended.set()
+
+    def _requests(self, request: Any) -> Iterator[Any]:
+        """Without an end: Triton 2.51 can't unload a model any more of which a stream was cancelled after that."""
+        yield request
+        self._ended.wait()
+
+    def _give_up(self) -> None:
+        self._late = True
+        self.cancel()
 
 
 def _ended(address: object) -> Cancelled:

@@ -12,6 +12,9 @@ from atelier import errors
 _Kind = type[errors.AtelierError]
 _Code = grpc.StatusCode
 
+STATUS_CODES: Final = (("triton_grpc_error", "true"),)
+"""Metadata of a stream: its failures then come with status codes, as those of other calls do."""
+
 OVERLOAD_PAUSE_S: Final = 0.5
 """When to come back after an overload if the server gives no hint: a quarter of the usual queue timeout."""
 
@@ -45,6 +48,16 @@ BY_WORDS: Final[tuple[tuple[grpc.StatusCode, str, _Kind], ...]] = (  # Triton 2.
     (_Code.RESOURCE_EXHAUSTED, "message larger than max", errors.InvalidInput),
     (_Code.UNIMPLEMENTED, "decoupled", errors.ServerError),
 )
+
+
+class Late(grpc.RpcError):  # type: ignore[misc]
+    """The next answer of a stream did not come in time, which gRPC has no deadline for."""
+
+    def code(self) -> grpc.StatusCode:
+        return _Code.DEADLINE_EXCEEDED
+
+    def details(self) -> str:
+        return ""
 
 
 def kind(code: grpc.StatusCode, details: str) -> _Kind:

@@ -22,6 +22,33 @@ MODELS: dict[str, Contract] = {
             "Ankle boot",
         ),
     ),
+    "painter": Contract(
+        summary="a photograph painted step by step in the manner of any painting (Gatys et al. 2015)",
+        inputs=(
+            Tensor("content", "UINT8", (-1, -1, 3)),
+            Tensor("style", "UINT8", (-1, -1, 3)),
+            Tensor("iterations", "INT32", (1,), optional=True),
+            Tensor("every", "INT32", (1,), optional=True),
+            Tensor("content_weight", "FP32", (1,), optional=True),
+            Tensor("style_weight", "FP32", (1,), optional=True),
+            Tensor("tv_weight", "FP32", (1,), optional=True),
+            Tensor("content_layers", "FP32", (4,), optional=True),
+            Tensor("style_layers", "FP32", (5,), optional=True),
+            Tensor("start", "INT32", (1,), optional=True),
+            Tensor("seed", "INT32", (1,), optional=True),
+            Tensor("scales", "INT32", (1,), optional=True),
+            Tensor("optimizer", "INT32", (1,), optional=True),
+        ),
+        outputs=(
+            Tensor("image", "UINT8", (-1, -1, 3)),
+            Tensor("iteration", "INT32", (1,)),
+            Tensor("total", "INT32", (1,)),
+            Tensor("losses", "FP32", (3,)),
+            Tensor("objective", "FP32", (1,)),
+        ),
+        max_batch=0,
+        max_pixels=1_048_576,
+    ),
     "style": Contract(
         summary="a photograph in the manner of a painting, or of several",
         inputs=(

@@ -19,13 +19,9 @@ from tritonclient.grpc import service_pb2 as pb
 
 from atelier import _failures, _wire, errors
 from atelier._address import Address
-from atelier._contract import Tensors
+from atelier._contract import Contract, Tensors
 from atelier._types import Model, NotGiven
 from atelier.tasks import Task
-
-IN_FLIGHT: Final = 2
-"""Batches under way at once: one in the network, one queued behind it. More would only wait in a queue that
-Triton, after its timeout, empties by refusing."""
 
 ATTEMPTS: Final = 4
 FIRST_PAUSE_S: Final = 0.1
@@ -45,6 +41,22 @@ class Send:
 
 
 @dataclass(frozen=True)
+class Open:
+    """Call `method`, which answers with a stream, on one request. Something to `Read` from comes back at once."""
+
+    method: str
+    request: Any
+
+
+@dataclass(frozen=True)
+class Read:
+    """Wait for the next answer of a stream. It comes back, or None at the end, or a grpc.RpcError is thrown in."""
+
+    stream: Any
+    timeout_s: float
+
+
+@dataclass(frozen=True)
 class Pause:
     """Wait."""
 
@@ -60,7 +72,7 @@ class Probe:
     timeout_s: float
 
 
-Step = Send | Pause | Probe
+Step = Send | Open | Read | Pause | Probe
 T = TypeVar("T")
 Flow = Generator[Step, Any, T]
 
@@ -107,19 +119,61 @@ class Core:
             raise errors.ModelNotReady(f"{self.address}: no version of {model} is ready; try again shortly")
         return max(int(version) for version in answer.versions)
 
+    def members(self, model: str, tensor: str, timeout_s: float | NotGiven) -> Flow[tuple[str, ...]]:
+        """What the elements of a model's vector are called: a parameter in its config.pbtxt says so."""
+        answer = yield from self._about(model, "ModelConfig", pb.ModelConfigRequest(name=model), timeout_s)
+        named = {key: parameter.string_value for key, parameter in answer.config.parameters.items()}
+        if not named.get(tensor):
+            raise errors.UnknownModel(f"{self.address}: {model} has no names for its {tensor} in its config.pbtxt")
+        return tuple(named[tensor].split(","))
+
     def infer(
         self, task: Task[T], tensors: Tensors, model: str, version: int | None, timeout_s: float | NotGiven
     ) -> Flow[list[T]]:
         """One batch: 1 to max_batch of each tensor that the task takes, to as many results."""
         wanted = task.contract(model)
         request = _wire.request(tensors, model, _version(version), wanted)
-        reply = yield from self._about(model, "ModelInfer", request, timeout_s)
+        reply = yield from self._about(model, "ModelInfer", request, timeout_s, version=version)
         return task.read(_wire.answer(reply, wanted, _count(tensors)), wanted)
+
+    def stream(
+        self, task: Task[T], tensors: Tensors, model: str, version: int | None, timeout_s: float | NotGiven
+    ) -> Flow[tuple[Any, T | None]]:
+        """Begins a stream of results: what to go on from, for `following`, and the first."""
+        wanted = task.contract(model)
+        about = pb.ModelMetadataRequest(name=model, version=_version(version))
+        # A stream's own errors say less well what is not there.
+        yield from self._about(model, "ModelMetadata", about, timeout_s, version=version)
+        request = _wire.request(tensors, model, _version(version), wanted)
+        request.parameters[_wire.SAY_FINAL].bool_param = True
+        stream, reply = yield from self._tried(lambda left_s: _begun(request, left_s), timeout_s)
+        return stream, self._streamed(task, reply, wanted)
+
+    def following(self, task: Task[T], stream: Any, model: str, timeout_s: float | NotGiven) -> Flow[T | None]:
+        """The next result of a stream; None after the last."""
+        within_s = self.seconds(timeout_s)
+        try:
+            reply = yield Read(stream, within_s)
+        except grpc.RpcError as exc:
+            raise (yield from self._explained(exc, within_s)) from exc
+        return self._streamed(task, reply, task.contract(model))
+
+    def _streamed(self, task: Task[T], reply: Any, wanted: Contract) -> T | None:
+        if reply is None:
+            raise errors.ServerError(f"{self.address}: the stream broke off before its last answer")
+        if reply.error_message:
+            raise errors.ServerError(f"{self.address}: {' '.join(reply.error_message.split())}")
+        if _wire.is_final(reply.infer_response):
+            return None
+        (result,) = task.read(_wire.answer(reply.infer_response, wanted, 1), wanted)
+        return result
 
     def seconds(self, timeout_s: float | NotGiven) -> float:
         return self._timeout_s if isinstance(timeout_s, NotGiven) else _seconds(timeout_s)
 
-    def _about(self, model: str, method: str, request: Any, timeout_s: float | NotGiven) -> Flow[Any]:
+    def _about(
+        self, model: str, method: str, request: Any, timeout_s: float | NotGiven, *, version: int | None = None
+    ) -> Flow[Any]:
         """A call about a model. Where there is no such thing, the error says what there is."""
         try:
             return (yield from self._call(method, request, timeout_s))
@@ -127,7 +181,7 @@ class Core:
             text = f"{self.address}: there is no model {model}"
             raise errors.UnknownModel(text + (yield from self._there(timeout_s))) from exc.__cause__
         except errors.UnknownVersion as exc:
-            text = f"{self.address}: {model} has no version {request.model_version}"
+            text = f"{self.address}: {model} has no version {version}"
             raise errors.UnknownVersion(text + (yield from self._there(timeout_s))) from exc.__cause__
 
     def _there(self, timeout_s: float | NotGiven) -> Flow[str]:
@@ -139,11 +193,17 @@ class Core:
         return f" (served: {served or 'nothing'})"
 
     def _call(self, method: str, request: Any, timeout_s: float | NotGiven, *, attempts: int = ATTEMPTS) -> Flow[Any]:
+        return (yield from self._tried(lambda left_s: _sent(method, request, left_s), timeout_s, attempts=attempts))
+
+    def _tried(
+        self, attempted: Callable[[float], Flow[T]], timeout_s: float | NotGiven, *, attempts: int = ATTEMPTS
+    ) -> Flow[T]:
+        """What a flow gives that is told the seconds left, and is begun again where that may help."""
         within_s = self.seconds(timeout_s)
         deadline = self._clock() + within_s
         for attempt in itertools.count(1):
             try:
-                answer = yield Send(method, request, max(deadline - self._clock(), 0.0))
+                answer = yield from attempted(max(deadline - self._clock(), 0.0))
             except grpc.RpcError as exc:
                 failure = yield from self._explained(exc, within_s)
                 pause_s = self._pause_s(failure, attempt, attempts)
@@ -177,6 +237,16 @@ class Core:
             return None
         grown = min(first * PAUSE_GROWTH ** min(attempt - 1, 9), LONGEST_PAUSE_S)
         return grown * (1 + JITTER * (2 * self._chance() - 1))
+
+
+def _sent(method: str, request: Any, left_s: float) -> Flow[Any]:
+    return (yield Send(method, request, left_s))
+
+
+def _begun(request: Any, left_s: float) -> Flow[tuple[Any, Any]]:
+    """A stream, and its first answer."""
+    stream = yield Open("ModelStreamInfer", request)
+    return stream, (yield Read(stream, left_s))
 
 
 def batches(task: Task[Any], tensors: Tensors, model: str) -> list[Tensors]:

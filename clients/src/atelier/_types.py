@@ -23,6 +23,10 @@ NOT_GIVEN: Final = NotGiven()
 DEFAULT_TIMEOUT_S: Final = 30.0
 """The longest wait for one answer unless the caller says otherwise."""
 
+IN_FLIGHT: Final = 2
+"""Batches under way at once: one in the network, one queued behind it. More would only wait in a queue that
+Triton, after its timeout, empties by refusing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Model:

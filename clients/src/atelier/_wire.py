@@ -11,6 +11,9 @@ from tritonclient.grpc import service_pb2 as pb
 from atelier._contract import DTYPES, Array, Contract, Tensors
 from atelier.errors import ServerError
 
+SAY_FINAL = "triton_enable_empty_final_response"
+"""The parameter of a request that has the end of its answers said."""
+
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -24,12 +27,14 @@ class Answer:
 
 
 def request(tensors: Tensors, model: str, version: str, wanted: Contract) -> Any:
-    """Asks for every output. `tensors` are what `wanted` takes, 1 to max_batch of each."""
+    """Asks for every output. `tensors` are what `wanted` takes, 1 to max_batch of each, or 1 if that is 0."""
     made = pb.ModelInferRequest(model_name=model, model_version=version)
     for tensor in wanted.inputs:
+        if tensor.optional and tensor.name not in tensors:
+            continue
         array = tensors[tensor.name]
         assert tensor.fits(array), f"{model}: {tensor} is given {array.dtype} {array.shape}"
-        put(made.inputs, made.raw_input_contents, tensor.name, array)
+        put(made.inputs, made.raw_input_contents, tensor.name, array if wanted.max_batch else array[0])
     for tensor in wanted.outputs:
         made.outputs.add(name=tensor.name)
     return made
@@ -41,6 +46,8 @@ def answer(reply: Any, wanted: Contract, count: int) -> Answer:
         found = tensors(reply.outputs, reply.raw_output_contents)
     except (KeyError, ValueError) as exc:
         raise ServerError(f"{reply.model_name}: its answer cannot be read ({exc})") from exc
+    if not wanted.max_batch:
+        found = {name: array[None] for name, array in found.items()}
     for tensor in wanted.outputs:
         array = found.get(tensor.name)
         if array is None:
@@ -49,6 +56,11 @@ def answer(reply: Any, wanted: Contract, count: int) -> Answer:
             had, needed = f"{array.dtype} {array.shape}", f"{tensor.dtype} {(count, *tensor.shape)}"
             raise ServerError(f"{reply.model_name}: output {tensor.name!r} is {had}, and must be {needed}")
     return Answer(reply.model_name, int(reply.model_version), found)
+
+
+def is_final(reply: Any) -> bool:
+    """Whether it is no answer, but says that there are no more."""
+    return bool(reply.parameters["triton_final_response"].bool_param) and not reply.outputs
 
 
 def put(described: Any, contents: Any, name: str, array: Array) -> None:

@@ -11,7 +11,7 @@ import io
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
@@ -64,8 +64,8 @@ class Parser(argparse.ArgumentParser):
         except errors.AtelierError as exc:
             flag = _FLAGS.get(type(exc))
             self.error(f"{flag}: {exc}" if flag else str(exc))
-        except KeyboardInterrupt:
-            self.exit(130, f"{self.prog}: stopped; nothing was saved\n")
+        except KeyboardInterrupt as exc:
+            self.exit(130, f"{self.prog}: stopped; {str(exc) or 'nothing was saved'}\n")
         if outcome.text:
             print(outcome.text)
         self.exit(int(outcome.partial))
@@ -85,6 +85,15 @@ def naming(flag: str) -> Iterator[None]:
         raise errors.InvalidInput(f"{flag}: {exc}") from exc
 
 
+@contextlib.contextmanager
+def counting(done: Sized, count: int) -> Iterator[None]:
+    """Has Ctrl-C say how many of `count` there are already."""
+    try:
+        yield
+    except KeyboardInterrupt as exc:
+        raise KeyboardInterrupt(f"{len(done)} of {count} are done") from exc
+
+
 def server(text: str) -> str:
     """An argparse type: where a server is."""
     try:
@@ -102,6 +111,17 @@ def rate(text: str) -> float:
         value = math.nan
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0")
+    return value
+
+
+def share(text: str) -> float:
+    """An argparse type: a number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number from 0 to 1")
     return value
 
 

@@ -12,12 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
 from tritonclient.grpc import service_pb2 as pb
 
 from atelier import _wire, errors
 from atelier._address import Address
 from atelier._client import Client
-from atelier._protocol import Send
+from atelier._protocol import Open, Send
 from atelier._types import DEFAULT_TIMEOUT_S
 
 
@@ -51,6 +53,9 @@ class _OnnxRuntime:
         answer: Callable[[Any], Any] = getattr(self, f"_{step.method}")
         return answer(step.request)
 
+    def open(self, step: Open) -> Any:
+        raise errors.UnknownModel(f"{self.address}: no {step.request.model_name} in this process; it needs a server")
+
     def close(self) -> None:
         self._sessions.clear()
 
@@ -72,6 +77,14 @@ class _OnnxRuntime:
     def _ModelMetadata(self, request: Any) -> Any:
         self._file(request.name, "")
         return pb.ModelMetadataResponse(name=request.name, versions=map(str, self._versions(request.name)))
+
+    def _ModelConfig(self, request: Any) -> Any:
+        path = self._file(request.name, "").parents[1] / "config.pbtxt"
+        try:
+            config = text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+        except (OSError, ValueError, text_format.ParseError) as exc:
+            raise errors.ServerError(f"{path}: cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
+        return pb.ModelConfigResponse(config=config)
 
     def _ModelInfer(self, request: Any) -> Any:
         path = self._file(request.model_name, request.model_version)

@@ -64,7 +64,7 @@ def connect(
     elif repository is None and (there := _default(say)):
         chosen = there
     else:
-        chosen = _started(checkout, _with_model(folder, model), model, say)
+        chosen = _started(checkout, _with_model(folder, model), task, model, say)
     with chosen as client:
         yield client
 
@@ -93,13 +93,15 @@ def _default(say: Say) -> Client | None:
 
 
 @contextlib.contextmanager
-def _started(checkout: Path, repository: Path, model: str, say: Say) -> Iterator[Client]:
+def _started(checkout: Path, repository: Path, task: Task[Any], model: str, say: Say) -> Iterator[Client]:
     with contextlib.ExitStack() as stack:
         try:
             address = stack.enter_context(_embedded(checkout, repository, model))
             say("started the embedded Triton for this run; `make serve` keeps one running")
             client: Client = Client(address, timeout_s=TIMEOUT_S, patient=True)
         except errors.ServerUnreachable as exc:
+            if task.streams:
+                raise errors.ServerUnreachable(f"{exc}, and {model} needs a server; give one's address") from exc
             client = _in_process(repository, exc)
             say(f"running the model in this process with ONNX Runtime: {exc}")
         yield stack.enter_context(client)

@@ -31,7 +31,7 @@ def _nobody(line: str) -> None:
     pass
 
 
-def open_picture(path: str | Path, *, say: Say = _nobody) -> Image.Image:
+def open_picture(path: str | Path, *, alpha: bool = False, say: Say = _nobody) -> Image.Image:
     """The picture in a file, as `as_rgb` makes it; of several, such as an animation's, the first, and `say` is told.
 
     Raises InvalidInput, one line with the path: missing, a folder, no picture, damaged, too large or too small.
@@ -39,13 +39,14 @@ def open_picture(path: str | Path, *, say: Say = _nobody) -> Image.Image:
     with _readable(Path(path)) as file, _undamaged(str(path)), _opened(file, str(path)) as picture:
         if getattr(picture, "is_animated", False) and picture.format != "MPO":  # a camera's, with a preview behind it
             say(f"{path}: holds more than one picture; the first is taken")
-        return as_rgb(picture, name=str(path))
+        return as_rgb(picture, alpha=alpha, name=str(path))
 
 
-def as_rgb(picture: Image.Image, *, name: str = "picture") -> Image.Image:
+def as_rgb(picture: Image.Image, *, alpha: bool = False, name: str = "picture") -> Image.Image:
     """Any picture as RGB of 8 bits: turned as its EXIF says, transparency over white, 16-bit gray scaled.
 
-    Gray of more bits, or of floats, has no fixed white: its darkest pixel becomes black and its brightest white.
+    `alpha` keeps transparency where there is any: RGBA. Gray of more bits, or of floats, has no fixed white: its
+    darkest pixel becomes black and its brightest white.
     Raises InvalidInput, beginning with `name`, if it cannot be decoded or has a side below SMALLEST_SIDE.
     """
     if min(picture.size) < SMALLEST_SIDE:
@@ -53,7 +54,19 @@ def as_rgb(picture: Image.Image, *, name: str = "picture") -> Image.Image:
         raise InvalidInput(f"{name}: has {size} pixels, too few to see anything; give a picture of {least} or more")
     with _undamaged(name):
         picture.load()
-        return _flattened(_upright(picture))
+        return _flattened(_upright(picture), alpha)
+
+
+def opaque(picture: Image.Image) -> Image.Image:
+    """RGBA as RGB, where it is transparent in the colours of what is nearest: no edge that a network would see."""
+    layers = [picture]
+    while max(layers[-1].size) > 1:
+        layers.append(_halved(layers[-1]))
+    ground = layers.pop()
+    ground.putalpha(255)
+    for layer in reversed(layers):
+        ground = Image.alpha_composite(ground.resize(layer.size, Image.Resampling.BILINEAR), layer)
+    return ground.convert("RGB")
 
 
 # --- files
@@ -114,13 +127,23 @@ def _upright(picture: Image.Image) -> Image.Image:
     return picture
 
 
-def _flattened(picture: Image.Image) -> Image.Image:
+def _flattened(picture: Image.Image, alpha: bool) -> Image.Image:
     if picture.mode == "F" or picture.mode.startswith("I"):
         return _scaled(picture)
     if picture.has_transparency_data:
         seen = picture.convert("RGBA")
+        if alpha:
+            return seen
         return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
     return picture.convert("RGB")
+
+
+def _halved(picture: Image.Image) -> Image.Image:
+    """RGBA of half the size, the mean colours of what is visible: one opaque pixel of four is enough to be opaque."""
+    width, height = ((side + 1) // 2 for side in picture.size)
+    small = picture.resize((width, height), Image.Resampling.BOX)
+    small.putalpha(small.getchannel("A").point(lambda level: 255 if level >= 64 else level))
+    return small
 
 
 def _scaled(picture: Image.Image) -> Image.Image:

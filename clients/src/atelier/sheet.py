@@ -1,4 +1,4 @@
-"""A sheet of classified pictures: each as it was given, as the network saw it, and its answer as bars.
+"""Sheets of what was made of pictures. Of classified ones: each as given, as the network saw it, its answer as bars.
 
 seen = garments.preprocess_garment(picture)
 sheet.save(Path("sheet.png"), [sheet.Card("boot.jpg", picture, seen, answer)])
@@ -65,6 +65,22 @@ def save(path: Path, cards: Sequence[Card], *, top: int | None = None) -> None:
     drawn = draw(cards, top=top)
     with replacing(path) as beside:
         drawn.save(beside, format="PNG")
+
+
+def contact(pictures: Sequence[tuple[str, Image.Image]], *, title: str) -> Image.Image:
+    """Pictures with their names, as large as they are, in one RGB picture about as wide as high."""
+    width, height = (max(sides) for sides in zip(*(picture.size for _, picture in pictures), strict=True))
+    cell_width, cell_height = width + _GAP, height + _TITLE + _GAP
+    columns = max(1, round(math.sqrt(len(pictures) * cell_height / cell_width)))
+    rows = math.ceil(len(pictures) / columns)
+    sheet = Image.new("RGB", (columns * cell_width + _GAP, _HEAD + rows * cell_height), _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    pen.text((_GAP, _GAP), _shortened(title, sheet.width - 2 * _GAP), fill=_OTHER, font=_font(14))
+    for index, (name, picture) in enumerate(pictures):
+        left, top = _GAP + index % columns * cell_width, _HEAD + index // columns * cell_height
+        pen.text((left, top + 2), _shortened(name, width), fill=_INK, font=_font(14))
+        sheet.paste(picture, (left, top + _TITLE), picture if picture.mode == "RGBA" else None)
+    return sheet
 
 
 def draw(cards: Sequence[Card], *, top: int | None = None) -> Image.Image:

@@ -13,17 +13,20 @@ from atelier._models import MODELS
 from atelier._wire import Answer
 from atelier.classification import Classification
 from atelier.errors import UnknownModel
+from atelier.painting import Stroke
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Task(Generic[T]):
-    """`takes` and `gives` are names of tensors. `read` makes of a batch's answer one result for each member."""
+    """`takes`, what must be given, and `gives` are names of tensors. `read` makes of a batch's answer one result for
+    each member. What `streams` answers more than once, and needs a server for that."""
 
     takes: tuple[str, ...]
     gives: tuple[str, ...]
     read: Callable[[Answer, Contract], list[T]]
+    streams: bool = False
 
     def contract(self, model: str) -> Contract:
         """What the SDK knows of a model that can do this. Raises UnknownModel."""
@@ -38,7 +41,7 @@ class Task(Generic[T]):
 
 
 def _names(tensors: tuple[Tensor, ...]) -> tuple[str, ...]:
-    return tuple(tensor.name for tensor in tensors)
+    return tuple(tensor.name for tensor in tensors if not tensor.optional)
 
 
 def _pictures(answer: Answer, _: Contract) -> list[Image.Image]:
@@ -59,5 +62,23 @@ def _classifications(answer: Answer, contract: Contract) -> list[Classification]
     ]
 
 
+def _strokes(answer: Answer, contract: Contract) -> list[Stroke]:
+    images = _pictures(answer, contract)
+    numbers = (answer.tensors[name].tolist() for name in ("iteration", "total", "losses", "objective"))
+    return [
+        Stroke(image, iteration, total, content, style, variation, objective)
+        for image, (iteration,), (total,), (content, style, variation), (objective,) in zip(
+            images, *numbers, strict=True
+        )
+    ]
+
+
 GENERATE: Final = Task(takes=("latent",), gives=("image",), read=_pictures)
 CLASSIFY: Final = Task(takes=("image",), gives=("probabilities",), read=_classifications)
+STYLIZE: Final = Task(takes=("content", "style_weights"), gives=("image",), read=_pictures)
+PAINT: Final = Task(
+    takes=("content", "style"),
+    gives=("image", "iteration", "total", "losses", "objective"),
+    read=_strokes,
+    streams=True,
+)

@@ -7,6 +7,8 @@ With it `backend: "onnxruntime"` in config.pbtxt means the same where Triton's o
 from __future__ import annotations
 
 import json
+import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,10 @@ import triton_python_backend_utils as pb_utils
 Array = npt.NDArray[Any]
 Feed = dict[str, Array]
 
+PIXELS_AT_ONCE = 4 * 64 * 64
+"""Of pictures of free size. In a network like Johnson's four of 32 x 32 together take 0.73 of their time one by one, of
+64 x 64 the same, of 96 x 96 1.11, of 512 x 512 1.12 and four times the memory: their layers leave the cache."""
+
 
 class TritonPythonModel:
     """One instance of one version of one model: Triton makes a process for each."""
@@ -28,16 +34,19 @@ class TritonPythonModel:
         self._batches = config["max_batch_size"] > 0
         self._inputs = [tensor["name"] for tensor in config["input"]]
         self._outputs = [tensor["name"] for tensor in config["output"]]
+        self._pictures = [tensor["name"] for tensor in config["input"] if _is_picture(tensor)]
+        parameters = config.get("parameters", {})
+        self._max_pixels = _integer(parameters, "max_pixels")
         path = Path(pb_utils.get_model_dir()) / "model.onnx"
-        self._session = _session(path, config.get("parameters", {}))
+        self._session = _session(path, parameters)
         _check(path, "input", self._inputs, self._session.get_inputs())
         _check(path, "output", self._outputs, self._session.get_outputs())
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One answer to each request, in order. Requests of one shape run as one batch."""
         feeds = [self._feed(request) for request in requests]
-        answers: list[Any] = [None] * len(requests)
-        for group in self._groups(feeds):
+        answers = [self._refusal(feed) for feed in feeds]
+        for group in self._groups({index: feed for index, feed in enumerate(feeds) if not answers[index]}):
             for index, answer in zip(group, self._answers([feeds[i] for i in group]), strict=True):
                 answers[index] = answer
         return answers
@@ -48,13 +57,23 @@ class TritonPythonModel:
     def _feed(self, request: Any) -> Feed:
         return {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs}
 
-    def _groups(self, feeds: list[Feed]) -> Iterator[list[int]]:
-        """Indices of requests that differ in nothing but their batch size."""
+    def _refusal(self, feed: Feed) -> Any:
+        """The answer to a request with a picture that is too large; None where there is none."""
+        for name in self._pictures if self._max_pixels else ():
+            height, width = self._sides(feed[name])
+            if height * width > self._max_pixels:
+                size = f"{name}: {width} x {height} pixels are more than the {self._max_pixels:,} of max_pixels"
+                error = pb_utils.TritonError(f"{size}; send a smaller picture", pb_utils.TritonError.INVALID_ARG)
+                return pb_utils.InferenceResponse(error=error)
+        return None
+
+    def _groups(self, feeds: dict[int, Feed]) -> Iterator[list[int]]:
+        """Keys of requests that differ in nothing but their batch size."""
         if not self._batches:
-            yield from ([index] for index in range(len(feeds)))
+            yield from ([index] for index in feeds)
             return
         groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
-        for index, feed in enumerate(feeds):
+        for index, feed in feeds.items():
             shape = tuple(array.shape[1:] for array in feed.values())
             groups.setdefault(shape, []).append(index)
         yield from groups.values()
@@ -68,14 +87,39 @@ class TritonPythonModel:
             return [pb_utils.InferenceResponse(error=pb_utils.TritonError(_one_line(exc)))]
 
     def _run(self, feeds: list[Feed]) -> list[Any]:
-        results = self._session.run(self._outputs, _joined(feeds))
+        results = self._computed(_joined(feeds))
         sizes = [len(next(iter(feed.values()))) for feed in feeds]
         parts = zip(*(_split(result, sizes) for result in results), strict=True)
         return [self._response(arrays) for arrays in parts]
 
+    def _computed(self, feed: Feed) -> list[Array]:
+        """The outputs; of many pixels in parts, which is faster and bounds the memory."""
+        count, most = len(next(iter(feed.values()))), self._most_at_once(feed)
+        if not self._batches or count <= most:
+            return list(self._session.run(self._outputs, feed))
+        cuts = range(most, count, most)
+        parts = zip(*(np.split(array, cuts) for array in feed.values()), strict=True)
+        made = (self._session.run(self._outputs, dict(zip(feed, part, strict=True))) for part in parts)
+        return [np.concatenate(arrays) for arrays in zip(*made, strict=True)]
+
+    def _most_at_once(self, feed: Feed) -> int:
+        """Members of this batch."""
+        largest = max((math.prod(self._sides(feed[name])) for name in self._pictures), default=1)
+        return max(1, PIXELS_AT_ONCE // max(1, largest)) if self._pictures else sys.maxsize
+
+    def _sides(self, picture: Array) -> tuple[int, int]:
+        height, width = picture.shape[1:3] if self._batches else picture.shape[:2]
+        return height, width
+
     def _response(self, arrays: tuple[Array, ...]) -> Any:
         pairs = zip(self._outputs, arrays, strict=True)
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in pairs])
+
+
+def _is_picture(tensor: dict[str, Any]) -> bool:
+    """Whether a request chooses its height and width."""
+    sides = [int(side) for side in tensor["dims"]]
+    return len(sides) == 3 and sides[:2] == [-1, -1]
 
 
 def _joined(feeds: list[Feed]) -> Feed:
@@ -114,7 +158,7 @@ def _check(path: Path, kind: str, names: list[str], found: list[ort.NodeArg]) ->
 def _integer(parameters: dict[str, dict[str, str]], key: str) -> int:
     text = parameters.get(key, {}).get("string_value", "0")
     if not text.isdecimal():
-        raise pb_utils.TritonModelException(f"config.pbtxt: parameter {key} is {text!r}, not a number of threads")
+        raise pb_utils.TritonModelException(f"config.pbtxt: parameter {key} is {text!r}, not a whole number")
     return int(text)
 
 

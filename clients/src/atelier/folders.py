@@ -1,0 +1,143 @@
+"""Which pictures a script was given, and where what is made of each goes: files and folders in, the same out.
+
+jobs = folders.plan(["photo.jpg"], out=None, tag="scream")    # out/photo-scream.png
+jobs = folders.plan(["frames"], out="painted", tag="scream")  # painted/0001.png for frames/0001.png
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from atelier.errors import InvalidInput
+from atelier.files import check_writable, replacing
+from atelier.pictures import FORMATS, as_rgb
+
+OUT: Final = Path("out")
+"""Where results go if nobody says."""
+MARK: Final = "Made with Atelier"
+"""The beginning of the EXIF description of what `write` has written."""
+_JPEG: Final = {"quality": 95, "subsampling": 0}
+_WRITTEN: Final[dict[str, dict[str, Any]]] = {
+    ".png": {},
+    ".jpg": _JPEG,
+    ".jpeg": _JPEG,
+    ".webp": {"quality": 95},
+    ".tif": {"compression": "tiff_lzw"},
+    ".tiff": {"compression": "tiff_lzw"},
+}
+"""Endings that a result can have, and Pillow's options for them."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A picture, and the file that is to hold what is made of it."""
+
+    source: Path
+    target: Path
+
+
+def plan(given: Sequence[str | Path], *, out: str | Path | None, tag: str) -> list[Job]:
+    """Files and folders, which are searched with what is in them, to jobs in order; nothing is made yet.
+
+    A file's target is <out>/<name>-<tag>.png, or `out` itself if that is the name of a picture. A folder's are the
+    same names in `out`, or in out/<folder>-<tag>. Raises InvalidInput for a target that is in the way, or cannot be
+    written, or comes twice, and for a folder without pictures.
+    """
+    paths = [Path(each) for each in dict.fromkeys(given)]
+    if out is not None and _is_picture(out):
+        jobs = [_single(paths, Path(out))]
+        _check_apart(jobs)
+    else:
+        jobs = [job for path in paths for job in _jobs(path, Path(out) if out else None, tag, len(paths) > 1)]
+        _check_apart(jobs)
+        _check_free(jobs)
+    for folder in sorted({job.target.parent for job in jobs}):
+        check_writable(folder / jobs[0].target.name)
+    return jobs
+
+
+def write(target: Path, picture: Image.Image, *, about: str) -> None:
+    """Writes a picture by its file's ending, at once or not at all. JPEG gets it over white if it is transparent."""
+    options = _WRITTEN[target.suffix.lower()]
+    exif = Image.Exif()
+    exif[ExifTags.Base.ImageDescription] = f"{MARK}: {about}"
+    with replacing(target) as beside:
+        (as_rgb(picture) if options is _JPEG else picture).save(beside, exif=exif, **options)
+
+
+# --- where a result goes
+
+
+def _is_picture(out: str | Path) -> bool:
+    """Whether results are to go into this one file, and not into a folder."""
+    ending = Path(out).suffix.lower()
+    if not ending or str(out).endswith(("/", os.sep)) or Path(out).is_dir():
+        return False
+    if ending not in _WRITTEN:
+        known = " ".join(_WRITTEN)
+        raise InvalidInput(f"--out: {out}: unknown format {ending}; use {known}, or no ending for a folder")
+    return True
+
+
+def _single(paths: Sequence[Path], out: Path) -> Job:
+    if len(paths) > 1 or paths[0].is_dir():
+        raise InvalidInput(f"--out: {out} is one picture, and more are to be made; name a folder")
+    return Job(paths[0], out)
+
+
+def _jobs(path: Path, out: Path | None, tag: str, several: bool) -> Iterator[Job]:
+    if not path.is_dir():
+        yield Job(path, (out or OUT) / f"{path.stem}-{tag}.png")
+        return
+    name = path.resolve().name
+    target = OUT / f"{name}-{tag}" if out is None else out / name if several else out
+    found = list(_pictures(path, but=target))
+    if not found:
+        raise InvalidInput(f"{path}: holds no pictures (looked for {' '.join(_WRITTEN)} and others)")
+    for source in found:
+        same = target / source.relative_to(path)
+        yield Job(source, same if same.suffix.lower() in _WRITTEN else same.with_suffix(".png"))
+
+
+def _pictures(folder: Path, *, but: Path) -> Iterator[Path]:
+    """What is in a folder and those below it, by name, without what is hidden and what was made here before."""
+    endings = {ending for ending, form in Image.registered_extensions().items() if form in FORMATS}
+    made = but.resolve()
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        inside = made != folder.resolve() and made in path.resolve().parents
+        if path.suffix.lower() in endings and path.is_file() and not hidden and not inside:
+            yield path
+
+
+def _check_free(jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        if os.path.lexists(job.target) and not _is_ours(job.target):
+            raise InvalidInput(f"{job.target}: is there already, and not made with Atelier; choose another --out")
+
+
+def _check_apart(jobs: Sequence[Job]) -> None:
+    """No result in the place of another, or of a picture that was given."""
+    given = {job.source.resolve() for job in jobs}
+    counts = Counter(job.target.resolve() for job in jobs)
+    for job in jobs:
+        target = job.target.resolve()
+        if target in given:
+            raise InvalidInput(f"{job.target}: would replace a picture that was given; choose another --out")
+        if counts[target] > 1:
+            raise InvalidInput(f"{job.target}: would come of more than one picture; do them one by one")
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            return str(picture.getexif().get(ExifTags.Base.ImageDescription, "")).startswith(MARK)
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
+        return False

@@ -1,0 +1,243 @@
+"""Pictures painted step by step in the manner of any painting: what a painter is asked, and what it answers.
+
+photo, style = pictures.open_picture("photo.jpg", alpha=True), pictures.open_picture("monet.jpg")
+with client.paint(photo, style, iterations=200) as painting:
+    for stroke in painting:
+        stroke.image.save(f"{stroke.iteration}.png")
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from numbers import Real
+from typing import Any, Final, Literal, Self, get_args
+
+import numpy as np
+from PIL import Image
+
+from atelier._contract import Contract, Tensors
+from atelier.errors import InvalidInput
+from atelier.pictures import opaque
+from atelier.styling import SMALLEST_SIDE, recoloured, sized
+
+Start = Literal["noise", "content"]
+Optimizer = Literal["l-bfgs", "adam"]
+Layers = Mapping[str, float]
+"""Weights by names of layers; those that it leaves out weigh nothing."""
+
+STARTS: Final[tuple[Start, ...]] = get_args(Start)
+OPTIMIZERS: Final[tuple[Optimizer, ...]] = get_args(Optimizer)
+CONTENT_LAYERS: Final = ("conv2_2", "conv3_2", "conv4_2", "conv5_2")
+STYLE_LAYERS: Final = ("conv1_1", "conv2_1", "conv3_1", "conv4_1", "conv5_1")
+CONTENT: Final[Layers] = {"conv4_2": 1.0}
+STYLE: Final[Layers] = dict.fromkeys(STYLE_LAYERS, 1.0)
+MOST: Final = {
+    "iterations": 1000, "every": 1000, "seed": 2**31 - 1, "scales": 6,
+    "content_weight": 1e6, "style_weight": 1e6, "tv_weight": 1e6, "content_layers": 1e3, "style_layers": 1e3,
+}  # fmt: skip
+"""The painter's limits, above which it would refuse."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stroke:
+    """The canvas after `iteration` of `total`; the losses are unweighted, `objective` is what is made small.
+
+    `image` is RGB, or RGBA if the content has alpha; while a large picture is painted coarsely it is smaller.
+    """
+
+    image: Image.Image
+    iteration: int
+    total: int
+    content_loss: float
+    style_loss: float
+    total_variation: float
+    objective: float
+
+
+class Painting(Iterator[Stroke]):
+    """Strokes as they are painted, the start first, the finished picture last.
+
+    Closing it, or leaving its `with` block, ends the painting on the server, too.
+    """
+
+    def __init__(self, strokes: Generator[Stroke, None, None]) -> None:
+        self._strokes = strokes
+
+    def __next__(self) -> Stroke:
+        return next(self._strokes)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._strokes.close()
+
+
+class AsyncPainting(AsyncIterator[Stroke]):
+    """`Painting` for `async for` and `async with`."""
+
+    def __init__(self, strokes: AsyncGenerator[Stroke, None]) -> None:
+        self._strokes = strokes
+
+    async def __anext__(self) -> Stroke:
+        return await anext(self._strokes)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._strokes.aclose()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knobs:
+    """What `Client.paint` can be told beside the pictures, as the painter has it by itself.
+
+    Raises InvalidInput, which begins with the knob's name.
+    """
+
+    iterations: int = 100
+    every: int = 10
+    content_weight: float = 1.0
+    style_weight: float = 1.0
+    tv_weight: float = 0.0
+    content_layers: Layers = field(default_factory=lambda: CONTENT)
+    style_layers: Layers = field(default_factory=lambda: STYLE)
+    start: Start = "content"
+    seed: int = 0
+    scales: int = 0
+    optimizer: Optimizer = "l-bfgs"
+
+    def __post_init__(self) -> None:
+        for name, least in {"iterations": 0, "every": 1, "seed": 0, "scales": 0}.items():
+            _check_whole(name, getattr(self, name), least)
+        for name in ("content_weight", "style_weight", "tv_weight"):
+            _check_number(name, getattr(self, name), MOST[name])
+        for name, known in {"content_layers": CONTENT_LAYERS, "style_layers": STYLE_LAYERS}.items():
+            _check_layers(name, getattr(self, name), known)
+        _check_choice("start", self.start, STARTS)
+        _check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        content = self.content_weight * sum(self.content_layers.values())
+        style = self.style_weight * sum(self.style_layers.values())
+        if not (content or style):
+            raise InvalidInput("content_weight: is 0, as style_weight is, or all of their layers; one must be more")
+
+    def tensors(self) -> dict[str, Any]:
+        """As the painter takes them."""
+        whole = {
+            "iterations": self.iterations,
+            "every": self.every,
+            "seed": self.seed,
+            "scales": self.scales,
+            "start": STARTS.index(self.start),
+            "optimizer": OPTIMIZERS.index(self.optimizer),
+        }
+        numbers = {
+            "content_weight": (self.content_weight,),
+            "style_weight": (self.style_weight,),
+            "tv_weight": (self.tv_weight,),
+            "content_layers": [self.content_layers.get(name, 0) for name in CONTENT_LAYERS],
+            "style_layers": [self.style_layers.get(name, 0) for name in STYLE_LAYERS],
+        }
+        return {name: np.array([[value]], np.int32) for name, value in whole.items()} | {
+            name: np.array([value], np.float32) for name, value in numbers.items()
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Commission:
+    """A painting to be made, checked and prepared."""
+
+    content: Image.Image
+    style: Image.Image
+    knobs: Knobs
+    keep_color: bool
+
+    @classmethod
+    def of(
+        cls,
+        content: Image.Image,
+        style: Image.Image,
+        contract: Contract,
+        *,
+        knobs: Knobs,
+        size: int | None,
+        keep_color: bool,
+    ) -> Commission:
+        """What `Client.paint` is given. Raises InvalidInput."""
+        photo = sized(content, size=size, most=contract.max_pixels, name="content")
+        return cls(photo, _within(sized(style, name="style"), photo.width * photo.height), knobs, keep_color)
+
+    def tensors(self) -> Tensors:
+        pictures = {name: np.asarray(_colours(getattr(self, name)))[None] for name in ("content", "style")}
+        return pictures | self.knobs.tensors()
+
+    def finished(self, stroke: Stroke) -> Stroke:
+        """With the colours of the content, where they are to be kept, and its alpha."""
+        image, about = stroke.image, stroke.image.info
+        original = self.content
+        if original.size != image.size:
+            original = original.resize(image.size, Image.Resampling.LANCZOS)
+        if self.keep_color:
+            image = recoloured(image, original.convert("RGB"))
+        if original.mode == "RGBA":
+            image.putalpha(original.getchannel("A"))
+        image.info = about
+        return replace(stroke, image=image)
+
+
+def parsed(text: str) -> dict[str, float]:
+    """Layers as people type them, "conv4_2=1,conv5_2=0.5". Raises InvalidInput."""
+    pairs = [part.partition("=")[::2] for part in text.split(",")]
+    try:
+        return {layer.strip(): float(weight) for layer, weight in pairs}
+    except ValueError as exc:
+        raise InvalidInput(f"{text!r} must be LAYER=WEIGHT,LAYER=WEIGHT") from exc
+
+
+def _within(style: Image.Image, pixels: int) -> Image.Image:
+    """With as many pixels as the content at most: the painter looks at no more."""
+    factor = math.sqrt(pixels / (style.width * style.height))
+    if factor >= 1:
+        return style
+    width, height = (max(SMALLEST_SIDE, round(side * factor)) for side in style.size)
+    return style.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _colours(picture: Image.Image) -> Image.Image:
+    return opaque(picture) if picture.mode == "RGBA" else picture
+
+
+# --- knobs
+
+
+def _check_whole(name: str, value: object, least: int) -> None:
+    if not (isinstance(value, int) and least <= value <= MOST[name]):
+        raise InvalidInput(f"{name} {value!r}: must be a whole number from {least} to {MOST[name]}")
+
+
+def _check_number(name: str, value: object, most: float) -> None:
+    if not (isinstance(value, Real) and 0 <= float(value) <= most):  # NaN is not, either
+        raise InvalidInput(f"{name} {value!r}: must be a number from 0 to {most:g}")
+
+
+def _check_layers(name: str, layers: object, known: tuple[str, ...]) -> None:
+    if not isinstance(layers, Mapping):
+        raise InvalidInput(f"{name} {layers!r:.60}: must be weights by names of layers, such as {{{known[-1]!r}: 1}}")
+    for layer, weight in layers.items():
+        if layer not in known:
+            raise InvalidInput(f"{name}: no layer {layer!r}; there are {', '.join(known)}")
+        _check_number(f"{name}: {layer}", weight, MOST[name])
+
+
+def _check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise InvalidInput(f"{name} {value!r}: must be one of {', '.join(known)}")

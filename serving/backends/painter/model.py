@@ -1,0 +1,190 @@
+"""A Triton backend in Python that paints, with the loss and gradient that `<version>/model.onnx` gives.
+
+Decoupled: a thread for each painting streams its canvases, as many at once as config.pbtxt's `max_streams` says; one
+more is refused. Their evaluations take turns on the session's threads. One ends early when its client has gone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime as ort
+import triton_python_backend_utils as pb_utils
+
+if TYPE_CHECKING:
+    from serving.backends.painter import knobs, painting
+    from serving.backends.painter.turns import Turns
+else:  # a model's process knows this folder, and no packages around it
+    import knobs
+    import painting
+    from turns import Turns
+
+FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+PICTURES = ("content", "style")
+
+
+class Gone(Exception):
+    """Nobody waits for the painting any more."""
+
+
+class TritonPythonModel:
+    """One instance of one version of one model: Triton makes a process for each."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        config = json.loads(args["model_config"])
+        self._name = config["name"]
+        self._most, self._max_pixels, threads = (
+            _integer(config, key) for key in ("max_streams", "max_pixels", "intra_op_thread_count")
+        )
+        self._session = _session(Path(pb_utils.get_model_dir()) / "model.onnx", threads)
+        self._turns = Turns()
+        self._threads: set[threading.Thread] = set()
+        self._room = threading.Lock()
+        self._ending = False
+
+    def execute(self, requests: list[Any]) -> None:
+        """Begins to paint; threads send the answers."""
+        for request in requests:
+            self._begin(request)
+
+    def finalize(self) -> None:
+        self._ending = True
+        for thread in tuple(self._threads):
+            thread.join()
+
+    def _begin(self, request: Any) -> None:
+        sender = request.get_response_sender()
+        try:
+            commission = _Commission(request, self._max_pixels)
+        except knobs.BadRequest as exc:
+            _refuse(sender, str(exc), pb_utils.TritonError.INVALID_ARG)
+            return
+        thread = threading.Thread(target=self._work, args=(sender, commission))
+        with self._room:
+            full = len(self._threads) >= self._most
+            if not full:
+                self._threads.add(thread)
+        if full:
+            # The SDK tells an overload by Triton's own words for one.
+            text = f"{self._name}: one more beside {self._most} under way exceeds maximum queue size"
+            _refuse(sender, text, pb_utils.TritonError.UNAVAILABLE)
+        else:
+            thread.start()
+
+    def _work(self, sender: Any, commission: _Commission) -> None:
+        error = self._painted(sender, commission)
+        _return_memory()
+        with self._room:
+            self._threads.remove(threading.current_thread())
+        if error:
+            _refuse(sender, error, pb_utils.TritonError.INTERNAL)
+        else:
+            sender.send(flags=FINAL)
+
+    def _painted(self, sender: Any, commission: _Commission) -> str | None:
+        """Paints and sends; an error's text, if there was one."""
+        try:
+            with self._turns.joined() as worker:
+                painting.paint(
+                    self._graph(sender, worker),
+                    commission.content,
+                    commission.style,
+                    commission.knobs,
+                    lambda stroke: sender.send(_answer(stroke)),
+                )
+        except Gone:
+            return None
+        except Exception as exc:
+            return f"{self._name}: {_one_line(exc)}"
+        return None
+
+    def _graph(self, sender: Any, worker: object) -> painting.Graph:
+        def run(outputs: Sequence[str], feed: painting.Feed) -> list[Any]:
+            with self._turns.turn(worker):
+                if self._ending or sender.is_cancelled():
+                    raise Gone
+                return list(self._session.run(outputs, dict(feed)))
+
+        inputs = {node.name: _shape(node) for node in self._session.get_inputs()}
+        return painting.Graph(run, inputs, [node.name for node in self._session.get_outputs()])
+
+
+class _Commission:
+    """A request, read and checked. Raises BadRequest."""
+
+    def __init__(self, request: Any, max_pixels: int) -> None:
+        self.knobs = knobs.read({name: _array(request, name) for name in knobs.KNOBS})
+        self.content, self.style = (_picture(request, name, max_pixels) for name in PICTURES)
+        most = painting.most_scales(self.content.shape[:2])
+        if self.knobs.scales > most:
+            raise knobs.BadRequest(f"scales: {self.knobs.scales} are too many for this content, which has {most}")
+
+
+def _array(request: Any, name: str) -> knobs.Array | None:
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    return None if tensor is None else tensor.as_numpy()
+
+
+def _picture(request: Any, name: str, max_pixels: int) -> painting.Pixels:
+    """A copy, as the request's own memory goes with the request."""
+    pixels = np.array(_array(request, name), np.uint8)
+    height, width, _ = pixels.shape
+    if min(height, width) < painting.SMALLEST_SIDE:
+        least = painting.SMALLEST_SIDE
+        raise knobs.BadRequest(f"{name}: has {width} x {height} pixels, and needs {least} or more on each side")
+    if height * width > max_pixels > 0:
+        raise knobs.BadRequest(f"{name}: has {width} x {height} pixels, more than {max_pixels}; make it smaller")
+    return pixels
+
+
+def _answer(stroke: painting.Stroke) -> Any:
+    tensors = {
+        "image": stroke.pixels,
+        "iteration": np.array([stroke.iteration], np.int32),
+        "total": np.array([stroke.total], np.int32),
+        "losses": stroke.seen.losses,
+        "objective": np.array([stroke.seen.objective], np.float32),
+    }
+    return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in tensors.items()])
+
+
+def _refuse(sender: Any, text: str, code: Any) -> None:
+    sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(text, code)), flags=FINAL)
+
+
+def _session(path: Path, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # see the onnxruntime backend
+    options.enable_cpu_mem_arena = False  # which would keep the largest picture's memory for ever
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as exc:
+        raise pb_utils.TritonModelException(f"{path}: {_one_line(exc)}") from exc
+
+
+def _shape(node: Any) -> tuple[int, ...]:
+    return tuple(side if isinstance(side, int) else 1 for side in node.shape)
+
+
+def _integer(config: dict[str, Any], key: str) -> int:
+    text = config["parameters"].get(key, {}).get("string_value", "")
+    if not text.isdecimal():
+        raise pb_utils.TritonModelException(f"config.pbtxt: parameter {key} is {text!r}, and must be a whole number")
+    return int(text)
+
+
+def _return_memory() -> None:
+    """To the system, what glibc keeps of what was freed: the server runs with MALLOC_TRIM_THRESHOLD_ set high."""
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def _one_line(exc: Exception) -> str:
+    return " ".join(str(exc).split()) or type(exc).__name__

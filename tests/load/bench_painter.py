@@ -1,0 +1,196 @@
+"""The served painter beside torch: what its canvases are worth after as many evaluations, and how long it takes.
+
+Run: ATELIER_DATA=DIR PYTHONPATH=. python tests/load/bench_painter.py      (last line of stdout: one JSON object)
+
+    … --content PHOTO --style PAINTING      instead of one of DIR/photos/kodak and one of DIR/paintings
+
+The reference is torch.optim.LBFGS (strong Wolfe line search, as much memory) with autograd, from the same start,
+towards the same objective by the same backbone. Of both it counts what the last finished iteration within so many
+evaluations of objective and gradient is worth. One evaluation is timed in process, in turns, with the same threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime
+import torch
+from PIL import Image, ImageOps
+
+import atelier
+from serving import repository
+from serving.backends.painter import knobs, painting
+from serving.embedded import Embedded
+from serving.errors import ServingError
+from training.catalog import spec
+from training.data.files import home
+from training.data.photos import to_rgb
+from training.errors import BadInput
+from training.models.features import net as features
+from training.models.painter.autograd import Judge, optimizer, wanted
+
+CHECKED = (25, 50, 100, 200)
+"""Evaluations after which the two are compared."""
+ITERATIONS, EVERY = 100, 10
+
+
+class Worth(NamedTuple):
+    """An objective, and how often it was evaluated until then."""
+
+    evaluations: int
+    objective: float
+
+
+def picture(path: Path, side: int) -> np.ndarray:
+    with Image.open(path) as opened:
+        return np.asarray(ImageOps.fit(to_rgb(opened, (255, 255, 255)), (side, side), Image.Resampling.LANCZOS))
+
+
+def graph(folder: Path, threads: int) -> painting.Graph:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(str(folder / repository.MODEL), options, providers=["CPUExecutionProvider"])
+    inputs = {node.name: tuple(n if isinstance(n, int) else 1 for n in node.shape) for node in session.get_inputs()}
+    return painting.Graph(
+        lambda outputs, feed: session.run(list(outputs), dict(feed)),
+        inputs,
+        [node.name for node in session.get_outputs()],
+    )
+
+
+def painter(of: painting.Graph, content: np.ndarray, style: np.ndarray, asked: knobs.Knobs) -> list[Worth]:
+    """Iteration by iteration, as the backend paints."""
+    count = 0
+
+    def counted(outputs: Sequence[str], feed: painting.Feed) -> list[Any]:
+        nonlocal count
+        count += "gradient" in outputs
+        return of.run(outputs, feed)
+
+    worths: list[Worth] = []
+    painting.paint(
+        painting.Graph(counted, of.inputs, of.outputs), content, style, asked,
+        lambda stroke: worths.append(Worth(count, stroke.seen.objective)),
+    )  # fmt: skip
+    return worths
+
+
+def reference(judge: Judge, moves: torch.optim.Optimizer, evaluations: int) -> list[Worth]:
+    worths = [Worth(1, judge())]
+    while judge.evaluations < evaluations:
+        moves.step(judge)
+        worths.append(Worth(judge.evaluations, judge()))
+    return worths
+
+
+def after(evaluations: int, worths: list[Worth]) -> float:
+    return worths[bisect_right([worth.evaluations for worth in worths], evaluations) - 1].objective
+
+
+def judged(vgg: features.Vgg, content: np.ndarray, style: np.ndarray, asked: knobs.Knobs) -> tuple[torch.Tensor, Judge]:
+    """The canvas that is painted on, and what says how it is."""
+    photo = painting.planes(content)
+    canvas = torch.from_numpy(painting.started(photo, asked))[None].clone().requires_grad_()
+    there = wanted(vgg, torch.from_numpy(photo)[None], torch.from_numpy(painting.planes(style))[None])
+    return canvas, Judge(vgg, canvas, there, asked)
+
+
+def bench_objective(of: painting.Graph, vgg: features.Vgg, content: np.ndarray, style: np.ndarray) -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    for start in knobs.STARTS:
+        # More iterations than there can be evaluations to look at, and every one of them looked at.
+        asked = knobs.read({
+            "start": np.array([knobs.STARTS.index(start)]), "iterations": np.array([CHECKED[-1]]),
+            "every": np.array([1]), "scales": np.array([1]),
+        })  # fmt: skip
+        ours = painter(of, content, style, asked)
+        canvas, judge = judged(vgg, content, style, asked)
+        theirs = reference(judge, optimizer(canvas, asked.optimizer), CHECKED[-1])
+        ratios = {}
+        print(f"start: {start}, {ours[0].objective:.4f}\nevaluations   painter   torch   ratio")
+        for evaluations in CHECKED:
+            one, other = after(evaluations, ours), after(evaluations, theirs)
+            ratios[evaluations] = round(one / other, 4)
+            print(f"{evaluations:11d} {one:9.4f} {other:7.4f} {one / other:7.3f}")
+        told[start] = ratios
+    return {"ratio": told}
+
+
+def seconds(action: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    action()
+    return time.perf_counter() - begun
+
+
+def bench_evaluation(of: painting.Graph, vgg: features.Vgg, content: np.ndarray, style: np.ndarray) -> dict[str, float]:
+    """One evaluation of a canvas that changes, in milliseconds."""
+    asked = knobs.read({})
+    canvas, judge = judged(vgg, content, style, asked)
+    look = painting.Look(of, painting.planes(content), painting.planes(style), asked)
+    times: dict[str, list[float]] = {"graph": [], "autograd": []}
+    for _ in range(13):
+        with torch.no_grad():
+            canvas += 0.001  # both remember the last
+        times["graph"].append(seconds(partial(look, canvas.detach()[0].numpy())))
+        times["autograd"].append(seconds(judge))
+    medians = {f"{name}_ms": round(1000 * statistics.median(values[3:]), 1) for name, values in times.items()}
+    print("one evaluation in process, median of 10: " + ", ".join(f"{n} {ms} ms" for n, ms in medians.items()))
+    return medians
+
+
+def bench_served(root: Path, content: np.ndarray, style: np.ndarray) -> dict[str, float]:
+    """All of a painting through Triton and the SDK, streaming every tenth canvas."""
+    with Embedded(root, models=["painter"]) as server, atelier.Client(server.grpc) as client:
+        photo, manner = Image.fromarray(content), Image.fromarray(style)
+        for _ in client.paint(photo, manner, iterations=2):  # warm-up: the first run allocates
+            pass
+        begun = time.perf_counter()
+        came = [time.perf_counter() - begun for _ in client.paint(photo, manner, iterations=ITERATIONS, every=EVERY)]
+    print(
+        f"{ITERATIONS} iterations through Triton: {came[-1]:.1f} s, the first of {len(came)} canvases {came[0]:.1f} s"
+    )
+    return {"iterations": ITERATIONS, "served_s": round(came[-1], 2), "first_canvas_s": round(came[0], 2)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repository", type=Path, default=repository.REPOSITORY, help="default %(default)s")
+    parser.add_argument("--content", type=Path, default=home() / "photos" / "kodak" / "kodim23.png", metavar="PHOTO")
+    parser.add_argument(
+        "--style", type=Path, default=home() / "paintings" / "van-gogh-starry-night.jpg", metavar="PAINTING"
+    )
+    parser.add_argument("--size", type=int, default=256, help="pixels a side of both, cut to squares")
+    args = parser.parse_args()
+
+    threads = spec("painter").threads
+    torch.set_num_threads(threads)
+    try:
+        content, style = (picture(path, args.size) for path in (args.content, args.style))
+        version = repository.newest(args.repository, "painter")
+        vgg = features.load(repository.card(args.repository, "painter", version).data["backbone"]["name"])
+        of = graph(args.repository / "painter" / str(version), threads)
+        print(f"{args.content.name} in the manner of {args.style.name}, {args.size} x {args.size}, {threads} threads")
+        measured = bench_objective(of, vgg, content, style)
+        measured |= bench_evaluation(of, vgg, content, style)
+        measured |= bench_served(args.repository, content, style)
+    except (OSError, ServingError, BadInput) as error:
+        parser.exit(2, f"bench_painter: {error}\n")
+    about = {"bench": "painter", "version": version, "size": args.size}
+    machine = {"threads": threads, "cores": os.cpu_count(), "machine": platform.machine()}
+    print(json.dumps(about | measured | machine))
+
+
+if __name__ == "__main__":
+    main()

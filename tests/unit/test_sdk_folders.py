@@ -1,0 +1,138 @@
+"""Which pictures a script takes, where each result goes, and what it must not touch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from atelier import folders
+from atelier.errors import InvalidInput
+
+PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch) -> Path:
+    """The folder that the test runs in: two photos, and two folders of them with other things."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.jpg", "b.PNG", "in/2.jpg", "in/10.jpg", "in/sub/x.gif", "in/sub/y.webp", "other/2.jpg"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        PHOTO.save(name)
+    for name in ("in/notes.txt", "dull/notes.txt", "in/.hidden.png", "in/.cache/z.png"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_bytes(b"")
+    return tmp_path
+
+
+def plan(*given: str, out: str | None = None) -> dict[str, str]:
+    return {str(job.source): str(job.target) for job in folders.plan(given, out=out, tag="scream")}
+
+
+@pytest.mark.parametrize(
+    ("given", "out", "expected"),
+    [
+        pytest.param(["a.jpg"], None, {"a.jpg": "out/a-scream.png"}, id="a-photo"),
+        pytest.param(["a.jpg"], "x/made.WEBP", {"a.jpg": "x/made.WEBP"}, id="a-file"),
+        pytest.param(["a.jpg"], "x", {"a.jpg": "x/a-scream.png"}, id="into-a-folder"),
+        pytest.param(["a.jpg"], "x.d/", {"a.jpg": "x.d/a-scream.png"}, id="into-a-folder-with-a-dot"),
+        pytest.param(["a.jpg", "a.jpg"], None, {"a.jpg": "out/a-scream.png"}, id="named-twice"),
+        pytest.param(
+            ["b.PNG", "a.jpg"], None, {"b.PNG": "out/b-scream.png", "a.jpg": "out/a-scream.png"}, id="two-photos"
+        ),
+        pytest.param(["gone.jpg"], None, {"gone.jpg": "out/gone-scream.png"}, id="one-that-is-not-there"),
+        pytest.param(["other"], None, {"other/2.jpg": "out/other-scream/2.jpg"}, id="a-folder"),
+        pytest.param(["other"], "x", {"other/2.jpg": "x/2.jpg"}, id="a-folder-into-a-folder"),
+        pytest.param(
+            ["in"],
+            "x",
+            {
+                "in/10.jpg": "x/10.jpg",
+                "in/2.jpg": "x/2.jpg",
+                "in/sub/x.gif": "x/sub/x.png",
+                "in/sub/y.webp": "x/sub/y.webp",
+            },
+            id="folders-below",
+        ),
+        pytest.param(
+            ["other", "a.jpg"], "x", {"other/2.jpg": "x/other/2.jpg", "a.jpg": "x/a-scream.png"}, id="of-both-kinds"
+        ),
+    ],
+)
+def test_where_each_result_goes(given, out, expected):
+    """In order; a folder's keep their names, or end in .png where the ending is none to write; nothing is made."""
+    assert list(plan(*given, out=out).items()) == list(expected.items())
+    assert not Path("out").exists()
+    assert not Path("x").exists()
+
+
+def test_results_are_not_taken_for_pictures(here):
+    """What was made in a folder that is searched is left out the next time."""
+    for job in folders.plan(["."], out="painted", tag="scream"):
+        folders.write(job.target, PHOTO, about="scream")
+    assert not any("painted" in source for source in plan(".", out="painted"))
+    assert (here / "painted" / "in" / "2.jpg").is_file()
+
+
+def test_what_was_made_before_is_replaced_and_nothing_else():
+    """A folder of results may be made again; a file of someone else's in it stops all of it, before it begins."""
+    for job in folders.plan(["in"], out="x", tag="scream"):
+        folders.write(job.target, PHOTO, about="scream")
+    assert plan("in", out="x")
+    for name in ("x/2.jpg", "x/sub/x.png"):
+        kept = Path(name).read_bytes()
+        PHOTO.save(name)
+        with pytest.raises(InvalidInput, match=f"{name}: is there already, and not made with Atelier"):
+            plan("in", out="x")
+        Path(name).write_bytes(kept)
+    Path("x/2.jpg").write_text("words")
+    with pytest.raises(InvalidInput, match=r"x/2\.jpg: is there already"):
+        plan("in", out="x")
+
+
+def test_a_file_that_is_named_is_replaced():
+    """As whoever names it says."""
+    PHOTO.save("mine.png")
+    assert plan("a.jpg", out="mine.png") == {"a.jpg": "mine.png"}
+
+
+@pytest.mark.parametrize(
+    ("given", "out", "says"),
+    [
+        pytest.param(["a.jpg"], "a.jpg", "a.jpg: would replace a picture that was given", id="itself"),
+        pytest.param(["in"], "in", "in/10.jpg: would replace a picture that was given", id="a-folder-itself"),
+        pytest.param(["a.jpg", "b.PNG"], "x.png", "--out: x.png is one picture", id="two-into-one"),
+        pytest.param(["in"], "x.png", "--out: x.png is one picture", id="a-folder-into-one"),
+        pytest.param(["a.jpg"], "x.gif", "--out: x.gif: unknown format .gif; use .png .jpg", id="format"),
+        pytest.param(["a.jpg", "in/../a.jpg"], None, "out/a-scream.png: would come of more than one", id="one-name"),
+        pytest.param(["dull"], None, "dull: holds no pictures (looked for .png", id="nothing-to-see"),
+        pytest.param(["a.jpg"], "b.PNG/x", "b.PNG/x", id="into-a-file"),
+        pytest.param(["a.jpg"], "/proc/x.png", "/proc/x.png: cannot be written", id="where-nothing-can-be"),
+    ],
+)
+def test_results_that_can_go_nowhere_are_refused(given, out, says, here):
+    """InvalidInput names the path before any work is done, and nothing is left behind."""
+    before = sorted(here.rglob("*"))
+    with pytest.raises(InvalidInput) as caught:
+        plan(*given, out=out)
+    assert says in str(caught.value)
+    assert sorted(here.rglob("*")) == before
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_every_format_holds_the_picture_and_what_made_it(ending, mode):
+    """Its size, transparency where the format has that, and the line that tells it from others' files."""
+    smooth = Image.linear_gradient("L").resize((30, 20))
+    given = Image.merge(mode, [smooth] * len(mode))
+    target = Path(f"x/made{ending}")
+    folders.write(target, given, about="scream; style version 3")
+    with Image.open(target) as found:
+        assert found.size == given.size
+        assert found.mode == ("RGB" if ending in (".jpg", ".jpeg") else mode)
+        assert found.getexif()[0x010E] == "Made with Atelier: scream; style version 3"
+        if mode == "RGB":
+            np.testing.assert_allclose(np.asarray(found, int), np.asarray(given, int), atol=8)
+    assert [path.name for path in target.parent.iterdir()] == [target.name]

@@ -1,0 +1,312 @@
+"""Paint a picture slowly, offline. Run: python -m training.run painter --content PHOTO --style PAINTING --dry-run
+
+Gatys et al. 2015 with torch's autograd, on a GPU where there is one: the canvas is what learns. It is painted coarse to
+fine, as the served painter does, with the same knobs. What is exported is the objective that it minimised, with its
+gradient; around that graph serving/backends/painter paints without torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from serving.backends.painter import painting
+from serving.backends.painter.knobs import KNOBS, OPTIMIZERS, STARTS, BadRequest, Knobs, read
+from training.data import corpus, photos
+from training.devices import pick_device
+from training.errors import BadInput
+from training.models.features import net as features
+from training.models.painter import evaluate as measures
+from training.models.painter.autograd import Judge, optimizer, wanted
+from training.models.painter.net import Objective
+from training.models.painter.spec import GRAPH
+from training.rundir import RunDir, Stopped, load_checkpoint
+
+
+def _default(knob: str) -> Any:
+    """What the served painter does when it is not told."""
+    value = KNOBS[knob].default
+    return value if len(value) > 1 else value[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Defaults are the served painter's. One step is one iteration of the optimizer."""
+
+    content: str = ""
+    """the photograph: a file, or a corpus that is drawn, whose first picture is taken"""
+    style: str = ""
+    """the painting, likewise"""
+    size: int = 512
+    """pixels of the photograph's longer side; 0 keeps it as it is"""
+    features: str = features.OWN
+    """the backbone: vgg16-half, vgg16, vgg19, random, or a file in torchvision's form"""
+    iterations: int = _default("iterations")
+    """over all scales"""
+    content_weight: float = _default("content_weight")
+    style_weight: float = _default("style_weight")
+    tv_weight: float = _default("tv_weight")
+    content_layers: tuple[float, float, float, float] = _default("content_layers")
+    """weights of conv2_2, conv3_2, conv4_2, conv5_2"""
+    style_layers: tuple[float, float, float, float, float] = _default("style_layers")
+    """weights of conv1_1, conv2_1, conv3_1, conv4_1, conv5_1"""
+    start: str = STARTS[_default("start")]
+    """content or noise"""
+    seed: int = _default("seed")
+    """of the noise"""
+    scales: int = _default("scales")
+    """sizes from coarse to fine, each twice the one before; 0 is as many as the size asks for"""
+    optimizer: str = OPTIMIZERS[_default("optimizer")]
+    """l-bfgs or adam"""
+    every: int = _default("every")
+    """iterations between two pictures in samples/"""
+    film: bool = False
+    """write film.webp, too: the painting coming into being"""
+    checkpoint_minutes: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name, choices in [("start", STARTS), ("optimizer", OPTIMIZERS)]:
+            if getattr(self, name) not in choices:
+                raise BadInput(f"--{name}: no {getattr(self, name)!r}; there are {', '.join(choices)}")
+        if self.size != 0 and self.size < painting.SMALLEST_SIDE:
+            raise BadInput(f"--size: {self.size} is too small; give {painting.SMALLEST_SIDE} or more, or 0")
+        if not self.checkpoint_minutes > 0:
+            raise BadInput(f"--checkpoint-minutes: {self.checkpoint_minutes} must be above 0")
+        try:
+            read(self.on_the_wire())
+        except BadRequest as error:
+            raise BadInput(f"--{str(error).replace('_', '-')}") from error
+
+    def on_the_wire(self) -> dict[str, np.ndarray]:
+        """The knobs among them, as a request has them."""
+        chosen = {name: getattr(self, name) for name in KNOBS}
+        chosen |= {"start": STARTS.index(self.start), "optimizer": OPTIMIZERS.index(self.optimizer)}
+        types = {"INT32": np.int32, "FP32": np.float32}
+        return {name: np.array(value, types[KNOBS[name].dtype]).reshape(-1) for name, value in chosen.items()}
+
+    @property
+    def knobs(self) -> Knobs:
+        return read(self.on_the_wire())
+
+
+PRESETS = {
+    "default": Options(),
+    # Seconds on a CPU: that the path works, not that anything is worth looking at.
+    "tiny": Options(
+        content="hommage_klee", style="schotter", size=64, features=features.RANDOM, iterations=4, every=2, scales=2,
+        film=True,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A photograph and a painting, uint8 (H, W, 3)."""
+
+    name: str
+    content: np.ndarray
+    style: np.ndarray
+    sha256: str  # of both
+
+
+def load_corpus(options: Options) -> Pictures:
+    content, style = picture("--content", options.content), picture("--style", options.style)
+    if options.size:
+        height, width = _size(content)
+        factor = options.size / max(height, width)
+        content = painting.resized(content, (round(height * factor), round(width * factor)))
+        if min(_size(content)) < painting.SMALLEST_SIDE:
+            least = painting.SMALLEST_SIDE
+            raise BadInput(f"--size: {options.size} leaves a side of {options.content} less than {least}; give more")
+    if options.scales > (most := painting.most_scales(_size(content))):
+        raise BadInput(f"--scales: {options.scales} are too many for this photograph at its size; give {most} or less")
+    digests = corpus.checksum(content) + corpus.checksum(style)
+    return Pictures(
+        f"{Path(options.content).name} in the manner of {Path(options.style).name}",
+        content, style, hashlib.sha256(digests.encode()).hexdigest(),
+    )  # fmt: skip
+
+
+def picture(flag: str, source: str) -> np.ndarray:
+    """A file's picture, upright and in colour, or the first one of a drawn corpus; uint8 (H, W, 3)."""
+    if source in corpus.DRAWN:
+        return corpus.DRAWN[source](1, seed=0)[0]
+    if not Path(source).is_file():
+        raise BadInput(f"{flag}: no picture {source!r}; name a file, or one of {', '.join(corpus.DRAWN)}")
+    try:
+        with Image.open(source) as opened:
+            upright = np.asarray(photos.to_rgb(ImageOps.exif_transpose(opened), (255, 255, 255)))
+    except Exception as error:  # what a damaged file makes Pillow's decoders raise is open-ended
+        why = str(error).split("<")[0].strip() or type(error).__name__
+        raise BadInput(f"{flag}: {source} can't be decoded ({why}); name another") from error
+    if min(upright.shape[:2]) < painting.SMALLEST_SIDE:
+        raise BadInput(
+            f"{flag}: {source} is too small, {upright.shape[1]} x {upright.shape[0]}; "
+            f"each side needs {painting.SMALLEST_SIDE} pixels or more"
+        )
+    return upright
+
+
+def _size(picture: np.ndarray) -> painting.Size:
+    height, width, _ = picture.shape
+    return height, width
+
+
+# --- painting ---
+
+
+def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
+    """Paint, and return the last checkpoint; the painting is painting.png beside it. Raises Stopped after SIGTERM."""
+    device, knobs = pick_device(), options.knobs
+    vgg = features.load(options.features).to(device)
+    sizes = painting.scales(_size(corpus.content), knobs.scales)
+    shares = painting.shared(knobs.iterations, len(sizes))
+    scale_of = [scale for scale, share in enumerate(shares) for _ in range(share)]  # iteration -> scale
+
+    def begin(scale: int, canvas: Tensor | None) -> tuple[Tensor, torch.optim.Optimizer, Judge]:
+        """A scale with its canvas: the start, the one of the scale before, enlarged, or a checkpoint's as it is."""
+        photo = painting.planes(painting.resized(corpus.content, sizes[scale]))
+        style = painting.planes(painting.resized(corpus.style, painting.fitted(_size(corpus.style), sizes[scale])))
+        if canvas is None:
+            canvas = torch.from_numpy(painting.started(photo, knobs))[None]
+        elif canvas.shape[2:] != photo.shape[1:]:
+            canvas = torch.from_numpy(painting.enlarged(canvas[0].cpu().numpy(), sizes[scale]))[None]
+        canvas = canvas.to(device).clone().requires_grad_()
+        there = wanted(vgg, *(torch.from_numpy(each)[None].to(device) for each in (photo, style)))
+        return canvas, optimizer(canvas, knobs.optimizer), Judge(vgg, canvas, there, knobs)
+
+    first = 0
+    if (state := run.restore()) is not None:
+        first = state["step"]
+        scale = state["scale"]
+        canvas, moves, judge = begin(scale, state["canvas"])
+        moves.load_state_dict(state["optimizer"])
+        judge()  # it remembers its last canvas again, which cost the unbroken run nothing
+        judge.evaluations = state["evaluations"]
+    else:
+        scale = scale_of[0] if scale_of else len(sizes) - 1
+        canvas, moves, judge = begin(scale, None)
+        show(canvas, run.path / "samples" / f"{0:06d}.png")
+
+    def checkpoint(step: int) -> None:
+        run.save({
+            "canvas": canvas.detach().cpu(), "optimizer": moves.state_dict(), "evaluations": judge.evaluations,
+            "scale": scale, "step": step, "features": options.features,
+        })  # fmt: skip
+
+    last_saved = time.monotonic()
+    for step in run.steps(first, knobs.iterations):
+        if scale_of[step] != scale:
+            scale, evaluations = scale_of[step], judge.evaluations
+            canvas, moves, judge = begin(scale, canvas.detach())
+            judge.evaluations = evaluations
+
+        # --- one iteration, and what came of it ---
+        moves.step(judge)
+        objective = judge()
+        content, style, roughness = judge.losses.tolist()
+        stats = {"objective": objective, "content": content, "style": style, "total_variation": roughness}
+        line = ""
+        if (step + 1) % options.every == 0 or step + 1 == knobs.iterations:
+            line = " ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in stats.items())
+            show(canvas, run.path / "samples" / f"{step + 1:06d}.png")
+        run.record(step, line, **stats, evaluations=judge.evaluations, pixels=canvas[0, 0].numel())
+        if run.terminated:
+            checkpoint(step + 1)
+            raise Stopped
+        if time.monotonic() - last_saved > 60 * options.checkpoint_minutes:
+            checkpoint(step + 1)
+            last_saved = time.monotonic()
+
+    checkpoint(knobs.iterations)
+    show(canvas, run.path / "painting.png")
+    if options.film:
+        save_film(run.path)
+    return run.last
+
+
+def show(canvas: Tensor, path: Path) -> None:
+    """Beside, then in its place: a run stopped here keeps the picture that it had."""
+    beside = path.with_name(f".{path.name}")
+    Image.fromarray(painting.pixels(canvas[0].detach().cpu().numpy())).save(beside, format="png")
+    beside.replace(path)
+
+
+def save_film(run: Path, *, frame_ms: int = 100, last_ms: int = 2000) -> None:
+    """All samples at the painting's size, as run/film.webp."""
+    with Image.open(run / "painting.png") as painted:
+        size = painted.size
+    frames = [Image.open(path).resize(size, Image.Resampling.BICUBIC) for path in sorted(run.glob("samples/*.png"))]
+    durations = [frame_ms] * (len(frames) - 1) + [last_ms]
+    beside = run / ".film.webp"
+    frames[0].save(beside, save_all=True, append_images=frames[1:], duration=durations, loop=0, quality=85)
+    beside.replace(run / "film.webp")
+
+
+# --- what is served: the objective ---
+
+
+def load_net(checkpoint: Path) -> Objective:
+    """The objective that a checkpoint's painting was painted with. BadInput if it holds something else."""
+    state = load_checkpoint(checkpoint)
+    if "canvas" not in state or "features" not in state:
+        raise BadInput(f"checkpoint {checkpoint}: not painter's; `training.run painter` writes those")
+    return Objective(features.load(state["features"]), name=state["features"]).eval()
+
+
+def served(net: nn.Module) -> nn.Module:
+    """What is exported: canvas and targets in, losses and gradient out."""
+    assert isinstance(net, Objective)
+    return net
+
+
+def backbone(net: nn.Module) -> dict[str, str]:
+    """Which weights it sees with, for the card."""
+    assert isinstance(net, Objective)
+    digest = hashlib.sha256()
+    for weights in (*net.weights, *net.biases):
+        digest.update(weights.float().numpy().tobytes())
+    return {"name": net.features, "sha256": digest.hexdigest()}
+
+
+def evaluate(net: nn.Module, corpus: Pictures, *, out: Path) -> dict[str, float]:
+    """How far the gradient written by hand is from autograd's, at the worst of several sizes."""
+    assert isinstance(net, Objective)
+    vgg = features.load(net.features)
+    return {"gradient_error": measures.gradient_error(net, vgg, corpus.content, corpus.style)}
+
+
+@torch.no_grad()
+def golden(net: nn.Module, corpus: Pictures) -> dict[str, np.ndarray]:
+    """A request for no iterations, and its one answer: noise, and what the eager objective says of it."""
+    assert isinstance(net, Objective)
+    content, style = painting.resized(corpus.content, (61, 83)), painting.resized(corpus.style, (48, 40))
+    asked = Options(iterations=0, start="noise", scales=1, content_layers=(0.25, 0, 1, 0.5), tv_weight=2)
+    canvas = painting.started(painting.planes(content), asked.knobs)
+    losses, objective, *_ = net(
+        *measures.inputs(net, canvas, painting.planes(content), painting.planes(style), asked.knobs)
+    )
+    return {
+        "content": content, "style": style, **asked.on_the_wire(),
+        "image": painting.pixels(canvas), "iteration": np.zeros(1, np.int32), "total": np.zeros(1, np.int32),
+        "losses": losses[0].numpy(), "objective": objective[0].numpy(),
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def graph_golden(net: nn.Module, corpus: Pictures) -> dict[str, np.ndarray]:
+    """What the graph takes and gives, by the eager objective, at an odd size."""
+    assert isinstance(net, Objective)
+    content, style = (painting.planes(painting.resized(each, (37, 50))) for each in (corpus.content, corpus.style))
+    asked = Options(start="noise", content_layers=(0.25, 0.5, 1, 0.5), tv_weight=2).knobs
+    given = measures.inputs(net, painting.started(content, asked), content, style, asked)
+    names = [tensor.name for tensor in (*GRAPH.inputs, *GRAPH.outputs)]
+    return {name: array.numpy() for name, array in zip(names, (*given, *net(*given)), strict=True)}
