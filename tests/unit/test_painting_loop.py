@@ -128,10 +128,10 @@ def test_losses_belong_to_the_canvas_they_come_with():
     """Whichever point an optimizer evaluated last."""
     content, style = picture(20, 24), picture(20, 24, seed=1)
     for stroke in painted(content, style, iterations=8, every=1, start=0, content_weight=3):
-        canvas, (content_loss, style_loss, _) = stroke.seen.canvas, stroke.seen.losses
+        canvas, (content_loss, style_loss, roughness) = stroke.seen.canvas, stroke.seen.losses
         off = canvas - painting.planes(content)
         assert content_loss == pytest.approx((_matters(canvas) * off * off).sum(), rel=1e-4)
-        assert stroke.seen.objective == pytest.approx(3 * content_loss + 5 * style_loss, rel=1e-4)
+        assert stroke.seen.objective == pytest.approx(3 * content_loss + 5 * style_loss + 10 * roughness, rel=1e-4)
 
 
 # --- where it gets
@@ -156,7 +156,7 @@ def test_style_alone_forgets_the_photo(optimizer):
 def test_l_bfgs_needs_hardly_more_looks_than_iterations():
     """Two to make the targets, one at the start, and a few where a step was too long."""
     eyes = Eyes()
-    rough = knobs(start=0, iterations=20, content_weight=1e-3)
+    rough = knobs(start=0, iterations=20, content_weight=1e-3, style_weight=1, tv_weight=0)
     painting.paint(eyes.graph(), picture(20, 24), picture(20, 24, seed=1), rough, lambda stroke: None)
     assert eyes.looked <= 2 + 1 + 20 + 5
 

@@ -107,8 +107,8 @@ class Knobs:
     iterations: int = 100
     every: int = 10
     content_weight: float = 1.0
-    style_weight: float = 1.0
-    tv_weight: float = 0.0
+    style_weight: float = 5.0
+    tv_weight: float = 10.0
     content_layers: Layers = field(default_factory=lambda: CONTENT)
     style_layers: Layers = field(default_factory=lambda: STYLE)
     start: Start = "content"
