@@ -28,7 +28,7 @@ LAYERS = ("content_layers", "style_layers")
 EXAMPLES = """\
   paint.py photo.jpg monet.jpg                            out/photo-monet.png, in 100 iterations
   paint.py photo.jpg monet.jpg --film out/monet.mp4       the painting coming into being, as a film
-  paint.py photo.jpg monet.jpg --style-weight 10          more of the painting, less of the photo
+  paint.py photo.jpg monet.jpg --style-weight 20          more of the painting, less of the photo
   paint.py photo.jpg monet.jpg --start noise --content-weight 0    what the style is by itself
   paint.py photo.jpg monet.jpg --size 1024 --iterations 300        larger: coarse first, then fine
 """
@@ -49,8 +49,8 @@ def parser() -> cli.Parser:
     add("--iterations", type=int, metavar="N", help="steps towards the painting (100)")
     add("--every", type=int, metavar="N", help=f"look at it every N iterations (10; {FRAMES} times for a film)")
     add("--content-weight", type=float, metavar="W", help="how much of the photo; 0 is none (1)")
-    add("--style-weight", type=float, metavar="W", help="how much of the painting; 0 is none (1)")
-    add("--tv-weight", type=float, metavar="W", help="how smooth (0)")
+    add("--style-weight", type=float, metavar="W", help="how much of the painting; 0 is none (5)")
+    add("--tv-weight", type=float, metavar="W", help="how smooth (10)")
     add("--content-layers", metavar="L=W,...", help=f"of {', '.join(painting.CONTENT_LAYERS)} (conv4_2=1)")
     add("--style-layers", metavar="L=W,...", help=f"of {', '.join(painting.STYLE_LAYERS)} (1 each)")
     add("--start", choices=painting.STARTS, help="what is painted over (content)")
