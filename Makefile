@@ -57,8 +57,11 @@ evaluate: $(VENV)/.everything  ## measure the last checkpoint of MODEL=wgan
 bench: $(VENV)/.everything  ## the ratios of the README: serving against ONNX Runtime, training against plain float32
 	PYTHONPATH=. $(BIN)/python tests/load/bench_serving.py
 	PYTHONPATH=. $(BIN)/python tests/load/bench_serving.py --model classifier
+	PYTHONPATH=. $(BIN)/python tests/load/bench_serving.py --model style
 	PYTHONPATH=. $(BIN)/python tests/load/bench_training.py
 	PYTHONPATH=. $(BIN)/python tests/load/bench_training.py --network four-conv --out out/bench_four_conv.png
+	$(if $(ATELIER_DATA),PYTHONPATH=. $(BIN)/python tests/load/bench_painter.py)
+	$(if $(ATELIER_DATA),PYTHONPATH=. $(BIN)/python tests/load/bench_fast_slow.py)
 
 images:  ## build the CPU images with podman or docker
 	deploy/images/build.sh

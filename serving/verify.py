@@ -87,7 +87,7 @@ def _first_of_stream(
         client.async_stream_infer(model, tensors, version)
         answer = answers.get()  # the stream ends with an error after its timeout at the latest
     finally:
-        client.stop_stream(cancel_requests=True)
+        client.stop_stream()  # once it has ended: Triton 2.51 can't unload a model of which a stream was cancelled then
     if isinstance(answer, InferenceServerException):
         raise answer
     return answer

@@ -217,9 +217,12 @@ class AsyncClient:
         stream, stroke = await self._run(begun)
         try:
             while stroke is not None:
-                yield await asyncio.to_thread(wanted.finished, stroke)
                 following = self._core.following(PAINT, stream, model, timeout_s)
-                stroke = await self._run(following)
+                if done := stroke.iteration == stroke.total:
+                    # Its end comes at once. Triton 2.51 can't unload a model whose stream was cancelled as it ended.
+                    await self._run(following)
+                yield await asyncio.to_thread(wanted.finished, stroke)
+                stroke = None if done else await self._run(following)
         finally:
             stream.cancel()
 

@@ -254,9 +254,12 @@ class Client:
         stream, stroke = self._run(begun)
         try:
             while stroke is not None:
-                yield wanted.finished(stroke)
                 following = self._core.following(PAINT, stream, model, timeout_s)
-                stroke = self._run(following)
+                if done := stroke.iteration == stroke.total:
+                    # Its end comes at once. Triton 2.51 can't unload a model whose stream was cancelled as it ended.
+                    self._run(following)
+                yield wanted.finished(stroke)
+                stroke = None if done else self._run(following)
         finally:
             stream.cancel()
 
