@@ -28,7 +28,7 @@ from typing import Self
 
 from serving import cli, wheel
 from serving.errors import PortTaken, RepositoryError, ServerError, ServingError
-from serving.repository import REPOSITORY, models, versions
+from serving.repository import REPOSITORY, lacking, models
 
 KEEPER = Path(__file__).with_name("keeper.py")
 ENDING = (signal.SIGINT, signal.SIGTERM)
@@ -243,16 +243,17 @@ class _Server:
 
 
 def servable(repository: Path, names: Sequence[str] = ()) -> list[str]:
-    """The named models, or else those that have a version. Raises RepositoryError for a named one without, or none."""
+    """The named models, or else those that lack no version. Raises RepositoryError for a named one that does."""
     known = models(repository)
     for name in names:
         if name not in known:
             raise RepositoryError(f"--model {name}: not in {repository}, which has {', '.join(known)}")
     wanted = list(names) or known
-    missing = [name for name in wanted if not versions(repository, name)]
-    if missing and (names or missing == wanted):
-        command = f"python -m training.run {missing[0]} --publish {repository}"
-        raise RepositoryError(f"{repository}: no version of {', '.join(missing)} yet; `{command}` makes one")
+    missing = {name: gone for name in wanted if (gone := lacking(repository, name))}
+    if missing and (names or len(missing) == len(wanted)):
+        absent = sorted({each for gone in missing.values() for each in gone})
+        command = f"python -m training.run {absent[0]} --publish {repository}"
+        raise RepositoryError(f"{repository}: no version of {', '.join(absent)} yet; `{command}` makes one")
     return [name for name in wanted if name not in missing]
 
 

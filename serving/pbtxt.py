@@ -1,4 +1,4 @@
-"""ModelSpec -> config.pbtxt, through Triton's own protobuf schema, and labels.txt beside it.
+"""ModelSpec or Ensemble -> config.pbtxt, through Triton's own protobuf schema, and what stands beside it.
 
 `python -m training.generate` writes both into the committed repository; publishing writes them into any other.
 """
@@ -9,36 +9,60 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from serving.repository import CONFIG
-from serving.spec import ANY, Batching, ModelSpec, Tensor
+from serving.spec import ANY, Batching, Ensemble, ModelSpec, Served, Step, Tensor
 
 LABELS = "labels.txt"
 MAX_PIXELS, MAX_STREAMS = "max_pixels", "max_streams"
 VERSIONS_SERVED = 2
 """The newest version and the one before it, so that a client pinned to N-1 is answered at once."""
+NEWEST = -1
+KEPT = "1/.gitkeep"
+"""Triton loads no ensemble without the folder of a version, empty as it is, and Git keeps no empty one."""
 WARMUP_SIDE = 64
 """Pixels that stand for a free dimension while warming up."""
 HEADER = "# Generated from the model's spec.py by `python -m training.generate`; edit that instead.\n"
 
 
-def files(spec: ModelSpec) -> dict[str, str]:
+def files(spec: Served) -> dict[str, str]:
     """What stands beside a model's versions, by file name; a file comes before the one that names it."""
+    if isinstance(spec, Ensemble):
+        return {KEPT: "", CONFIG: render(spec)}
     labels = {LABELS: "".join(f"{label}\n" for label in spec.labels)} if spec.labels else {}
     return labels | {CONFIG: render(spec)}
 
 
-def render(spec: ModelSpec) -> str:
+def render(spec: Served) -> str:
     """The text of config.pbtxt."""
     return HEADER + str(text_format.MessageToString(config(spec)))
 
 
-def config(spec: ModelSpec) -> pb.ModelConfig:
+def config(spec: Served) -> pb.ModelConfig:
     """Triton's configuration of one model, complete, so that the server has nothing to guess."""
-    return pb.ModelConfig(
+    made = pb.ModelConfig(
         name=spec.name,
-        backend=spec.backend,
         max_batch_size=spec.max_batch,
         input=[pb.ModelInput(name=t.name, data_type=_dtype(t), dims=t.shape, optional=t.optional) for t in spec.inputs],
         output=[_output(t, spec) for t in spec.outputs],
+    )
+    made.MergeFrom(_stepping(spec) if isinstance(spec, Ensemble) else _running(spec))
+    return made
+
+
+def _stepping(spec: Ensemble) -> pb.ModelConfig:
+    return pb.ModelConfig(
+        platform="ensemble", ensemble_scheduling=pb.ModelEnsembling(step=[_step(step) for step in spec.steps])
+    )
+
+
+def _step(step: Step) -> pb.ModelEnsembling.Step:
+    return pb.ModelEnsembling.Step(
+        model_name=step.model.name, model_version=NEWEST, input_map=step.inputs, output_map=step.outputs
+    )
+
+
+def _running(spec: ModelSpec) -> pb.ModelConfig:
+    return pb.ModelConfig(
+        backend=spec.backend,
         version_policy=pb.ModelVersionPolicy(latest=pb.ModelVersionPolicy.Latest(num_versions=VERSIONS_SERVED)),
         # KIND_AUTO: on GPUs where there are some, on the CPU elsewhere. One folder serves both places.
         instance_group=[pb.ModelInstanceGroup(kind=pb.ModelInstanceGroup.KIND_AUTO, count=spec.instances)],
@@ -61,8 +85,8 @@ def _dtype(tensor: Tensor) -> int:
     return int(pb.DataType.Value(f"TYPE_{tensor.dtype}"))
 
 
-def _output(tensor: Tensor, spec: ModelSpec) -> pb.ModelOutput:
-    labels = LABELS if spec.labels else ""
+def _output(tensor: Tensor, spec: Served) -> pb.ModelOutput:
+    labels = LABELS if isinstance(spec, ModelSpec) and spec.labels else ""
     return pb.ModelOutput(name=tensor.name, data_type=_dtype(tensor), dims=tensor.shape, label_filename=labels)
 
 

@@ -23,6 +23,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
 from serving import cli
 from serving.errors import RepositoryError
 
@@ -98,6 +101,25 @@ def newest(repository: Path, model: str) -> int:
     return present[-1]
 
 
+def config(repository: Path, model: str) -> pb.ModelConfig:
+    """What config.pbtxt says; nothing if it cannot be read, as tritonserver says better why."""
+    try:
+        return text_format.Parse((repository / model / CONFIG).read_text(encoding="utf-8"), pb.ModelConfig())
+    except (OSError, ValueError, text_format.ParseError):
+        return pb.ModelConfig()
+
+
+def steps(repository: Path, model: str) -> list[str]:
+    """The models that an ensemble asks, in order; none for a model with weights of its own."""
+    return [step.model_name for step in config(repository, model).ensemble_scheduling.step]
+
+
+def lacking(repository: Path, model: str) -> list[str]:
+    """Which models have no version yet, of those that `model` needs to be served: itself and, if any, its steps."""
+    needed = dict.fromkeys([model, *steps(repository, model)])
+    return [name for name in needed if not versions(repository, name)]
+
+
 def card(repository: Path, model: str, version: int) -> Card:
     return Card.read(repository / model / str(version) / CARD)
 
@@ -126,11 +148,14 @@ def publish(candidate: Path, repository: Path, model: str, *, beside: Mapping[st
 def rollback(repository: Path, model: str) -> int:
     """Takes the newest version out of service and returns its number.
 
-    Its folder stays, as `withdrawn(…)`; renaming it back restores it. Raises RepositoryError for an only version.
+    Its folder stays, as `withdrawn(…)`; renaming it back restores it. Raises RepositoryError for an only version, and
+    for an ensemble.
     """
     folder = repository / model
     if not folder.is_dir():
         raise RepositoryError(f"{repository}: no model {model}")
+    if made_of := steps(repository, model):
+        raise RepositoryError(f"{folder}: always the newest {' and '.join(made_of)}; roll back one of these")
     with _clear_errors(f"rolling back {model} in {repository}"), _locked(folder):
         present = versions(repository, model)
         if len(present) < 2:
@@ -263,13 +288,16 @@ def _parser() -> cli.Parser:
 
 
 def _list(options: argparse.Namespace) -> str:
-    cards = [
-        card(options.repository, model, version)
-        for model in models(options.repository)
-        for version in versions(options.repository, model)
-    ]
+    served = [model for model in models(options.repository) if not lacking(options.repository, model)]
     head = ("model", "version", "published", "preset", "commit", "metrics")
-    return _table([head, *(_row(one) for one in cards)])
+    return _table([head, *(row for model in served for row in _rows(options.repository, model))])
+
+
+def _rows(repository: Path, model: str) -> list[tuple[str, ...]]:
+    present = versions(repository, model)
+    if made_of := steps(repository, model):
+        return [(model, str(version), "-", "-", "-", f"the newest {', then '.join(made_of)}") for version in present]
+    return [_row(card(repository, model, version)) for version in present]
 
 
 def _row(one: Card) -> tuple[str, ...]:

@@ -37,6 +37,12 @@ class Tensor:
         plain = all(re.fullmatch(r"[a-z0-9-]+", name) for name in self.members)
         _require(plain, f"tensor {self.name}: members {self.members}: lower-case letters, digits and -")
 
+    def feeds(self, other: Tensor) -> bool:
+        """Whether what this one holds can be what `other` takes."""
+        if self.dtype != other.dtype or len(self.shape) != len(other.shape):
+            return False
+        return all(ANY in pair or pair[0] == pair[1] for pair in zip(self.shape, other.shape, strict=True))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batching:
@@ -127,10 +133,7 @@ class ModelSpec:
     aims: tuple[Threshold, ...] = ()
 
     def __post_init__(self) -> None:
-        _require(_is_name(self.name), f"model name {self.name!r}: lower-case letters, digits and _")
-        _require(bool(self.inputs) and bool(self.outputs), f"{self.name}: needs an input and an output")
-        names = [t.name for t in (*self.inputs, *self.outputs)]
-        _require(len(set(names)) == len(names), f"{self.name}: tensor names repeat: {names}")
+        _check_face(self.name, self.inputs, self.outputs)
         widths = [t.shape for t in self.outputs] if self.labels else []
         named = f"{self.name}: {len(self.labels)} labels for outputs of {widths}"
         _require(all(width == (len(self.labels),) for width in widths), named)
@@ -153,6 +156,90 @@ class ModelSpec:
     def max_batch(self) -> int:
         """As Triton counts: 0 takes single requests, whose tensors have no batch dimension."""
         return self.batching.max_batch if self.batching else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One model of an ensemble. `inputs` and `outputs` say what its tensors are called there, by their own names."""
+
+    model: ModelSpec
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        name, needed = self.model.name, {t.name for t in self.model.inputs if not t.optional}
+        _require(self.model.batching is not None, f"{name}: takes no batches, so it can't be a step")
+        _check_names(name, "inputs", set(self.inputs), self.model.inputs)
+        _check_names(name, "outputs", set(self.outputs), self.model.outputs)
+        _require(needed <= set(self.inputs), f"{name}: a step must give it {', '.join(sorted(needed))}")
+
+    @property
+    def taken(self) -> list[tuple[str, Tensor]]:
+        """What it takes, each with its name in the ensemble."""
+        return [(self.inputs[t.name], t) for t in self.model.inputs if t.name in self.inputs]
+
+    @property
+    def given(self) -> list[tuple[str, Tensor]]:
+        """What it gives, each with its name in the ensemble."""
+        return [(self.outputs[t.name], t) for t in self.model.outputs if t.name in self.outputs]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensemble:
+    """Models that answer a request one after the other, inside the server.
+
+    It has no weights, no versions and no batcher of its own: each step runs the newest version of its model, and
+    batches as that does. Its inputs have fixed sizes, as it has no limit of its own for others.
+    """
+
+    name: str
+    summary: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    steps: tuple[Step, ...]
+
+    def __post_init__(self) -> None:
+        _check_face(self.name, self.inputs, self.outputs)
+        _require(bool(self.steps), f"{self.name}: needs a step")
+        free = [t.name for t in self.inputs if ANY in t.shape]
+        _require(not free, f"{self.name}: inputs of free size: {', '.join(free)}")
+        known, used = {t.name: t for t in self.inputs}, {t.name for t in self.outputs}
+        for step in self.steps:
+            for name, tensor in step.taken:
+                self._check_fit(known, name, tensor, f"the {tensor.name} of {step.model.name}")
+                used.add(name)
+            for name, tensor in step.given:
+                _require(name not in known, f"{self.name}: {name} is given twice")
+                known[name] = tensor
+        for tensor in self.outputs:
+            self._check_fit(known, tensor.name, tensor, "an output")
+        unused = sorted(set(known) - used)
+        _require(not unused, f"{self.name}: nothing takes {', '.join(unused)}")
+
+    def _check_fit(self, known: Mapping[str, Tensor], name: str, wanted: Tensor, what: str) -> None:
+        _require(name in known, f"{self.name}: no input or step before gives {name}, {what}")
+        had, needs = (f"{t.dtype} {t.shape}" for t in (known[name], wanted))
+        _require(known[name].feeds(wanted), f"{self.name}: {name} is {had} and, as {what}, must be {needs}")
+
+    @property
+    def max_batch(self) -> int:
+        """That of its least step: Triton 2.51 loads no ensemble that allows more."""
+        return min(step.model.max_batch for step in self.steps)
+
+
+Served = ModelSpec | Ensemble
+
+
+def _check_face(name: str, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
+    _require(_is_name(name), f"model name {name!r}: lower-case letters, digits and _")
+    _require(bool(inputs) and bool(outputs), f"{name}: needs an input and an output")
+    names = [t.name for t in (*inputs, *outputs)]
+    _require(len(set(names)) == len(names), f"{name}: tensor names repeat: {names}")
+
+
+def _check_names(model: str, kind: str, named: set[str], there: tuple[Tensor, ...]) -> None:
+    strange = sorted(named - {t.name for t in there})
+    _require(not strange, f"{model}: has no {', '.join(strange)} among its {kind}")
 
 
 def _is_name(text: str) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from serving.spec import ModelSpec
+from serving.spec import ModelSpec, Served
 
 if TYPE_CHECKING:
     from training.jobs import Job
@@ -19,7 +19,7 @@ MODELS = Path(__file__).parent / "models"
 
 
 def names() -> list[str]:
-    """Every model that is served, which are those with a spec.py, in alphabetical order."""
+    """Every model and ensemble that is served, which are those with a spec.py, in alphabetical order."""
     return sorted(path.parent.name for path in MODELS.glob("*/spec.py"))
 
 
@@ -28,9 +28,16 @@ def trained() -> list[str]:
     return sorted(path.parent.name for path in MODELS.glob("*/train.py"))
 
 
-def spec(name: str) -> ModelSpec:
+def served(name: str) -> Served:
     """What is served under `name`."""
     spec = import_module(f"training.models.{name}.spec").SPEC
+    assert isinstance(spec, Served), f"training/models/{name}/spec.py: SPEC is a {type(spec).__name__}"
+    return spec
+
+
+def spec(name: str) -> ModelSpec:
+    """The same for a model with weights of its own, which is no ensemble."""
+    spec = served(name)
     assert isinstance(spec, ModelSpec), f"training/models/{name}/spec.py: SPEC is a {type(spec).__name__}"
     return spec
 

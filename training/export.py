@@ -41,10 +41,10 @@ MEMBERS = "members"
 # another one is refused here, where that costs a minute, and not on the cluster.
 OPERATORS = frozenset(
     """
-    Add AveragePool BatchNormalization Cast Clip Concat Constant ConstantOfShape Conv ConvTranspose DepthToSpace Div
-    Equal Exp Expand Flatten Gather Gemm GlobalAveragePool Greater Identity InstanceNormalization LeakyRelu MatMul Max
-    MaxPool Min Mul Pad Pow PRelu Range ReduceMax ReduceMean ReduceSum Relu Reshape Resize Round Shape Sigmoid Slice
-    Softmax Split Sqrt Squeeze Sub Tanh Tile Transpose Unsqueeze Where
+    Abs Add AveragePool BatchNormalization Cast Clip Concat Constant ConstantOfShape Conv ConvTranspose DepthToSpace
+    Div Equal Exp Expand Flatten Gather Gemm GlobalAveragePool Greater Identity InstanceNormalization LeakyRelu
+    MatMul Max MaxPool Min Mul Pad Pow PRelu Range ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape Resize
+    Round Shape Sigmoid Slice Softmax Split Sqrt Squeeze Sub Tanh Tile Transpose Unsqueeze Where
     """.split()  # noqa: SIM905
 )
 ONNX_TYPES = {"FP32": onnx.TensorProto.FLOAT, "UINT8": onnx.TensorProto.UINT8}
@@ -133,6 +133,25 @@ def write_onnx(net: torch.nn.Module, spec: ModelSpec, golden: dict[str, np.ndarr
             # A graph that takes its weights twice, once turned round, keeps them once, and turns them as it is loaded.
             do_constant_folding=spec.graph is None,
         )  # fmt: skip
+    onnx.save(shortened(onnx.load(path)), path)
+
+
+def shortened(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Weights that two bytes hold to the bit are kept in two, and cast as the graph is loaded: half the file."""
+    casts = []
+    for weights in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(weights)
+        if values.dtype != np.float32 or values.size < 1024:
+            continue
+        with np.errstate(over="ignore"):
+            short = values.astype(np.float16)
+        if (short == values).all():
+            name = weights.name
+            weights.CopyFrom(onnx.numpy_helper.from_array(short, f"{name}_short"))
+            casts.append(onnx.helper.make_node("Cast", [f"{name}_short"], [name], to=onnx.TensorProto.FLOAT))
+    for cast in casts:
+        model.graph.node.insert(0, cast)
+    return model
 
 
 # --- the gate ---

@@ -111,7 +111,7 @@ def test_golden_styles_go_with_their_photographs(pictures: Path, trained: Path) 
         ({"styles": ""}, "--styles: name a folder of paintings"),
         ({"styles": "nowhere"}, "--styles: nowhere is not there"),
         ({"styles": "", "add_style": "x.png"}, "--add-style: needs --init"),
-        ({"content": "nowhere"}, "--corpus: nowhere is not there"),
+        ({"content": "nowhere"}, "--content: nowhere is not there"),
         ({"photos": 3}, "--content: 3 pictures in .* are too few"),
     ],
     ids=lambda value: str(value)[:40],

@@ -32,11 +32,13 @@ def all_of(points: np.ndarray) -> Paths:
     return Paths(points, np.ones(points.shape[:2], bool))
 
 
-def plot(*layers: Paths, pen: float, ink: tuple[int, int, int], paper: tuple[int, int, int]) -> np.ndarray:
-    """Draw paths with a pen `pen` pixels wide: uint8 (N, 128, 128, 3)."""
-    wide, width = SIZE * OVERSAMPLING, round(pen * OVERSAMPLING)
+def plot(
+    *layers: Paths, pen: float, ink: tuple[int, int, int], paper: tuple[int, int, int], size: int = SIZE
+) -> np.ndarray:
+    """Draw paths with a pen `pen` pixels wide, if the picture has 128: uint8 (N, size, size, 3)."""
+    wide, width = size * OVERSAMPLING, round(pen * OVERSAMPLING * size / SIZE)
     count = len(layers[0].points)
-    images = np.empty((count, SIZE, SIZE, 3), np.uint8)
+    images = np.empty((count, size, size, 3), np.uint8)
     # ink on paper for every gray, looked up: (256, 3)
     shade = np.linspace(0, 1, 256)[:, None]
     tones = np.rint(np.array(paper) * (1 - shade) + np.array(ink) * shade).astype(np.uint8)
@@ -61,7 +63,7 @@ def rotated(points: np.ndarray, angle: np.ndarray) -> np.ndarray:
 # --- Georg Nees, Schotter (gravel), 1968 ---------------------------------------------------------------
 
 
-def schotter(count: int, *, seed: int) -> np.ndarray:
+def schotter(count: int, *, seed: int, size: int = SIZE) -> np.ndarray:
     """12 x 22 squares in rank and file at the top, tumbling towards the bottom, as gravel does."""
     rng = np.random.default_rng(seed)
     columns, rows = 12, 22
@@ -78,13 +80,13 @@ def schotter(count: int, *, seed: int) -> np.ndarray:
 
     corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1), (-1, -1)]) * pitch / 2
     points = rotated(corners, angle[..., None]) + (centres + shift)[:, :, None]
-    return plot(all_of(points), pen=0.75, ink=(20, 20, 24), paper=(240, 236, 226))
+    return plot(all_of(points), pen=0.75, ink=(20, 20, 24), paper=(240, 236, 226), size=size)
 
 
 # --- Vera Molnár, Interruptions, 1968/69 ---------------------------------------------------------------
 
 
-def interruptions(count: int, *, seed: int) -> np.ndarray:
+def interruptions(count: int, *, seed: int, size: int = SIZE) -> np.ndarray:
     """A field of short strokes, each turned by chance, with holes where they are left out."""
     rng = np.random.default_rng(seed)
     side = 28
@@ -103,13 +105,13 @@ def interruptions(count: int, *, seed: int) -> np.ndarray:
     field = gaussian_filter(rng.standard_normal((count, side, side)), (0, 1.6, 1.6)).reshape(count, -1)
     missing = rng.uniform(0.03, 0.18, (count, 1))
     kept = field.argsort(1).argsort(1) >= missing * side * side
-    return plot(Paths(points, kept), pen=0.75, ink=(16, 16, 18), paper=(244, 242, 236))
+    return plot(Paths(points, kept), pen=0.75, ink=(16, 16, 18), paper=(244, 242, 236), size=size)
 
 
 # --- Manfred Mohr, Cubic Limit, 1972-77 ----------------------------------------------------------------
 
 
-def cubic_limit(count: int, *, seed: int) -> np.ndarray:
+def cubic_limit(count: int, *, seed: int, size: int = SIZE) -> np.ndarray:
     """An alphabet of signs: a turning cube that loses its twelve edges one after another."""
     rng = np.random.default_rng(seed)
     side = 5
@@ -138,13 +140,13 @@ def cubic_limit(count: int, *, seed: int) -> np.ndarray:
     left = np.rint(12 - (12 - few) * step / (signs - 1))
     left = np.where(rng.random((count, 1)) < 0.5, left, left[:, ::-1])
     kept = rank[:, None, :] < left[..., None]
-    return plot(Paths(points, kept.reshape(count, -1)), pen=1.0, ink=(0, 0, 0), paper=(255, 255, 255))
+    return plot(Paths(points, kept.reshape(count, -1)), pen=1.0, ink=(0, 0, 0), paper=(255, 255, 255), size=size)
 
 
 # --- Frieder Nake, Hommage à Paul Klee, 1965 -----------------------------------------------------------
 
 
-def hommage_klee(count: int, *, seed: int) -> np.ndarray:
+def hommage_klee(count: int, *, seed: int, size: int = SIZE) -> np.ndarray:
     """Wavering horizontals make bands; some of their cells fill with upright or zigzag lines; circles float above."""
     rng = np.random.default_rng(seed)
     bands, columns = 9, 9
@@ -182,6 +184,7 @@ def hommage_klee(count: int, *, seed: int) -> np.ndarray:
         pen=0.75,
         ink=(24, 22, 30),
         paper=(238, 233, 220),
+        size=size,
     )
 
 

@@ -23,10 +23,11 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 FITS = ("crop", "pad")
 
 
-def find(source: Path) -> list[str]:
+def find(source: Path, *, flag: str = "--corpus") -> list[str]:
     """Names of the pictures in a folder and its subfolders, or in a zip, relative to it and sorted.
 
-    Raises BadInput when `source` is not there, is neither, can't be read or has no pictures.
+    Raises BadInput, beginning with the flag that named it, when `source` is not there, is neither, can't be read or has
+    no pictures.
     """
     try:
         if source.is_dir():
@@ -35,15 +36,15 @@ def find(source: Path) -> list[str]:
             with zipfile.ZipFile(source) as archive:
                 names = [info.filename for info in archive.infolist() if not info.is_dir()]
         elif source.exists():
-            raise BadInput(f"--corpus: {source} is neither a folder nor a zip; name one with pictures in it")
+            raise BadInput(f"{flag}: {source} is neither a folder nor a zip; name one with pictures in it")
         else:
-            raise BadInput(f"--corpus: {source} is not there; name a folder or a zip of pictures")
+            raise BadInput(f"{flag}: {source} is not there; name a folder or a zip of pictures")
     except (OSError, zipfile.BadZipFile) as error:
-        raise BadInput(f"--corpus: can't read {source} ({error}); name a folder or a zip of pictures") from error
+        raise BadInput(f"{flag}: can't read {source} ({error}); name a folder or a zip of pictures") from error
     # Dot files are a system's own: macOS zips a ._cat.jpg, which is no picture, with each cat.jpg.
     pictures = sorted(n for n in names if n.lower().endswith(SUFFIXES) and not n.split("/")[-1].startswith("."))
     if not pictures:
-        raise BadInput(f"--corpus: no pictures in {source} (looked for {' '.join(SUFFIXES)})")
+        raise BadInput(f"{flag}: no pictures in {source} (looked for {' '.join(SUFFIXES)})")
     return pictures
 
 
@@ -88,17 +89,18 @@ def load(
     fit: str = "crop",
     ground: tuple[int, int, int] = (255, 255, 255),
     skip_broken: bool = False,
+    flag: str = "--corpus",
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Pictures uint8 (N, size, size, 3) in order of their names, and the names left out as broken.
 
     Of more than `count` a random choice by `seed`. Raises BadInput as `find` does, and, unless skip_broken,
     naming the first broken picture.
     """
-    names = find(source)
+    names = find(source, flag=flag)
     if count is not None and count < len(names):
         chosen = np.random.default_rng(seed).choice(len(names), count, replace=False)
         names = [names[k] for k in np.sort(chosen)]
-    return read(source, names, size=size, fit=fit, ground=ground, skip_broken=skip_broken)
+    return read(source, names, size=size, fit=fit, ground=ground, skip_broken=skip_broken, flag=flag)
 
 
 def read(
@@ -109,6 +111,7 @@ def read(
     fit: str = "crop",
     ground: tuple[int, int, int] = (255, 255, 255),
     skip_broken: bool = False,
+    flag: str = "--corpus",
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """As `load`, of those of `find`'s names, in their order."""
     assert fit in FITS, fit
@@ -126,7 +129,7 @@ def read(
                 return None
             why = str(error).split("<")[0].strip() if isinstance(error, UnidentifiedImageError) else error
             raise BadInput(
-                f"--corpus: {source / name} can't be decoded ({why or type(error).__name__}); "
+                f"{flag}: {source / name} can't be decoded ({why or type(error).__name__}); "
                 "repair or remove it, or leave such pictures out with --skip-broken"
             ) from error
 
@@ -139,7 +142,7 @@ def read(
             archive.close()
     skipped = tuple(name for name, picture in zip(names, pictures, strict=True) if picture is None)
     if len(skipped) == len(names):
-        raise BadInput(f"--corpus: none of the {len(names)} pictures in {source} can be decoded; name another")
+        raise BadInput(f"{flag}: none of the {len(names)} pictures in {source} can be decoded; name another")
     return np.stack([picture for picture in pictures if picture is not None]), skipped
 
 

@@ -22,6 +22,16 @@ MODELS: dict[str, Contract] = {
             "Ankle boot",
         ),
     ),
+    "colorizer": Contract(
+        summary="a gray photograph of a landscape in colour",
+        inputs=(
+            Tensor("gray", "UINT8", (-1, -1, 1)),
+            Tensor("stage", "FP32", (1,)),
+        ),
+        outputs=(Tensor("image", "UINT8", (-1, -1, 3)),),
+        max_batch=8,
+        max_pixels=4_194_304,
+    ),
     "painter": Contract(
         summary="a photograph painted step by step in the manner of any painting (Gatys et al. 2015)",
         inputs=(
@@ -59,10 +69,27 @@ MODELS: dict[str, Contract] = {
         max_batch=4,
         max_pixels=2_097_152,
     ),
+    "upscaler": Contract(
+        summary="a picture four times as wide and as high",
+        inputs=(Tensor("low_res", "UINT8", (-1, -1, 3)),),
+        outputs=(Tensor("image", "UINT8", (-1, -1, 3)),),
+        max_batch=8,
+        max_pixels=524_288,
+    ),
     "wgan": Contract(
         summary="computer art from a latent vector (WGAN-GP)",
         inputs=(Tensor("latent", "FP32", (100,)),),
         outputs=(Tensor("image", "UINT8", (128, 128, 3)),),
         max_batch=32,
+    ),
+    "wgan_x4": Contract(
+        summary="computer art from a latent vector, four times as large",
+        inputs=(Tensor("latent", "FP32", (100,)),),
+        outputs=(Tensor("image", "UINT8", (512, 512, 3)),),
+        max_batch=8,
+        steps=(
+            "wgan",
+            "upscaler",
+        ),
     ),
 }

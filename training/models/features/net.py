@@ -121,16 +121,21 @@ def fetched(url: str) -> Path:
 
 def from_file(path: Path) -> Vgg:
     """The network whose weights a file in torchvision's form holds; what a classifier adds to them is left out."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        weights = {key: value.float() for key, value in state.items() if key.startswith("features.")}
-    except Exception as error:  # torch.load raises a dozen types for a file that is not its own
-        raise BadInput(f"--features: {path} holds no weights ({type(error).__name__})") from error
+    weights = {key: value for key, value in read(path).items() if key.startswith("features.")}
     net = shaped_as(weights)
     if net is None:
         raise BadInput(f"--features: {path} is not in the form of torchvision's vgg16 or vgg19")
     net.load_state_dict(weights)
     return net
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by their keys, in float32. Raises BadInput when it is not one of weights."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return {key: value.float() for key, value in state.items() if isinstance(value, Tensor)}
+    except Exception as error:  # torch.load raises a dozen types for a file that is not its own
+        raise BadInput(f"--features: {path} holds no weights ({type(error).__name__})") from error
 
 
 def shaped_as(weights: Mapping[str, Tensor]) -> Vgg | None:

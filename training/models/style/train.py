@@ -110,7 +110,7 @@ def load_corpus(options: Options) -> Gallery:
         raise BadInput("--add-style: needs --init CHECKPOINT, of the network to add it to")
     paintings = load_paintings(Path(options.styles or options.add_style), side=options.style_size)
     source = Path(options.content) if options.content else natural.imagenette()
-    images, _ = photos.load(source, count=options.photos or None, seed=13, size=options.size)
+    images, _ = photos.load(source, count=options.photos or None, seed=13, size=options.size, flag="--content")
     if len(images) < corpus.LEAST:
         raise BadInput(f"--content: {len(images)} pictures in {source} are too few; at least {corpus.LEAST}")
     held = min(16, len(images) // 4)
@@ -128,7 +128,7 @@ def load_paintings(source: Path, *, side: int) -> dict[str, np.ndarray]:
     flag = "--styles"
     if not source.exists():
         raise BadInput(f"{flag}: {source} is not there; name a folder of paintings, or one")
-    names = photos.find(source) if source.is_dir() else [source.name]
+    names = photos.find(source, flag=flag) if source.is_dir() else [source.name]
     folder = source if source.is_dir() else source.parent
     paintings = {}
     for name in names:

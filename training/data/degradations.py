@@ -1,0 +1,53 @@
+"""How a picture becomes small: as Pillow makes it, or as the pictures that people have were made. Torch-free.
+
+A picture is uint8 (H, W, 3), both sides whole multiples of what it is reduced by.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+BICUBIC, BOX, LANCZOS = Image.Resampling.BICUBIC, Image.Resampling.BOX, Image.Resampling.LANCZOS
+KERNELS = (BOX, Image.Resampling.BILINEAR, BICUBIC, LANCZOS)
+# What cameras, chats and scanners leave behind, not ruins: a network that expects ruins smooths what is well.
+BLUR = (0.0, 1.2)
+"""standard deviation of a Gaussian before the picture is reduced, in pixels"""
+NOISE = (0.0, 4.0)
+"""standard deviation, in levels of 255, after it is"""
+QUALITY = (60, 96)
+"""of JPEG, at last"""
+
+
+def reduced(picture: np.ndarray, by: int, kernel: Image.Resampling = BICUBIC) -> np.ndarray:
+    """uint8 (H, W, 3) -> (H / by, W / by, 3), antialiased: what super-resolution is measured with."""
+    height, width, _ = picture.shape
+    assert height % by == width % by == 0, (picture.shape, by)
+    return resized(picture, height // by, width // by, kernel)
+
+
+def resized(picture: np.ndarray, height: int, width: int, kernel: Image.Resampling = LANCZOS) -> np.ndarray:
+    """uint8 of any size -> uint8 (height, width, 3)."""
+    return np.array(Image.fromarray(picture).resize((width, height), kernel))
+
+
+def degraded(picture: np.ndarray, by: int, luck: np.random.Generator) -> np.ndarray:
+    """As `reduced`, by a kernel of chance, and by chance of each: a little out of focus, noisy, saved as JPEG."""
+    blurred, noisy, saved = luck.random(3) < 0.5
+    image = Image.fromarray(picture)
+    if blurred:
+        image = image.filter(ImageFilter.GaussianBlur(luck.uniform(*BLUR)))
+    small = reduced(np.asarray(image), by, KERNELS[luck.integers(len(KERNELS))])
+    if noisy:
+        noise = luck.standard_normal(small.shape) * luck.uniform(*NOISE)
+        small = np.clip(np.rint(small + noise), 0, 255).astype(np.uint8)
+    return as_jpeg(small, int(luck.integers(*QUALITY))) if saved else small
+
+
+def as_jpeg(picture: np.ndarray, quality: int) -> np.ndarray:
+    """What is left of a picture that was saved as JPEG, with Pillow's halved colour."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", quality=quality)
+    return np.array(Image.open(file))

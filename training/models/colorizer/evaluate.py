@@ -1,0 +1,149 @@
+"""Judge a colorizer. Run: python -m training.run colorizer --corpus DIR --test DIR --evaluate CHECKPOINT
+
+Numbers say little about colour: a field may be green or yellow, and both are right. So look at colorized.png, too.
+Each measure stands beside that of what needs no network: the gray picture itself, the mean colour of all, and the
+colours of the training picture whose luminance is nearest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from skimage.color import deltaE_ciede2000, rgb2lab
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch import Tensor
+
+from training import plots
+from training.models.colorizer.net import Served, gray_of, lab, lightness, linear, resized, rgb
+
+AT_ONCE = 16
+SHEET = 24
+"""Pictures that are shown."""
+THUMB = 16
+"""Pixels a side at which luminances are compared."""
+
+Pictures = np.ndarray
+Colouring = Callable[[Tensor], Tensor]
+"""Gray levels (N, 1, H, W) in [0, 1] -> RGB (N, 3, H, W) in [0, 1]."""
+
+
+@torch.no_grad()
+def evaluate(net: Served, held_out: Pictures, trained_on: Pictures, *, out: Path) -> dict[str, float]:
+    """Means over pictures uint8 (N, H, W, 3): of both stages, and of the baselines.
+
+    `psnr` (dB) and `ssim` are of RGB; `ciede2000` is the mean difference of colour, of which 1 can just be seen;
+    `colourfulness_to_truth` is Hasler and Süsstrunk's (2003), as a share of the photographs' own; `ciede2000_to_gray`
+    is a share of that of leaving it gray. Without a prefix they are the second stage's.
+    """
+    ways: dict[str, Colouring] = {
+        "": lambda gray: coloured(net, gray, 2),
+        "stage1_": lambda gray: coloured(net, gray, 1),
+        "gray_": lambda gray: gray.expand(-1, 3, -1, -1),
+        "mean_": mean_chroma(trained_on),
+        "nearest_": nearest_chroma(trained_on),
+    }
+    truth = colourfulness(held_out)
+    metrics: dict[str, float] = {}
+    for prefix, way in ways.items():
+        made = np.concatenate([_painted(way, part) for part in _parts(held_out)])
+        metrics |= {f"{prefix}{name}": value for name, value in compared(made, held_out).items()}
+        metrics[f"{prefix}colourfulness_to_truth"] = colourfulness(made) / max(truth, 1e-6)
+    metrics["ciede2000_to_gray"] = metrics["ciede2000"] / max(metrics["gray_ciede2000"], 1e-6)
+    metrics["stage1_ciede2000_to_gray"] = metrics["stage1_ciede2000"] / max(metrics["gray_ciede2000"], 1e-6)
+    plots.save_grid(beside(net, held_out[:SHEET]), out / "colorized.png", columns=8)
+    return metrics
+
+
+def compared(made: Pictures, truth: Pictures) -> dict[str, float]:
+    """Means over pictures uint8 (N, H, W, 3): psnr (dB), ssim, ciede2000."""
+    psnr = [peak_signal_noise_ratio(there, one) for one, there in zip(made, truth, strict=True) if (one != there).any()]
+    ssim = [structural_similarity(there, one, channel_axis=2) for one, there in zip(made, truth, strict=True)]
+    away = [deltaE_ciede2000(rgb2lab(there), rgb2lab(one)).mean() for one, there in zip(made, truth, strict=True)]
+    return {
+        "psnr": float(np.mean(psnr)) if psnr else float("inf"),
+        "ssim": float(np.mean(ssim)),
+        "ciede2000": float(np.mean(away)),
+    }
+
+
+def colourfulness(pictures: Pictures) -> float:
+    """Of pictures uint8 (N, H, W, 3) the mean of Hasler and Süsstrunk's measure: 0 is gray, 109 extremely colourful."""
+    red, green, blue = np.moveaxis(pictures.astype(np.float64), 3, 0)
+    opponents = np.stack([red - green, (red + green) / 2 - blue])  # (2, N, H, W)
+    spread, strength = opponents.std((2, 3)), opponents.mean((2, 3))
+    return float((np.hypot(*spread) + 0.3 * np.hypot(*strength)).mean())
+
+
+# --- what needs no network ---
+
+
+def mean_chroma(trained_on: Pictures) -> Colouring:
+    """Gives every pixel the mean a and b of the corpus."""
+    mean = torch.stack([lab(_tensor(part))[:, 1:].mean((0, 2, 3)) for part in _parts(trained_on)]).mean(0)
+
+    def painted(gray: Tensor) -> Tensor:
+        return _joined(gray, mean[None, :, None, None].expand(len(gray), -1, *gray.shape[2:]))
+
+    return painted
+
+
+def nearest_chroma(trained_on: Pictures) -> Colouring:
+    """Gives every picture the a and b of the training picture that is most like it in gray, place by place."""
+    thumbs = torch.cat([_thumb(gray_of(_tensor(part))) for part in _parts(trained_on)])
+
+    def painted(gray: Tensor) -> Tensor:
+        nearest = torch.cdist(_thumb(gray), thumbs).argmin(1)
+        chroma = lab(_tensor(trained_on[nearest.numpy()]))[:, 1:]
+        return _joined(gray, resized(chroma, *gray.shape[2:]))
+
+    return painted
+
+
+def _thumb(gray: Tensor) -> Tensor:
+    return F.interpolate(gray, size=(THUMB, THUMB), mode="area").flatten(1)
+
+
+def _joined(gray: Tensor, chroma: Tensor) -> Tensor:
+    light = linear(gray)
+    return rgb(light, lightness(light), chroma)
+
+
+# --- pictures ---
+
+
+def coloured(net: Served, gray: Tensor, stage: float) -> Tensor:
+    levels = (gray * 255).round().byte().permute(0, 2, 3, 1)
+    answer: Tensor = net(levels, torch.full((len(gray), 1), float(stage)))
+    return answer.permute(0, 3, 1, 2).float() / 255
+
+
+@torch.no_grad()
+def beside(net: Served, pictures: Pictures) -> Pictures:
+    """uint8 (4 N, H, W, 3): of every eight the gray ones, the first stage's, the second's, and the truth."""
+    rows = []
+    for start in range(0, len(pictures), 8):
+        truth = pictures[start : start + 8]
+        gray = gray_of(_tensor(truth))
+        made = [gray.expand(-1, 3, -1, -1), coloured(net, gray, 1), coloured(net, gray, 2)]
+        rows += [*map(_pixels, made), truth]
+    return np.concatenate(rows)
+
+
+def _painted(way: Colouring, pictures: Pictures) -> Pictures:
+    return _pixels(way(gray_of(_tensor(pictures))))
+
+
+def _parts(pictures: Pictures) -> list[Pictures]:
+    return np.split(pictures, range(AT_ONCE, len(pictures), AT_ONCE))
+
+
+def _tensor(pictures: Pictures) -> Tensor:
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+
+
+def _pixels(pictures: Tensor) -> Pictures:
+    return (pictures * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()

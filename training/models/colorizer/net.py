@@ -1,0 +1,282 @@
+"""The colorizer's networks, and how chroma joins the luminance of a picture of any size. Only nn.Modules.
+
+Lab is CIE L*a*b* (D65): L in [0, 100], a and b about [-100, 100]. Gray is the level g of sRGB, in [0, 1], of the same
+luminance: (g, g, g) is the colour with that L and no chroma.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.parametrizations import spectral_norm
+
+from training.models.features import net as features
+from training.models.features import resnet
+
+# One unit of what the network gives, in those of a and b.
+CHROMA = 100.0
+
+
+# --- colour (IEC 61966-2-1, CIE 15) ---
+
+# Light of sRGB's primaries -> X, Y, Z, each as a share of white's.
+TO_XYZ = torch.tensor(
+    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]],
+    dtype=torch.float64,
+)
+TO_XYZ = TO_XYZ / TO_XYZ.sum(1, keepdim=True)
+TO_RGB = torch.linalg.inv(TO_XYZ)
+DELTA = 6 / 29
+
+
+def mixed(matrix: Tensor, picture: Tensor) -> Tensor:
+    """(M, K) of every pixel of (N, K, H, W) -> (N, M, H, W)."""
+    return F.conv2d(picture, matrix[:, :, None, None].to(picture))
+
+
+def linear(level: Tensor) -> Tensor:
+    """Light of sRGB levels, both in [0, 1]."""
+    return torch.where(level > 0.04045, ((level + 0.055) / 1.055).clamp_min(1e-4) ** 2.4, level / 12.92)
+
+
+def level(linear: Tensor) -> Tensor:
+    """sRGB levels of light, both in [0, 1]."""
+    return torch.where(linear > 0.0031308, 1.055 * linear.clamp_min(1e-4) ** (1 / 2.4) - 0.055, 12.92 * linear)
+
+
+def lightness(linear: Tensor) -> Tensor:
+    """Light in [0, 1] as Lab counts it: (L + 16) / 116 of the middle one of X, Y, Z."""
+    return torch.where(linear > DELTA**3, linear.clamp_min(1e-4) ** (1 / 3), linear / (3 * DELTA**2) + 4 / 29)
+
+
+def unlightness(f: Tensor) -> Tensor:
+    """The other way."""
+    return torch.where(f > DELTA, f * f * f, 3 * DELTA**2 * (f - 4 / 29))
+
+
+def lab(picture: Tensor) -> Tensor:
+    """RGB (N, 3, H, W) in [0, 1] -> L, a, b (N, 3, H, W)."""
+    x, y, z = lightness(mixed(TO_XYZ, linear(picture))).split(1, 1)
+    return torch.cat([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)
+
+
+def gray_of(picture: Tensor) -> Tensor:
+    """RGB (N, 3, H, W) in [0, 1] -> gray levels (N, 1, H, W) of the same luminance."""
+    return level(mixed(TO_XYZ[1:2], linear(picture)).clamp(0, 1))
+
+
+def rgb(y: Tensor, f: Tensor, chroma: Tensor) -> Tensor:
+    """Luminance (N, 1, H, W), the same by `lightness`, and a, b (N, 2, H, W) -> RGB (N, 3, H, W) in [0, 1].
+
+    A colour that no screen can show is mixed with gray until one can: luminance stays as it is.
+    """
+    a, b = chroma[:, :1], chroma[:, 1:]
+    xyz = torch.cat([unlightness(f + a / 500), y, unlightness(f - b / 200)], 1)
+    light = mixed(TO_RGB, xyz)
+    over, under = light.amax(1, keepdim=True) - y, y - light.amin(1, keepdim=True)
+    room = torch.minimum((1 - y) / over.clamp_min(1e-6), y / under.clamp_min(1e-6)).clamp(0, 1)
+    return level((y + room * (light - y)).clamp(0, 1))
+
+
+# --- sizes ---
+
+
+def resizing(rows: int, out: int, like: Tensor) -> Tensor:
+    """(out, rows): the matrix that brings `rows` to `out` places as Pillow's BILINEAR does, a triangle over each place,
+    wider than a row where rows are many, so that nothing aliases. In any runtime that is two matrix products."""
+    there = torch.arange(rows, device=like.device).to(like.dtype) + 0.5
+    here = torch.arange(out, device=like.device).to(like.dtype) + 0.5
+    scale = like.new_ones(()) * rows / out
+    distance = (there[None, :] - here[:, None] * scale) / scale.clamp_min(1.0)
+    weights = F.relu(1 - distance.abs())
+    return weights / weights.sum(1, keepdim=True)
+
+
+def resized(picture: Tensor, height: int, width: int) -> Tensor:
+    """(N, C, H, W) -> (N, C, height, width)."""
+    down = resizing(picture.shape[2], height, picture)
+    across = resizing(picture.shape[3], width, picture)
+    return down @ picture @ across.T
+
+
+# --- the network that guesses ---
+
+
+class Encoder(nn.Module):
+    """What a pretrained network answers to gray (N, 1, S, S) in [0, 1], at a half of its size, a quarter, and so on."""
+
+    def __init__(self, backbone: features.Vgg | resnet.ResNet18) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.taps: tuple[str, ...]
+        self.widths: tuple[int, ...]
+        # Edges and textures are as good for colours as for anything, and half of the time would go into `settled`.
+        if isinstance(backbone, resnet.ResNet18):
+            self.taps, self.widths = resnet.STAGES, resnet.WIDTHS
+            self.settled: list[nn.Module] = [backbone.conv1, backbone.layer1]
+        else:
+            # Of each block but the first the last layer.
+            self.taps = tuple(f"conv{b}_{count}" for b, count in enumerate(backbone.blocks, 1))[1:]
+            self.widths = backbone.widths[1:]
+            self.settled = [layer for name, layer in backbone.convolutions.items() if name < "conv3"]
+
+    def forward(self, gray: Tensor) -> list[Tensor]:
+        answers = self.backbone(gray.expand(-1, 3, -1, -1), self.taps)
+        return [answers[name] for name in self.taps]
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Norms that came with the weights keep to what they have measured; batches of here are too small for that."""
+        return super().train(False)
+
+
+class Block(nn.Module):
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(c_in, c_out, 3, padding=1, bias=False)
+        self.norm: nn.Module = nn.BatchNorm2d(c_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.convolution(x)))
+
+    def fuse(self) -> None:
+        """In eval mode: the norm goes into the convolution."""
+        assert isinstance(self.norm, nn.BatchNorm2d)
+        self.convolution, self.norm = fuse_conv_bn_eval(self.convolution, self.norm), nn.Identity()
+
+
+class Decoder(nn.Module):
+    """What the encoder answers -> `channels` at half the size of the picture, or at all of it: the right half of a U
+    (Ronneberger et al. 2015)."""
+
+    def __init__(
+        self, encoder: tuple[int, ...], widths: tuple[int, ...], channels: int, *, gray: float, whole: bool
+    ) -> None:
+        super().__init__()
+        beside = [*reversed(encoder[:-1]), *([1] if whole else [])]
+        # The coarsest answers of a deeper encoder share the first of the widths, and what is finer has the last one.
+        widths = (*widths[:1] * (len(encoder) - 1 - len(widths)), *widths, *widths[-1:] * whole)
+        c_in = encoder[-1]
+        self.blocks = nn.ModuleList()
+        for skip, width in zip(beside, widths, strict=True):
+            self.blocks.append(Block(c_in + skip, width))
+            c_in = width
+        self.smooth = Block(c_in, c_in)
+        self.last = nn.Conv2d(c_in, channels, 1)
+        nn.init.zeros_(self.last.weight)
+        self.last.bias = nn.Parameter(torch.full((channels,), gray))
+
+    def forward(self, gray: Tensor, answers: list[Tensor]) -> Tensor:
+        *beside, x = answers
+        skips = [*reversed(beside), gray][: len(self.blocks)]
+        for block, skip in zip(self.blocks, skips, strict=True):
+            x = block(torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), skip], 1))
+        return self.last(self.smooth(x))
+
+
+class Colorizer(nn.Module):
+    """One encoder and two decoders: of the first stage, which regression teaches, and of the second, which refines it.
+
+    Gray (N, 1, S, S) in [0, 1] -> `color`: "lab" gives a and b, in units of CHROMA; "rgb" gives RGB around [0, 1].
+    """
+
+    def __init__(self, encoder: Encoder, widths: tuple[int, ...], *, color: str, whole: bool, size: int) -> None:
+        super().__init__()
+        self.options: Mapping[str, Any] = {"widths": list(widths), "color": color, "whole": whole, "size": size}
+        self.encoder = encoder
+        self.color, self.size, self.shrinks = color, size, 1 if whole else 2
+        channels, gray = {"lab": (2, 0.0), "rgb": (3, 0.5)}[color]
+        self.decoders = nn.ModuleList(
+            Decoder(encoder.widths, widths, channels, gray=gray, whole=whole) for _ in range(2)
+        )
+
+    def forward(self, gray: Tensor, stage: int) -> Tensor:
+        painted: Tensor = self.decoders[stage - 1](gray, self.encoder(gray))
+        return painted
+
+    def chroma(self, painted: Tensor) -> Tensor:
+        """Of what a decoder gives: a and b."""
+        return CHROMA * painted if self.color == "lab" else lab(painted.clamp(0, 1))[:, 1:]
+
+
+class Critic(nn.Module):
+    """Gray and colours beside each other (N, C, S, S) -> a score for each patch of 22 x 22 (Isola et al. 2017).
+
+    Spectral norm (Miyato et al. 2018) instead of norms over batches or pictures, which would take away the very thing
+    that it should see: how strong the colours are.
+    """
+
+    def __init__(self, c_in: int, width: int = 48) -> None:
+        super().__init__()
+        widths = (c_in, width, 2 * width, 4 * width)
+        layers: list[nn.Module] = []
+        for (c, c_out), stride in zip(pairwise(widths), (2, 2, 1), strict=True):
+            layers += [spectral_norm(nn.Conv2d(c, c_out, 4, stride=stride, padding=1)), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers, spectral_norm(nn.Conv2d(widths[3], 1, 3, padding=1)))
+
+    def forward(self, seen: Tensor) -> Tensor:
+        scores: Tensor = self.layers(seen)
+        return scores
+
+
+# --- what is served ---
+
+
+class Served(nn.Module):
+    """Gray uint8 (N, H, W, 1) and stage (N, 1) -> uint8 (N, H, W, 3) of the same size, at least 16 x 16, and luminance.
+
+    The network sees the picture at a size of its own. What it says of chroma comes back to the picture's by the guided
+    filter (He et al. 2013): within each neighbourhood chroma is a line of luminance, so that its edges are the
+    picture's, however large that is.
+    """
+
+    levels: Tensor
+
+    def __init__(self, net: Colorizer, *, features: str = "", guide: int = 1, edge: float = 8.0) -> None:
+        super().__init__()
+        self.features, self.guide, self.edge = features, guide, edge
+        self.net = net
+        light = linear(torch.arange(256) / 255)
+        self.register_buffer("levels", torch.stack([light, lightness(light)]), persistent=False)
+        self.eval()
+
+    @torch.no_grad()
+    def packed(self) -> Served:
+        """The same, as it is exported: without norms, and with weights that two bytes hold."""
+        for block in self.modules():
+            if isinstance(block, Block):
+                block.fuse()
+        for parameter in self.parameters():
+            parameter.copy_(parameter.half())
+        return self.requires_grad_(False)
+
+    def forward(self, gray: Tensor, stage: Tensor) -> Tensor:
+        height, width = gray.shape[1], gray.shape[2]
+        gray = gray.permute(0, 3, 1, 2)
+        y, f = self.levels[0][gray.long()], self.levels[1][gray.long()]
+        seen = resized(gray.float() / 255, self.net.size, self.net.size)
+        answers = self.net.encoder(seen)
+        first, second = (self.net.chroma(decoder(seen, answers)) for decoder in self.net.decoders)
+        chroma = first + (stage[:, :, None, None] - 1) * (second - first)
+        picture = rgb(y, f, self.at_full_size(chroma, 116 * f - 16, height, width))
+        return (picture * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+    def at_full_size(self, chroma: Tensor, lightness: Tensor, height: int, width: int) -> Tensor:
+        side = self.net.size // self.net.shrinks
+        guide = resized(lightness, side, side)
+        mean, of_guide = self.around(chroma), self.around(guide)
+        slope = self.around(chroma * guide) - mean * of_guide
+        slope = slope / (self.around(guide * guide) - of_guide * of_guide + self.edge**2)
+        offset = mean - slope * of_guide
+        slope, offset = (resized(self.around(each), height, width) for each in (slope, offset))
+        return slope * lightness + offset
+
+    def around(self, x: Tensor) -> Tensor:
+        """The mean of each neighbourhood."""
+        side = 2 * self.guide + 1
+        return F.avg_pool2d(F.pad(x, (self.guide,) * 4, mode="replicate"), side, stride=1)

@@ -1,0 +1,30 @@
+"""The colorizer, as it is served and as its Job asks for it. Torch-free."""
+
+from serving.spec import ANY, Batching, ModelSpec, Tensor, Threshold
+
+SPEC = ModelSpec(
+    name="colorizer",
+    summary="a gray photograph of a landscape in colour",
+    inputs=(
+        Tensor(name="gray", dtype="UINT8", shape=(ANY, ANY, 1)),
+        # 1: as regression left it; 2: as it came out of its game with a critic; between: a mixture, beyond: more of it.
+        Tensor(name="stage", dtype="FP32", shape=(1,)),
+    ),
+    outputs=(Tensor(name="image", dtype="UINT8", shape=(ANY, ANY, 3)),),
+    # Two instances and no preferred sizes: see wgan's spec.
+    batching=Batching(max_batch=8, queue_size=64, queue_timeout_us=20_000_000),
+    max_pixels=4 << 20,
+    instances=2,
+    threads=1,
+    # A step of 1 in 255, and now and then another where rounding meets it.
+    golden_atol=2.0,
+    thresholds=(
+        Threshold(metric="ciede2000_to_gray", at_most=1.0, may_worsen_by=0.03),
+        Threshold(metric="colourfulness_to_truth", at_least=0.5, may_worsen_by=0.1),
+    ),
+    aims=(
+        Threshold(metric="ciede2000_to_gray", at_most=0.85),
+        Threshold(metric="colourfulness_to_truth", at_least=0.8),
+        Threshold(metric="colourfulness_to_truth", at_most=1.2),
+    ),
+)

@@ -1,0 +1,323 @@
+"""Train the colorizer: gray landscapes in, colours out. Run: python -m training.run colorizer --corpus DIR --dry-run
+
+Two stages in one run. First a U-Net learns to give each place the colours that it has on average: right, and paler
+than any photograph. Then its decoder goes on, from a copy, against a critic that tells photographs from its pictures
+(Isola et al. 2017), and what the first stage learnt stays part of what it is asked for. Both are kept, and served.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training import plots
+from training.data import computer_art, corpus, natural, photos
+from training.devices import autocast, pick_device
+from training.errors import BadInput
+from training.models.colorizer import evaluate as measures
+from training.models.colorizer.net import CHROMA, Colorizer, Critic, Encoder, Served, gray_of, lab
+from training.models.features import net as features
+from training.models.features import resnet
+from training.rundir import RunDir, Stopped, load_checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Defaults are the run that ships. One step is one batch; `batch` is in pictures."""
+
+    corpus: str = ""
+    """a folder or zip of colour photographs; left out: Imagenette's, fetched into $ATELIER_DATA once"""
+    test: str = ""
+    """photographs to judge by, which are not trained on; left out: one in ten of the corpus, 500 at most"""
+    pictures: int = 0
+    """the most to take; 0 takes all"""
+    init: str = ""
+    """a checkpoint to start from, which brings its network along"""
+    seed: int = 0
+    features: str = features.OWN
+    """the encoder: vgg16-half, vgg16, vgg19, resnet18, random, or a file in torchvision's form"""
+    color: str = "lab"
+    """what the network gives: lab (chroma alone) or rgb"""
+    size: int = 128
+    """pixels a side of what the network sees, a multiple of 32"""
+    whole: bool = False
+    """chroma at all of that size; left out: at half of it, which is what most photographs carry"""
+    widths: tuple[int, ...] = (128, 64, 48)
+    """the decoders' channels, from the coarsest answers on"""
+    batch: int = 16
+    steps: int = 2_900
+    """of regression"""
+    lr: float = 2e-3
+    """AdamW's for the decoder; rises over the first tenth, then falls to zero along a cosine"""
+    encoder_lr: float = 1e-4
+    """and for the encoder's later blocks; the first two stay as they are"""
+    refine_steps: int = 1_500
+    """against the critic"""
+    refine_lr: float = 2e-4
+    """Adam's, of the decoder and of the critic; beta1 is 0.5"""
+    critic_weight: float = 0.05
+    """of what the critic says, against 1 for the distance to the true colours"""
+    sample_every: int = 250
+    checkpoint_minutes: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name, least in [("pictures", 0), ("batch", 2), ("steps", 1), ("refine_steps", 0), ("sample_every", 1)]:
+            if getattr(self, name) < least:
+                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} is too few; give {least} or more")
+        for name in ("lr", "encoder_lr", "refine_lr", "checkpoint_minutes"):
+            if not getattr(self, name) > 0:
+                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} must be above 0")
+        if not 0 <= self.critic_weight < float("inf"):
+            raise BadInput(f"--critic-weight: {self.critic_weight} must be 0 or more")
+        if self.size < 32 or self.size % 32:
+            raise BadInput(f"--size: {self.size} must be a multiple of 32")
+        if self.color not in ("lab", "rgb"):
+            raise BadInput(f"--color: no {self.color!r}; there are lab and rgb")
+        if len(self.widths) != 3 or min(self.widths) < 1:
+            raise BadInput(f"--widths: {self.widths}; give three, above 0")
+
+
+# The source: RGB, and all of 128 x 128. What it leaves open: ten epochs of its 20,000 pictures, then five.
+SEED: dict[str, Any] = {
+    "features": resnet.NAME, "color": "rgb", "whole": True, "widths": (256, 128, 64),
+    "steps": 12_500, "refine_steps": 6_250,
+}  # fmt: skip
+# Seconds on a CPU: that the path works.
+TINY: dict[str, Any] = {
+    "pictures": 40, "size": 32, "widths": (8, 8, 8), "batch": 4, "steps": 3, "refine_steps": 3, "sample_every": 3,
+    "features": features.RANDOM,
+}  # fmt: skip
+PRESETS = {"default": Options(), "seed": Options(**SEED), "tiny": Options(**TINY)}
+
+ROOM = 1.125
+"""Pictures are kept so much larger than the network's size, for windows of them to be cut out."""
+TEST_SIZE = 160
+"""Pixels a side of the pictures to judge by."""
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """Pictures to train on uint8 (N, S, S, 3), and others to judge by, which may be larger."""
+
+    name: str
+    images: np.ndarray
+    held_out: np.ndarray
+    sha256: str  # of `images`
+
+
+def load_corpus(options: Options) -> Photographs:
+    source = Path(options.corpus) if options.corpus else natural.imagenette()
+    size = round(ROOM * options.size)
+    if options.test:
+        images, _ = photos.load(source, count=options.pictures or None, seed=13, size=size)
+        held_out, _ = photos.load(Path(options.test), size=TEST_SIZE, flag="--test")
+    else:
+        names = photos.find(source)
+        names = [names[k] for k in np.random.default_rng(13).permutation(len(names))[: options.pictures or None]]
+        held = min(500, max(1, len(names) // 10))
+        images, _ = photos.read(source, names[held:], size=size)
+        held_out, _ = photos.read(source, names[:held], size=TEST_SIZE)
+    if len(images) < corpus.LEAST:
+        raise BadInput(f"--corpus: {len(images)} pictures in {source} are too few; at least {corpus.LEAST}")
+    return Photographs(source.name, images, held_out, corpus.checksum(images))
+
+
+def train(options: Options, run: RunDir, corpus: Photographs) -> Path:
+    """Train both stages and return the last checkpoint. Raises Stopped after SIGTERM, with a checkpoint."""
+    device = pick_device()
+    torch.manual_seed(options.seed)
+    net = begin(options).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    critic = Critic(1 + (2 if net.color == "lab" else 3)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    learning = [parameter for parameter in net.encoder.parameters() if parameter.requires_grad]
+    adam = torch.optim.AdamW([
+        {"params": net.decoders[0].parameters(), "rate": options.lr},
+        {"params": learning, "rate": options.encoder_lr},
+    ], weight_decay=0.01, fused=True)  # fmt: skip
+    refining = torch.optim.Adam(net.decoders[1].parameters(), options.refine_lr, betas=(0.5, 0.9), fused=True)
+    judging = torch.optim.Adam(critic.parameters(), options.refine_lr, betas=(0.5, 0.9), fused=True)
+    parts = {"net": net, "critic": critic, "adam": adam, "refining": refining, "judging": judging}
+    images = torch.from_numpy(corpus.images)
+
+    luck = torch.Generator().manual_seed(options.seed)
+    first = 0
+    if (state := run.restore()) is not None:
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        luck.set_state(state["luck"])
+        first = state["step"]
+
+    def checkpoint(step: int) -> None:
+        states = {name: part.state_dict() for name, part in parts.items()}
+        shape = None if isinstance(there := net.encoder.backbone, resnet.ResNet18) else (there.blocks, there.widths)
+        about = {"network": net.options, "vgg": shape, "features": options.features}
+        run.save({**states, **about, "luck": luck.get_state(), "step": step})
+
+    last_saved = time.monotonic()
+    end = options.steps + options.refine_steps
+    for step in run.steps(first, end):
+        gray, truth = batch_of(images, options, luck, device, net)
+        stats = {"distance": 0.0, "critic": 0.0, "doubt": 0.0}
+
+        # --- first stage: the colours that there are on average ---
+        if step < options.steps:
+            net.train()
+            for group in adam.param_groups:
+                group["lr"] = group["rate"] * one_cycle((step + 1) / options.steps)
+            with autocast(device, True):
+                painted = net(gray, 1)
+            distance = F.l1_loss(painted.float(), truth)
+            adam.zero_grad()
+            distance.backward()
+            adam.step()
+            stats["distance"] = distance.item()
+
+        # --- second stage: colours that a critic takes for a photograph's ---
+        else:
+            if step == options.steps:
+                net.decoders[1].load_state_dict(net.decoders[0].state_dict())
+            net.eval()
+            net.decoders[1].train()
+            with torch.no_grad(), autocast(device, True):
+                answers = net.encoder(gray)
+            with autocast(device, True):
+                painted = net.decoders[1](gray, answers)
+            beside = F.interpolate(gray, size=truth.shape[2:], mode="area")
+
+            # The critic learns first, from the same pictures, by the hinge (Lim and Ye 2017).
+            with autocast(device, True):
+                real = critic(torch.cat([beside, truth], 1)).float()
+                fake = critic(torch.cat([beside, painted.detach().float()], 1)).float()
+            judged = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+            judging.zero_grad()
+            judged.backward()
+            judging.step()
+
+            with autocast(device, True):
+                doubt = -critic(torch.cat([beside, painted.float()], 1)).float().mean()
+            distance = F.l1_loss(painted.float(), truth)
+            refining.zero_grad()
+            (distance + options.critic_weight * doubt).backward()
+            refining.step()
+            stats = {"distance": distance.item(), "critic": judged.item(), "doubt": doubt.item()}
+
+        # --- what it says ---
+        line = ""
+        if (step + 1) % 50 == 0 or step + 1 == end:
+            line = " ".join(f"{name} {value:.4f}" for name, value in stats.items())
+        run.record(step, line, **stats)
+        if (step + 1) % options.sample_every == 0 or step + 1 == end:
+            sample(net, corpus, run.path / "samples" / f"{step + 1:06d}.png")
+        if run.terminated:
+            checkpoint(step + 1)
+            raise Stopped
+        if time.monotonic() - last_saved > 60 * options.checkpoint_minutes:
+            checkpoint(step + 1)
+            last_saved = time.monotonic()
+    checkpoint(end)
+    plots.save_convergence(run.stats(), run.path / "convergence.png", title=run.path.name)
+    return run.last
+
+
+def one_cycle(done: float) -> float:
+    """The learning rate's share of its highest after so much of a stage."""
+    return min(10 * done, 0.5 + 0.5 * float(np.cos(np.pi * max(0.0, done - 0.1) / 0.9)))
+
+
+def batch_of(
+    images: Tensor, options: Options, luck: torch.Generator, device: torch.device, net: Colorizer
+) -> tuple[Tensor, Tensor]:
+    """Gray (N, 1, S, S) in [0, 1], and what a decoder should make of it, (N, C, S, S) or half that size.
+
+    Windows of other shapes come squeezed to a square, as pictures that are no squares do when they are served.
+    """
+    chosen = torch.randint(len(images), (options.batch,), generator=luck)
+    least = round(images.shape[1] / ROOM)
+    height, width = (torch.randint(least, images.shape[1] + 1, (2,), generator=luck)).tolist()
+    top, left = (int(torch.randint(images.shape[1] - side + 1, (), generator=luck)) for side in (height, width))
+    mirrored = (torch.rand(options.batch, generator=luck) < 0.5)[:, None, None, None]
+    window = images[chosen, top : top + height, left : left + width].permute(0, 3, 1, 2)
+    window = torch.where(mirrored, window.flip(3), window).to(device).float() / 255
+    window = F.interpolate(window, size=(options.size, options.size), mode="bilinear", antialias=True)
+    picture = window.clamp(0, 1).contiguous(memory_format=torch.channels_last)
+    truth = lab(picture)[:, 1:] / CHROMA if net.color == "lab" else picture
+    return gray_of(picture), F.avg_pool2d(truth, net.shrinks) if net.shrinks > 1 else truth
+
+
+def begin(options: Options) -> Colorizer:
+    """The network at its beginning; what of the encoder learns has gradients."""
+    if options.init:
+        net = learnt(Path(options.init)).net
+    else:
+        encoder = Encoder(pretrained(options.features))
+        net = Colorizer(encoder, options.widths, color=options.color, whole=options.whole, size=options.size)
+    net.encoder.requires_grad_(True)
+    for layer in net.encoder.settled:
+        layer.requires_grad_(False)
+    return net
+
+
+def pretrained(name: str) -> features.Vgg | resnet.ResNet18:
+    """By its name, or from a file of either kind. Raises BadInput as their loaders do."""
+    if name == resnet.NAME or (Path(name).is_file() and "layer1.0.conv1.weight" in features.read(Path(name))):
+        return resnet.load(name)
+    return features.load(name)
+
+
+@torch.no_grad()
+def sample(net: Colorizer, corpus: Photographs, path: Path, *, count: int = 8) -> None:
+    """A sheet of the same held-out pictures each time: gray, first stage, second stage, truth."""
+    plots.save_grid(measures.beside(Served(net), corpus.held_out[:count]), path, columns=8)
+    net.train()
+
+
+def load_net(checkpoint: Path) -> Served:
+    """The network of a checkpoint, as it is served. BadInput if it holds another network."""
+    return learnt(checkpoint).packed()
+
+
+def learnt(checkpoint: Path) -> Served:
+    state = load_checkpoint(checkpoint)
+    try:
+        encoder = Encoder(features.Vgg(*state["vgg"]) if state["vgg"] else resnet.ResNet18())
+        net = Colorizer(encoder, **state["network"])
+        net.load_state_dict(state["net"])
+        return Served(net, features=state["features"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise BadInput(f"checkpoint {checkpoint}: not colorizer's; `training.run colorizer` writes those") from error
+
+
+def served(net: nn.Module) -> nn.Module:
+    """What is exported: uint8 gray and stage in, uint8 picture out."""
+    assert isinstance(net, Served)
+    return net
+
+
+def backbone(net: nn.Module) -> dict[str, str]:
+    """What its encoder was before it learnt colours, for the card."""
+    assert isinstance(net, Served)
+    return {"name": net.features}
+
+
+@torch.no_grad()
+def golden(net: nn.Module, corpus: Photographs) -> dict[str, np.ndarray]:
+    """Drawn pictures in gray, both stages and a mixture, and the eager model's colours.
+
+    Drawn, since it is published, and the photographs may not be anyone's to publish.
+    """
+    gray = computer_art.CORPORA["hommage_klee"](4, seed=0)[:, :61, :83, :1].copy()  # of no round size
+    stage = np.array([[1], [2], [1.5], [2]], np.float32)
+    image = net(torch.from_numpy(gray), torch.from_numpy(stage)).numpy()
+    return {"gray": gray, "stage": stage, "image": image}
+
+
+def evaluate(net: nn.Module, corpus: Photographs, *, out: Path) -> dict[str, float]:
+    """Measures on photographs held out; writes colorized.png, gray, both stages and truth, into `out`."""
+    assert isinstance(net, Served)
+    return measures.evaluate(net, corpus.held_out, corpus.images, out=out)

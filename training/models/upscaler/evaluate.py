@@ -1,0 +1,105 @@
+"""Judge an upscaler. Run: python -m training.run upscaler --evaluate CHECKPOINT --test DIR
+
+Against Pillow's bicubic enlargement, as super-resolution is measured: on luminance, without 4 pixels at each border.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from skimage.metrics import structural_similarity
+
+from training import plots
+from training.data.degradations import BICUBIC, resized
+from training.models.upscaler.net import Served
+from training.models.upscaler.spec import SCALE
+
+Enlarge = Callable[[np.ndarray], np.ndarray]
+"""uint8 (H, W, 3) -> (4H, 4W, 3)"""
+BORDER = 4
+CROP = 128
+"""pixels a side of what a sheet shows of a picture"""
+
+
+def evaluate(
+    enlarge: Enlarge, sets: dict[str, list[tuple[np.ndarray, np.ndarray]]], *, out: Path | None = None
+) -> dict[str, float]:
+    """Of each set of pairs (low-res, truth) the means over its pictures: psnr and ssim, bicubic's, and the gain in
+    decibels. Writes upscaled.png into `out`."""
+    metrics: dict[str, float] = {}
+    rows = []
+    for name, pairs in sets.items():
+        ours, theirs = [], []
+        for low, truth in pairs:
+            ours.append(measure(enlarge(low), truth))
+            theirs.append(measure(bicubic(low), truth))
+        for kind, k in (("psnr", 0), ("ssim", 1)):
+            metrics[f"{name}_{kind}"] = float(np.mean([each[k] for each in ours]))
+            metrics[f"{name}_bicubic_{kind}"] = float(np.mean([each[k] for each in theirs]))
+        metrics[f"{name}_gain_db"] = metrics[f"{name}_psnr"] - metrics[f"{name}_bicubic_psnr"]
+        rows += [row(enlarge, *pair) for pair in pairs[:: max(1, len(pairs) // 6)][:6]]
+    if out is not None:
+        save_sheet(rows, out / "upscaled.png")
+    return metrics
+
+
+def bicubic(low: np.ndarray) -> np.ndarray:
+    """What there is without a network: Pillow's enlargement."""
+    return resized(low, SCALE * low.shape[0], SCALE * low.shape[1], BICUBIC)
+
+
+def by(net: Served) -> Enlarge:
+    """What a network makes of a picture."""
+
+    @torch.no_grad()
+    def enlarge(low: np.ndarray) -> np.ndarray:
+        return net(torch.from_numpy(low)[None])[0].numpy()
+
+    return enlarge
+
+
+def measure(picture: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+    """PSNR in decibels and SSIM (Wang et al. 2004), of luminance within the border."""
+    ours, wanted = (luminance(each)[BORDER:-BORDER, BORDER:-BORDER] for each in (picture, truth))
+    similar = structural_similarity(
+        ours, wanted, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+    )
+    return psnr(ours, wanted), float(similar)
+
+
+def psnr(picture: np.ndarray, truth: np.ndarray) -> float:
+    """Of values in 0..255. Equal pictures are given 78 dB, so that means stay finite: a thousandth of a level squared,
+    where rounding alone leaves a twelfth."""
+    error = max(float(np.square(picture - truth).mean()), 1e-3)
+    return 10 * float(np.log10(255**2 / error))
+
+
+def luminance(picture: np.ndarray) -> np.ndarray:
+    """Y of ITU-R BT.601 in its studio range, 16 to 235, which the papers of super-resolution measure."""
+    return 16 + picture @ np.array([65.481, 128.553, 24.966]) / 255
+
+
+def row(enlarge: Enlarge, low: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Low-res pixels, bicubic, ours, truth: (4, 128, 128, 3), where bicubic errs the most."""
+    theirs = bicubic(low)
+    top, left = worst(np.abs(luminance(theirs) - luminance(truth)))
+    pictures = [low.repeat(SCALE, 0).repeat(SCALE, 1), theirs, enlarge(low), truth]
+    cut = np.stack(pictures)[:, top : top + CROP, left : left + CROP]
+    return np.pad(cut, ((0, 0), (0, CROP - cut.shape[1]), (0, CROP - cut.shape[2]), (0, 0)))
+
+
+def worst(error: np.ndarray) -> tuple[int, int]:
+    """Top and left of the square of CROP pixels, or of what there is of them, with the largest sum."""
+    high, wide = (min(CROP, side) for side in error.shape)
+    sums = np.pad(error, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+    squares = sums[high:, wide:] - sums[:-high, wide:] - sums[high:, :-wide] + sums[:-high, :-wide]
+    top, left = np.unravel_index(squares.argmax(), squares.shape)
+    return int(top), int(left)
+
+
+def save_sheet(rows: list[np.ndarray], path: Path) -> None:
+    """Two pictures beside each other."""
+    plots.save_grid(np.concatenate(rows), path, columns=8)

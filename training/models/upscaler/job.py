@@ -1,0 +1,10 @@
+"""What training upscaler asks of a cluster; deploy/train-upscaler.yaml is made from it. Torch-free."""
+
+from training.data.natural import ADDRESS
+from training.jobs import Job
+
+JOB = Job(
+    corpus="Imagenette's photographs (99 MB), and computer art that is drawn on the spot",
+    fetched_from=(ADDRESS,),
+    memory="16Gi",
+)

@@ -1,0 +1,28 @@
+"""The upscaler, as it is served and as its Job asks for it. Torch-free."""
+
+from serving.spec import ANY, Batching, ModelSpec, Tensor, Threshold
+
+SCALE = 4
+
+SPEC = ModelSpec(
+    name="upscaler",
+    summary="a picture four times as wide and as high",
+    # Not `image` in and out, as ONNX has one name for one tensor.
+    inputs=(Tensor(name="low_res", dtype="UINT8", shape=(ANY, ANY, 3)),),
+    outputs=(Tensor(name="image", dtype="UINT8", shape=(ANY, ANY, 3)),),
+    # Two instances and no preferred sizes: see wgan's spec.
+    batching=Batching(max_batch=8, queue_size=64, queue_timeout_us=20_000_000),
+    max_pixels=1 << 19,  # of what is sent; 16 times as many come back
+    instances=2,
+    threads=1,
+    # Rounding to UINT8 turns a difference of 1e-5 in the eager output into one level now and then.
+    golden_atol=1.0,
+    thresholds=(
+        Threshold(metric="photos_gain_db", at_least=0.5, may_worsen_by=0.1),
+        Threshold(metric="lines_gain_db", at_least=3.0, may_worsen_by=0.5),
+    ),
+    aims=(
+        Threshold(metric="photos_gain_db", at_least=1.0),
+        Threshold(metric="lines_gain_db", at_least=6.0),
+    ),
+)

@@ -1,0 +1,349 @@
+"""Train the upscaler. Run: python -m training.run upscaler --corpus DIR --dry-run
+
+A compact network that enlarges by 4, taught with the mean absolute difference (Lim et al. 2017) on photographs and on
+this project's computer art; some of both are made small as people's pictures are: blurred, noisy, saved as JPEG.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from training import plots
+from training.data import computer_art, corpus, lines, natural, photos, whole
+from training.data.degradations import BICUBIC, BOX, degraded, reduced, resized
+from training.devices import autocast, pick_device
+from training.errors import BadInput
+from training.models.features import net as features
+from training.models.features.net import content_loss
+from training.models.upscaler import evaluate as measures
+from training.models.upscaler.net import Served, Upscaler
+from training.models.upscaler.spec import SCALE
+from training.rundir import RunDir, Stopped, load_checkpoint
+
+HELD_OUT = 100
+"""photographs at most, of a corpus that none are given for"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Defaults are the run that ships. `batch` is in patches; one step is one batch."""
+
+    corpus: str = ""
+    """a folder or zip of photographs; left out: Imagenette, fetched into $ATELIER_DATA once"""
+    test: str = ""
+    """a folder or zip of photographs to measure with; left out: one in ten of the corpus, which is not trained on"""
+    photos: int = 0
+    """the most to take; 0 takes all"""
+    init: str = ""
+    """a checkpoint to start from, with its channels and layers"""
+    seed: int = 0
+    side: int = 1024
+    """pixels of the longer side of a photograph, at most"""
+    sizes: int = 3
+    """in how many sizes each photograph is kept: its own, and others down to a half, which are sharper"""
+    drawings: int = 64
+    """how many are drawn of each kind, for each of two sizes"""
+    drawn: float = 0.25
+    """share of the patches that are computer art"""
+    degraded: float = 0.1
+    """share of the patches that are small by more than bicubic reduction"""
+    channels: int = 48
+    layers: int = 12
+    """between the first and the last: the network sees so many pixels to each side, and two more"""
+    perceptual: float = 0.0
+    """weight of the difference that --features sees, beside the pixels' own"""
+    features: str = features.OWN
+    """the backbone: vgg16-half, vgg16, vgg19, random, or a file in torchvision's form"""
+    feature_layers: tuple[str, ...] = ("conv2_2", "conv3_3")
+    size: int = 128
+    """pixels a side of a patch, after it is enlarged"""
+    batch: int = 16
+    steps: int = 10_000
+    lr: float = 1e-3
+    """Adam's: rises over the first 2 % of the steps, then falls along half a cosine"""
+    ema: float = 0.999
+    """decay of the running average of the weights, which is what gets evaluated and served"""
+    sample_every: int = 500
+    checkpoint_minutes: float = 5.0
+
+    def __post_init__(self) -> None:
+        least = {"photos": 0, "sizes": 1, "drawings": 1, "channels": 1, "layers": 1, "batch": 1, "steps": 1}
+        for name, few in {**least, "side": self.size, "size": 32, "sample_every": 1}.items():
+            if getattr(self, name) < few:
+                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} is too few; give {few} or more")
+        if self.size % SCALE or self.size > lines.SIZE:
+            raise BadInput(f"--size: {self.size}; give a multiple of {SCALE}, {lines.SIZE} at most")
+        for name in ("lr", "checkpoint_minutes"):
+            if not getattr(self, name) > 0:
+                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} must be above 0")
+        for name in ("drawn", "degraded", "ema"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise BadInput(f"--{name}: {getattr(self, name)} must lie within 0 and 1")
+        if not 0 <= self.perceptual < math.inf:
+            raise BadInput(f"--perceptual: {self.perceptual} must be 0 or more")
+
+
+# After the default, from its checkpoint (--init): sharper to the eye, and further from the truth in decibels.
+PERCEPTUAL: dict[str, Any] = {"perceptual": 0.05, "lr": 2e-4, "steps": 2_000}
+# Seconds on a CPU: that the path works, not that anything is sharp.
+TINY: dict[str, Any] = {
+    "photos": 32, "sizes": 2, "drawings": 2, "channels": 4, "layers": 2, "size": 32, "batch": 4, "steps": 4,
+    "sample_every": 2, "features": features.RANDOM, "feature_layers": ("conv1_1",),
+}  # fmt: skip
+PRESETS = {"default": Options(), "perceptual": Options(**PERCEPTUAL), "tiny": Options(**TINY)}
+
+Pair = tuple[np.ndarray, np.ndarray]
+"""a picture uint8 (H, W, 3), and the same (4H, 4W, 3)"""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Photographs in pairs of sizes, drawings to cut pairs from, and both held out."""
+
+    name: str
+    photos: list[Pair]
+    drawings: list[np.ndarray]
+    held_out: dict[str, list[Pair]]
+    sha256: str  # of all of them
+
+    @property
+    def places(self) -> np.ndarray:
+        """How many pixels the photographs have up to each: any place of any is as likely to be cut out."""
+        return np.cumsum([low.shape[0] * low.shape[1] for low, _ in self.photos])
+
+
+# --- pictures ---
+
+
+def load_corpus(options: Options) -> Pictures:
+    source = Path(options.corpus) if options.corpus else natural.imagenette()
+    names = photos.find(source)
+    luck = np.random.default_rng(13)
+    names = [names[k] for k in luck.permutation(len(names))[: options.photos or None]]
+    if options.test:
+        test = Path(options.test)
+        held, kept = read(test, photos.find(test, flag="--test"), options, flag="--test"), read(source, names, options)
+    else:
+        count = min(HELD_OUT, -(-len(names) // 10))
+        held, kept = read(source, names[:count], options), read(source, names[count:], options)
+    if len(kept) < corpus.LEAST or not held:
+        raise BadInput(
+            f"--corpus: {len(kept)} photographs of {source} to learn from and {len(held)} to judge by are too few; "
+            f"at least {corpus.LEAST} and 1, of {options.size} pixels a side or more"
+        )
+    pairs = [pair(smaller) for photo in kept for smaller in in_sizes(photo, options, luck)]
+    drawings = draw(options.drawings, seed=options.seed)
+    held_out = {
+        "photos": [pair(photo) for photo in held],
+        "lines": [pair(each) for each in lines.draw(32, seed=corpus.HELD_OUT_SEED, all_uniform=True)],
+        "drawings": [pair(each, BOX) for each in draw_large(2, seed=corpus.HELD_OUT_SEED)],
+    }
+    everything = [high for each in (pairs, *held_out.values()) for _, high in each] + drawings
+    digests = "".join(corpus.checksum(each) for each in everything)
+    name = f"{source.name}; computer art" + (f"; test: {Path(options.test).name}" if options.test else "")
+    return Pictures(name, pairs, drawings, held_out, corpus.checksum(np.frombuffer(digests.encode(), np.uint8)))
+
+
+def read(source: Path, names: list[str], options: Options, *, flag: str = "--corpus") -> list[np.ndarray]:
+    """Those that a patch can be cut from; how many are left out is told."""
+    pictures = whole.read(source, names, side=options.side, flag=flag)
+    large = [picture for picture in pictures if min(picture.shape[:2]) >= options.size]
+    if len(large) < len(pictures):
+        few = len(pictures) - len(large)
+        print(f"{flag}: left out {few} photographs smaller than {options.size} pixels", file=sys.stderr)
+    return large
+
+
+def in_sizes(photo: np.ndarray, options: Options, luck: np.random.Generator) -> list[np.ndarray]:
+    """Its own, and others of chance down to a half, as long as a patch can be cut from them."""
+    height, width, _ = photo.shape
+    least = min(1.0, max(0.5, options.size / min(height, width)))
+    shares = luck.uniform(least, 1, options.sizes - 1)
+    return [photo, *(resized(photo, math.ceil(height * share), math.ceil(width * share)) for share in shares)]
+
+
+def pair(picture: np.ndarray, kernel: Any = BICUBIC) -> Pair:
+    """The picture and what it is reduced to; sides that are no multiple of 4 are cropped to one."""
+    height, width, _ = picture.shape
+    high = np.ascontiguousarray(picture[: height // SCALE * SCALE, : width // SCALE * SCALE])
+    return reduced(high, SCALE, kernel), high
+
+
+def draw(count: int, *, seed: int) -> list[np.ndarray]:
+    """`count` of each corpus as it is, 128 x 128, and as many others four times as wide and high."""
+    small = [picture for make in corpus.DRAWN.values() for picture in make(count, seed=seed)]
+    return small + draw_large(count, seed=seed + 1)
+
+
+def draw_large(count: int, *, seed: int) -> list[np.ndarray]:
+    """512 x 512: plotter drawings drawn so large, and lines of whole pixels, each 4 x 4."""
+    plotted = [p for make in computer_art.CORPORA.values() for p in make(count, seed=seed, size=SCALE * lines.SIZE)]
+    lined = [p for name in corpus.THREE_LINES for p in corpus.DRAWN[name](count, seed=seed)]
+    return plotted + [picture.repeat(SCALE, 0).repeat(SCALE, 1) for picture in lined]
+
+
+def batch_of(corpus: Pictures, options: Options, luck: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Patches uint8 (N, size / 4, size / 4, 3) and (N, size, size, 3), turned and mirrored by chance.
+
+    Cutting pairs from photographs that are small already, and making only what is degraded or drawn small here, a
+    batch of 16 takes 2 ms.
+    """
+    pairs = []
+    for is_drawn, is_degraded in luck.random((options.batch, 2)) < (options.drawn, options.degraded):
+        low, high = drawn_patch(corpus, options, luck) if is_drawn else photo_patch(corpus, options, luck)
+        if is_degraded:
+            low = degraded(high, SCALE, luck)
+        turn, mirror = luck.integers(4), luck.integers(2)
+        pairs.append([np.rot90(each, turn)[:, :: 1 - 2 * mirror] for each in (low, high)])
+    lows, highs = zip(*pairs, strict=True)
+    return np.stack(lows), np.stack(highs)
+
+
+def photo_patch(corpus: Pictures, options: Options, luck: np.random.Generator) -> Pair:
+    places = corpus.places
+    low, high = corpus.photos[np.searchsorted(places, luck.integers(places[-1]), side="right")]
+    side = options.size // SCALE
+    top, left = (int(luck.integers(n - side + 1)) for n in low.shape[:2])
+    return (
+        low[top : top + side, left : left + side],
+        high[SCALE * top :, SCALE * left :][: options.size, : options.size],
+    )
+
+
+def drawn_patch(corpus: Pictures, options: Options, luck: np.random.Generator) -> Pair:
+    """Reduced by bicubic, or by the box, as the plotter's drawings came to their size."""
+    drawing = corpus.drawings[luck.integers(len(corpus.drawings))]
+    top, left = luck.integers(len(drawing) - options.size + 1, size=2)
+    high = np.ascontiguousarray(drawing[top : top + options.size, left : left + options.size])
+    return reduced(high, SCALE, (BICUBIC, BOX)[luck.integers(2)]), high
+
+
+# --- training ---
+
+
+def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
+    """Train for options.steps and return the last checkpoint. Raises Stopped after SIGTERM, with a checkpoint."""
+    device = pick_device()
+    torch.manual_seed(options.seed)
+    net = load_net(Path(options.init)).net if options.init else Upscaler(options.channels, options.layers)
+    net.train().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = copy.deepcopy(net).requires_grad_(False)
+    adam = torch.optim.Adam(net.parameters(), options.lr, fused=True)
+    vgg = features.load(options.features).to(device) if options.perceptual else None
+    first = 0
+    if (state := run.restore()) is not None:
+        net.load_state_dict(state["net"])
+        average.load_state_dict(state["average"])
+        adam.load_state_dict(state["adam"])
+        first = state["step"]
+
+    def checkpoint(step: int) -> None:
+        run.save({
+            "net": net.state_dict(), "average": average.state_dict(), "adam": adam.state_dict(), "step": step,
+            "upscaler": net.options,
+        })  # fmt: skip
+
+    last_saved = time.monotonic()
+    for step in run.steps(first, options.steps):
+        adam.param_groups[0]["lr"] = options.lr * learning_rate((step + 1) / options.steps)
+
+        # --- patches; a step's luck is its own, so that nothing of it is kept to go on ---
+        low, high = (
+            pixels(each, device) for each in batch_of(corpus, options, np.random.default_rng((options.seed, step)))
+        )
+
+        # --- one step ---
+        with autocast(device, True):
+            enlarged = net(low)
+        loss = error = (enlarged.float() - high).abs().mean()
+        stats = {"l1": error.item()}
+        if vgg is not None:
+            with autocast(device, True):
+                seen, there = (vgg(each, options.feature_layers) for each in (enlarged, high))
+            seen, there = ({name: answer.float() for name, answer in each.items()} for each in (seen, there))
+            perceived = content_loss(seen, there).mean()
+            loss = error + options.perceptual * perceived
+            stats["perceptual"] = perceived.item()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        with torch.no_grad():  # a young average looks back less far
+            decay = min(options.ema, (1 + step) / (10 + step))
+            for mean, now in zip(average.parameters(), net.parameters(), strict=True):
+                mean.lerp_(now, 1 - decay)
+
+        # --- what it says ---
+        line = ""
+        if (step + 1) % 50 == 0 or step + 1 == options.steps:
+            line = " ".join(f"{name} {value:.5f}" for name, value in stats.items())
+        run.record(step, line, **stats)
+        if (step + 1) % options.sample_every == 0 or step + 1 == options.steps:
+            sample(average, corpus, run.path / "samples" / f"{step + 1:06d}.png")
+        if run.terminated:
+            checkpoint(step + 1)
+            raise Stopped
+        if time.monotonic() - last_saved > 60 * options.checkpoint_minutes:
+            checkpoint(step + 1)
+            last_saved = time.monotonic()
+    checkpoint(options.steps)
+    plots.save_convergence(run.stats(), run.path / "convergence.png", title=run.path.name)
+    return run.last
+
+
+def learning_rate(done: float, warm_up: float = 0.02) -> float:
+    """The share of the full learning rate when that share of the steps is done."""
+    return done / warm_up if done < warm_up else 0.5 + 0.5 * math.cos(math.pi * (done - warm_up) / (1 - warm_up))
+
+
+def pixels(pictures: np.ndarray, device: torch.device) -> Tensor:
+    """uint8 (N, H, W, 3) -> float (N, 3, H, W) in [0, 1], channels last as they were."""
+    return torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 255
+
+
+def sample(net: Upscaler, corpus: Pictures, path: Path) -> None:
+    """A sheet: of some held out, what is enlarged, by its pixels, by bicubic, by the network, and the truth."""
+    shown = [each for pairs in corpus.held_out.values() for each in pairs[:2]]
+    measures.save_sheet([measures.row(measures.by(Served(net)), *each) for each in shown], path)
+
+
+# --- what is asked of a recipe ---
+
+
+def load_net(checkpoint: Path) -> Served:
+    """The averaged network of a checkpoint. BadInput if it holds another network."""
+    state = load_checkpoint(checkpoint)
+    try:
+        net = Upscaler(**state["upscaler"])
+        net.load_state_dict(state["average"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise BadInput(f"checkpoint {checkpoint}: not upscaler's; `training.run upscaler` writes those") from error
+    return Served(net).eval()
+
+
+def served(net: nn.Module) -> nn.Module:
+    """What is exported: uint8 picture in, uint8 picture out."""
+    assert isinstance(net, Served)
+    return net
+
+
+@torch.no_grad()
+def golden(net: nn.Module, _corpus: Pictures) -> dict[str, np.ndarray]:
+    """Drawn pictures, since photographs may not be anyone's to publish, and what the eager model makes of them."""
+    low_res = computer_art.CORPORA["hommage_klee"](3, seed=0)[:, :61, :83].copy()  # of no round size
+    return {"low_res": low_res, "image": net(torch.from_numpy(low_res)).numpy()}
+
+
+def evaluate(net: nn.Module, corpus: Pictures, *, out: Path) -> dict[str, float]:
+    """Measures on pictures held out; writes upscaled.png, beside bicubic and the truth, into `out`."""
+    assert isinstance(net, Served)
+    return measures.evaluate(measures.by(net), corpus.held_out, out=out)
