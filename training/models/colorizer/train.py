@@ -52,16 +52,16 @@ class Options:
     widths: tuple[int, ...] = (128, 64, 48)
     """the decoders' channels, from the coarsest answers on"""
     batch: int = 16
-    steps: int = 2_900
+    steps: int = 2_200
     """of regression"""
     lr: float = 2e-3
     """AdamW's for the decoder; rises over the first tenth, then falls to zero along a cosine"""
     encoder_lr: float = 1e-4
     """and for the encoder's later blocks; the first two stay as they are"""
-    refine_steps: int = 1_500
+    refine_steps: int = 1_000
     """against the critic"""
     refine_lr: float = 2e-4
-    """Adam's, of the decoder and of the critic; beta1 is 0.5"""
+    """Adam's, of the decoder and of the critic, with beta1 of 0.5; falls to zero over the second half"""
     critic_weight: float = 0.05
     """of what the critic says, against 1 for the distance to the true colours"""
     sample_every: int = 250
@@ -184,6 +184,9 @@ def train(options: Options, run: RunDir, corpus: Photographs) -> Path:
                 net.decoders[1].load_state_dict(net.decoders[0].state_dict())
             net.eval()
             net.decoders[1].train()
+            left = (end - step) / options.refine_steps
+            for group in (*refining.param_groups, *judging.param_groups):
+                group["lr"] = options.refine_lr * min(1.0, 2 * left)
             with torch.no_grad(), autocast(device, True):
                 answers = net.encoder(gray)
             with autocast(device, True):
