@@ -22,6 +22,7 @@ EXAMPLES = """\
   walk.py --seed 7 --keyframes 6 --out walk.mp4    another walk, through six pictures, as a video
   walk.py --pairs 5 --strip                        five unrelated pairs, a row for each, out/walk.png
   walk.py --latent                                 with the 100 numbers behind each frame beside it
+  walk.py --upscale                                four times as large, 512 x 512 pixels
   walk.py --save-vectors mine.txt                  keep its keyframes as text; edit them, and then
   walk.py --vectors mine.txt                       walk through your own
   walk.py --again out/walk.gif --out walk.webp     the same frames once more, in another format
@@ -41,6 +42,7 @@ def parser() -> cli.Parser:
     add = made.add_argument_group("what you get").add_argument
     add("--out", metavar="PATH", help="a .gif .webp .png .mp4 .zip, or a folder of frames (out/walk.gif)")
     add("--fps", type=cli.rate, metavar="N", help="frames a second (20)")
+    add("--upscale", action=BooleanOptionalAction, help="four times as large, through the upscaler as well")
     add("--strip", action=BooleanOptionalAction, help="all frames side by side in one picture")
     add("--latent", action=BooleanOptionalAction, help="each frame's 100 numbers beside it, as colours")
     add("--latent-scale", choices=("walk", "frame"), help="compare colours over the walk or a frame (walk)")
@@ -84,6 +86,9 @@ def recipe(options: Namespace) -> Recipe:
 def walk(options: Namespace) -> cli.Outcome:
     """Renders and saves; the line that comes of it says where."""
     wanted = recipe(options)
+    with cli.naming("--upscale"):
+        if options.upscale is not None:
+            wanted = wanted.upscaled(options.upscale, version=options.version)
     out = options.out or ("out/walk.png" if wanted.strip else "out/walk.gif")
     with cli.naming("--out"):
         saving.check(out, fps=wanted.fps, still=wanted.strip)

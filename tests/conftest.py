@@ -76,3 +76,30 @@ def classifier_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embe
     root = tmp_path_factory.mktemp("shared") / "repository"
     with Embedded(stand_in.repository(root, spec=stand_in.CLASSIFIER)) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def upscaler_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
+    """A real server that all tests of a run share; it serves the stand-in upscaler, versions 1 and 2."""
+    need_tritonserver()
+    root = tmp_path_factory.mktemp("shared") / "repository"
+    with Embedded(stand_in.repository(root, spec=stand_in.UPSCALER)) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def colorizer_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
+    """A real server that all tests of a run share; it serves the stand-in colorizer, versions 1 and 2."""
+    need_tritonserver()
+    root = tmp_path_factory.mktemp("shared") / "repository"
+    with Embedded(stand_in.repository(root, spec=stand_in.COLORIZER)) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ensemble_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
+    """A real server that all tests of a run share; it serves the ensemble of the stand-in generator and upscaler."""
+    need_tritonserver()
+    root = tmp_path_factory.mktemp("shared") / "repository"
+    with Embedded(stand_in.repository(root, spec=stand_in.WGAN_X4)) as server:
+        yield server

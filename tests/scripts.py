@@ -10,6 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
 ROOT = Path(__file__).parents[1]
 CLIENTS = ROOT / "clients"
 
@@ -38,6 +42,16 @@ def refused(done: Done, *says: str) -> None:
     assert re.match(r"[a-z]+\.py: ", done.stderr)
     assert done.stderr.count("\n") == 1
     assert all(words in done.stderr for words in says), done.stderr
+
+
+def frames(path: Path) -> npt.NDArray[np.int64]:
+    """Every frame of a picture or an animation: (frames, H, W, 3)."""
+    with Image.open(path) as picture:
+        found = []
+        for index in range(getattr(picture, "n_frames", 1)):
+            picture.seek(index)
+            found.append(np.asarray(picture.convert("RGB"), dtype=np.int64))
+    return np.stack(found)
 
 
 def names(folder: Path) -> set[str]:

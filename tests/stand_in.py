@@ -1,4 +1,4 @@
-"""Small models with the contracts of wgan, classifier and style, drawn without training, for tests of all around one.
+"""Small models with the contracts of the real ones, drawn without training, for tests of all around one.
 
 Run: PYTHONPATH=. python tests/stand_in.py DIR   (writes a model repository with versions 1 and 2 of each)
 """
@@ -17,14 +17,21 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from serving import pbtxt
-from serving.spec import ANY, ModelSpec, Tensor
+from serving.spec import ANY, Ensemble, ModelSpec, Served, Tensor
 from training.models.classifier import spec as garments
+from training.models.colorizer import spec as colours
 from training.models.style import spec as paintings
+from training.models.upscaler import spec as sizes
 from training.models.wgan.spec import LATENT, SIZE, SPEC
+from training.models.wgan_x4 import spec as enlarged
 
 CLASSIFIER = garments.SPEC
 STYLE = paintings.SPEC.with_members({"style_weights": ("negative", "ink-red", "faded")})
+UPSCALER = sizes.SPEC
+COLORIZER = colours.SPEC
+WGAN_X4 = enlarged.SPEC
 COARSE = 16
+REACH = 16
 GOLDEN = 4
 
 Latents = npt.NDArray[np.float32]
@@ -146,6 +153,86 @@ def style_graph(version: int) -> onnx.ModelProto:
     return _model(STYLE, nodes, factors=factors, added=added, black=black, white=white, **axes)
 
 
+# --- the upscaler ---
+
+
+def upscaled(pictures: Images, version: int) -> Images:
+    """What version `version` answers to pictures uint8 (N, H, W, 3), without ONNX.
+
+    Each level is half the pixel's own and half that of those REACH to its upper left and lower right, black outside.
+    """
+    own = pictures.astype(np.float32)
+    far = np.pad(own, ((0, 0), (REACH, REACH), (REACH, REACH), (0, 0)))
+    upper_left, lower_right = far[:, : -2 * REACH, : -2 * REACH], far[:, 2 * REACH :, 2 * REACH :]
+    shown = np.rint(np.clip((2 * own + upper_left + lower_right) / 4 + version, 0, 255)).astype(np.uint8)
+    return shown.repeat(sizes.SCALE, 1).repeat(sizes.SCALE, 2)
+
+
+def upscaler_graph(version: int) -> onnx.ModelProto:
+    """The same as an ONNX model."""
+    nodes = [
+        helper.make_node("Cast", ["low_res"], ["levels"], to=TensorProto.FLOAT),
+        helper.make_node("Pad", ["levels", "margins"], ["far"]),
+        helper.make_node("Slice", ["far", "first", "to_last", "sides"], ["upper_left"]),
+        helper.make_node("Slice", ["far", "from_first", "last", "sides"], ["lower_right"]),
+        helper.make_node("Sum", ["levels", "levels", "upper_left", "lower_right"], ["sums"]),
+        helper.make_node("Div", ["sums", "four"], ["mixed"]),
+        helper.make_node("Add", ["mixed", "shift"], ["shifted"]),
+        helper.make_node("Clip", ["shifted", "black", "white"], ["clipped"]),
+        helper.make_node("Round", ["clipped"], ["rounded"]),
+        helper.make_node("Resize", ["rounded", "", "scales"], ["large"], mode="nearest", nearest_mode="floor",
+                         coordinate_transformation_mode="asymmetric"),
+        helper.make_node("Cast", ["large"], ["image"], to=TensorProto.UINT8),
+    ]  # fmt: skip
+    black, white, four, shift = (np.float32(level) for level in (0, 255, 4, version))
+    return _model(
+        UPSCALER,
+        nodes,
+        margins=np.array([0, REACH, REACH, 0] * 2),
+        sides=np.array([1, 2]),
+        first=np.array([0, 0]),
+        to_last=np.array([-2 * REACH] * 2),
+        from_first=np.array([2 * REACH] * 2),
+        last=np.array([np.iinfo(np.int64).max] * 2),
+        scales=np.array([1, sizes.SCALE, sizes.SCALE, 1], np.float32),
+        black=black,
+        white=white,
+        four=four,
+        shift=shift,
+    )
+
+
+# --- the colorizer ---
+
+
+def _tint(version: int) -> tuple[Weights, Weights]:
+    """What is added to a gray level, per channel: for each stage, and once. It leaves luminance nearly as it is."""
+    return np.array([20, 0, -20], np.float32), np.array([version, 0, 0], np.float32)
+
+
+def colored(pictures: Images, stages: Weights, version: int) -> Images:
+    """What version `version` answers to pictures uint8 (N, H, W, 1) and stages (N, 1), without ONNX."""
+    each, once = _tint(version)
+    levels = pictures + np.expand_dims(stages * each, (1, 2)) + once
+    return np.rint(np.clip(levels, 0, 255)).astype(np.uint8)
+
+
+def colorizer_graph(version: int) -> onnx.ModelProto:
+    """The same as an ONNX model."""
+    each, once = _tint(version)
+    nodes = [
+        helper.make_node("Mul", ["stage", "each"], ["rows"]),
+        helper.make_node("Unsqueeze", ["rows", "sides"], ["tint"]),
+        helper.make_node("Cast", ["gray"], ["levels"], to=TensorProto.FLOAT),
+        helper.make_node("Sum", ["levels", "tint", "once"], ["tinted"]),
+        helper.make_node("Clip", ["tinted", "black", "white"], ["clipped"]),
+        helper.make_node("Round", ["clipped"], ["rounded"]),
+        helper.make_node("Cast", ["rounded"], ["image"], to=TensorProto.UINT8),
+    ]
+    black, white = np.float32(0), np.float32(255)
+    return _model(COLORIZER, nodes, each=each, once=once, sides=np.array([1, 2]), black=black, white=white)
+
+
 # --- what is in a repository ---
 
 
@@ -171,18 +258,23 @@ def _sides(tensor: Tensor) -> list[int | str]:
 def _drawn(spec: ModelSpec, version: int) -> tuple[onnx.ModelProto, dict[str, npt.NDArray[Any]]]:
     """A model and its golden batch."""
     rng = np.random.default_rng(0)
-    if spec.name == CLASSIFIER.name:
-        pictures = rng.integers(0, 256, (GOLDEN, garments.SIZE, garments.SIZE, 1), np.uint8)
-        return classifier_graph(version), {"image": pictures, "probabilities": probabilities(pictures, version)}
-    if spec.name == STYLE.name:
-        pictures, weights = rng.integers(0, 256, (GOLDEN, 24, 32, 3), np.uint8), rng.random((GOLDEN, 3), np.float32)
-        return style_graph(version), {
-            "content": pictures,
-            "style_weights": weights,
-            "image": styled(pictures, weights, version),
-        }
-    latents = rng.standard_normal((GOLDEN, LATENT)).astype(np.float32)
-    return graph(version), {"latent": latents, "image": images(latents, version)}
+    photos = rng.integers(0, 256, (GOLDEN, 24, 32, 3), np.uint8)
+    match spec.name:
+        case "classifier":
+            pictures = rng.integers(0, 256, (GOLDEN, garments.SIZE, garments.SIZE, 1), np.uint8)
+            return classifier_graph(version), {"image": pictures, "probabilities": probabilities(pictures, version)}
+        case "style":
+            weights = rng.random((GOLDEN, 3), np.float32)
+            painted = styled(photos, weights, version)
+            return style_graph(version), {"content": photos, "style_weights": weights, "image": painted}
+        case "upscaler":
+            return upscaler_graph(version), {"low_res": photos, "image": upscaled(photos, version)}
+        case "colorizer":
+            gray, stages = photos[..., :1], rng.uniform(1, 2, (GOLDEN, 1)).astype(np.float32)
+            return colorizer_graph(version), {"gray": gray, "stage": stages, "image": colored(gray, stages, version)}
+        case _:
+            latents = rng.standard_normal((GOLDEN, LATENT)).astype(np.float32)
+            return graph(version), {"latent": latents, "image": images(latents, version)}
 
 
 def candidate(folder: Path, version: int = 1, spec: ModelSpec = SPEC) -> Path:
@@ -208,16 +300,21 @@ def candidate(folder: Path, version: int = 1, spec: ModelSpec = SPEC) -> Path:
     return folder
 
 
-def repository(folder: Path, versions: tuple[int, ...] = (1, 2), spec: ModelSpec = SPEC) -> Path:
-    """A complete model repository in `folder` that serves `spec`; returns `folder`."""
-    for version in versions:
-        candidate(folder / spec.name / str(version), version, spec)
-    (folder / spec.name).mkdir(parents=True, exist_ok=True)
+def repository(folder: Path, versions: tuple[int, ...] = (1, 2), spec: Served = SPEC) -> Path:
+    """A complete model repository in `folder` that serves `spec`, and the steps of an ensemble; returns `folder`."""
+    if isinstance(spec, Ensemble):
+        for step in spec.steps:
+            repository(folder, versions, step.model)
+    else:
+        for version in versions:
+            candidate(folder / spec.name / str(version), version, spec)
     for name, text in pbtxt.files(spec).items():
-        (folder / spec.name / name).write_text(text)
+        path = folder / spec.name / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
     return folder
 
 
 if __name__ == "__main__":
-    for each in (SPEC, CLASSIFIER, STYLE):
+    for each in (CLASSIFIER, STYLE, COLORIZER, WGAN_X4):
         print(repository(Path(sys.argv[1]), spec=each) / each.name)

@@ -38,7 +38,7 @@ def served(name: str) -> Served:
 def spec(name: str) -> ModelSpec:
     """The same for a model with weights of its own, which is no ensemble."""
     spec = served(name)
-    assert isinstance(spec, ModelSpec), f"training/models/{name}/spec.py: SPEC is a {type(spec).__name__}"
+    assert isinstance(spec, ModelSpec), f"{name} is an ensemble, which has no weights of its own"
     return spec
 
 

@@ -20,7 +20,7 @@ import pytest
 import stand_in
 from conftest import need_tritonserver
 from PIL import Image
-from scripts import CLIENTS, ROOT, Done, copied, free_port, names, processes_of, refused, run, worked
+from scripts import CLIENTS, ROOT, Done, copied, frames, free_port, names, processes_of, refused, run, worked
 
 from atelier import latents, saving
 
@@ -41,15 +41,6 @@ def near(server, tmp_path) -> Walk:
     """Runs walk.py in an empty folder, the model in its own process."""
     where = ("--repository", server.repository, "--in-process")
     return lambda *arguments: run(WALK, *where, *arguments, cwd=tmp_path)
-
-
-def frames(path: Path) -> npt.NDArray[np.int64]:
-    with Image.open(path) as picture:
-        found = []
-        for index in range(getattr(picture, "n_frames", 1)):
-            picture.seek(index)
-            found.append(np.asarray(picture.convert("RGB"), dtype=np.int64))
-    return np.stack(found)
 
 
 def truth(vectors: latents.Latents, version: int = 2) -> npt.NDArray[np.int64]:
@@ -153,7 +144,7 @@ def test_help_names_every_option():
     done = worked(run(WALK, "--help", cwd=ROOT))
     for flag in (
         "steps", "keyframes", "seed", "path", "loop", "fps", "out", "strip", "latent", "latent-scale", "model",
-        "version", "url", "vectors", "save-vectors", "pairs", "again",
+        "version", "url", "vectors", "save-vectors", "pairs", "again", "upscale",
     ):  # fmt: skip
         assert f"--{flag}" in done.stdout
 
@@ -292,6 +283,8 @@ def test_ctrl_c_leaves_nothing_behind(repository, tmp_path):
         pytest.param(["--model", "classifier"], ["--model", "'classifier'", "wgan"], id="model-of-another-kind"),
         pytest.param(["--version", 9], ["--version", "no version 9", "served: wgan 1, 2"], id="unknown-version"),
         pytest.param(["--version", 0], ["--version", "1 or more"], id="version-0"),
+        pytest.param(["--upscale"], ["--model", "has no wgan_x4", "wgan and upscaler"], id="upscale-not-there"),
+        pytest.param(["--upscale", "--model", "style"], ["--upscale", "'style'", "wgan"], id="upscale-other-model"),
         pytest.param(["--fps", 0], ["--fps", "above 0"], id="fps-0"),
         pytest.param(["--fps", "nan"], ["--fps", "above 0"], id="fps-nan"),
         pytest.param(["--fps", 60], ["at most 50", ".mp4"], id="gif-too-fast"),

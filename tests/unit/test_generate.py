@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from serving.spec import ANY, Batching, ModelSpec, Tensor
-from training import catalog, generate, jobs
+from serving.spec import ANY, Batching, Ensemble, ModelSpec, Tensor
+from training import catalog, generate, jobs, run
 
 SORTER = ModelSpec(
     name="sorter",
@@ -40,9 +40,10 @@ def test_every_kind_of_file_is_generated():
     """config.pbtxt, labels.txt, the Job's manifest and the SDK's table, for every model that has them."""
     made = generate.files()
     for name in catalog.names():
-        folder = Path("serving/model_repository", name)
+        folder, spec = Path("serving/model_repository", name), catalog.served(name)
         assert folder / "config.pbtxt" in made
-        assert (folder / "labels.txt" in made) == bool(catalog.spec(name).labels)
+        assert (folder / "labels.txt" in made) == (isinstance(spec, ModelSpec) and bool(spec.labels))
+        assert (folder / "1/.gitkeep" in made) == isinstance(spec, Ensemble)
     manifests = {jobs.file(name, job) for name in catalog.names() if (job := catalog.job(name))}
     assert {path for path in made if path.is_relative_to("deploy")} == manifests
     assert Path("clients/src/atelier/_models.py") in made
@@ -93,17 +94,34 @@ def test_a_file_that_cannot_be_written(arguments, root, capsys):
     assert sorted(path.parent.iterdir()) == there
 
 
+def test_an_ensemble_is_served_and_not_trained():
+    """The catalog lists it among what is served, has no recipe or Job for it, and no spec of weights."""
+    assert "wgan_x4" in catalog.names()
+    assert "wgan_x4" not in catalog.trained()
+    assert catalog.job("wgan_x4") is None
+    with pytest.raises(AssertionError, match="wgan_x4 is an ensemble"):
+        catalog.spec("wgan_x4")
+
+
+def test_an_ensemble_cannot_be_trained(capsys):
+    """One line with the models that can be."""
+    assert run.main(["wgan_x4", "--dry-run"]) == 2
+    told = capsys.readouterr()
+    assert (told.out, told.err.count("\n")) == ("", 1)
+    assert told.err.startswith("training.run: MODEL: no 'wgan_x4'; there are classifier, ")
+
+
 def test_a_model_without_a_job(monkeypatch):
     """A model without job.py gets no manifest; all else that it has is made."""
     monkeypatch.setattr(catalog, "names", lambda: ["sorter"])
-    monkeypatch.setattr(catalog, "spec", lambda name: SORTER)
+    monkeypatch.setattr(catalog, "served", lambda name: SORTER)
     made = generate.files()
     assert made[Path("serving/model_repository/sorter/labels.txt")].splitlines() == list(SORTER.labels)
     assert not [path for path in made if path.parts[0] == "deploy"]
 
 
 @pytest.mark.parametrize(
-    "specs", [[SORTER], [catalog.spec(name) for name in catalog.names()]], ids=["odd texts", "this project's"]
+    "specs", [[SORTER], [catalog.served(name) for name in catalog.names()]], ids=["odd texts", "this project's"]
 )
 def test_the_sdk_table_is_python(specs):
     """The table says what the specs say, whatever is in their texts, and is formatted as ruff would."""
@@ -117,7 +135,10 @@ def test_the_sdk_table_is_python(specs):
         assert contract.max_batch == spec.max_batch
         assert [(t.name, t.dtype, t.shape) for t in contract.inputs] == [_facts(t) for t in spec.inputs]
         assert [(t.name, t.dtype, t.shape) for t in contract.outputs] == [_facts(t) for t in spec.outputs]
-        assert contract.labels == spec.labels
+        if isinstance(spec, Ensemble):
+            assert (contract.labels, contract.steps) == ((), tuple(step.model.name for step in spec.steps))
+        else:
+            assert (contract.labels, contract.steps) == (spec.labels, ())
     formatted = subprocess.run(
         [sys.executable, "-m", "ruff", "format", "--stdin-filename", str(generate.SDK_TABLE), "-"],
         input=text, capture_output=True, text=True, check=True, cwd=jobs.ROOT,

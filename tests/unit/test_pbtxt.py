@@ -9,24 +9,27 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from serving import pbtxt
-from serving.spec import ANY, ModelSpec, Tensor
+from serving.spec import ANY, ModelSpec, Served, Tensor
 from training import catalog
 from training.models.classifier.spec import SPEC as CLASSIFIER
 from training.models.wgan.spec import SPEC
+from training.models.wgan_x4.spec import SPEC as WGAN_X4
 
-SPECS = [catalog.spec(name) for name in catalog.names()]
+SERVED = [catalog.served(name) for name in catalog.names()]
+SPECS = [spec for spec in SERVED if isinstance(spec, ModelSpec)]
+of_all = pytest.mark.parametrize("spec", SERVED, ids=lambda spec: spec.name)
 of_each = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 of_those_in_batches = pytest.mark.parametrize("spec", [s for s in SPECS if s.batching], ids=lambda spec: spec.name)
 PICTURE = Tensor(name="image", dtype="UINT8", shape=(ANY, ANY, 3))
 OTHER = (replace(PICTURE, name="larger"),)
 
 
-def parsed(spec: ModelSpec) -> pb.ModelConfig:
+def parsed(spec: Served) -> pb.ModelConfig:
     return text_format.Parse(pbtxt.render(spec), pb.ModelConfig())
 
 
-@of_each
-def test_round_trip(spec: ModelSpec) -> None:
+@of_all
+def test_round_trip(spec: Served) -> None:
     """The text parses to the very configuration that was rendered."""
     assert parsed(spec) == pbtxt.config(spec)
 
@@ -41,15 +44,16 @@ def test_round_trip(spec: ModelSpec) -> None:
             ("probabilities", pb.TYPE_FP32, [10]),
             id="classifier",
         ),
+        pytest.param(WGAN_X4, ("latent", pb.TYPE_FP32, [100]), ("image", pb.TYPE_UINT8, [512, 512, 3]), id="wgan_x4"),
     ],
 )
-def test_tensors(spec: ModelSpec, given: tuple[object, ...], made: tuple[object, ...]) -> None:
+def test_tensors(spec: Served, given: tuple[object, ...], made: tuple[object, ...]) -> None:
     """Names, types and shapes of the wire contract are the spec's; the batch dimension is left out."""
     config = parsed(spec)
     (into,), (out,) = config.input, config.output
     assert (into.name, into.data_type, list(into.dims)) == given
     assert (out.name, out.data_type, list(out.dims)) == made
-    assert config.max_batch_size == spec.batching.max_batch
+    assert config.max_batch_size == spec.max_batch > 0
 
 
 @of_each
@@ -124,3 +128,26 @@ def test_labels() -> None:
     assert list(pbtxt.files(SPEC)) == ["config.pbtxt"]
     assert parsed(CLASSIFIER).output[0].label_filename == "labels.txt"
     assert pbtxt.files(CLASSIFIER)["labels.txt"].splitlines() == list(CLASSIFIER.labels)
+
+
+def test_an_ensemble_is_its_steps_and_nothing_else() -> None:
+    """Each step is the newest version of its model, which alone has a backend, instances and a queue."""
+    config = parsed(WGAN_X4)
+    first, second = config.ensemble_scheduling.step
+    assert (first.model_name, dict(first.input_map), dict(first.output_map)) == (
+        "wgan", {"latent": "latent"}, {"image": "low_res"},
+    )  # fmt: skip
+    assert (second.model_name, dict(second.input_map), dict(second.output_map)) == (
+        "upscaler", {"low_res": "low_res"}, {"image": "image"},
+    )  # fmt: skip
+    assert first.model_version == second.model_version == -1
+    assert (config.platform, config.backend, config.max_batch_size) == ("ensemble", "", 8)
+    assert {field.name for field, _ in config.ListFields()} == {
+        "name", "platform", "max_batch_size", "input", "output", "ensemble_scheduling",
+    }  # fmt: skip
+
+
+def test_an_ensemble_has_the_folder_of_a_version() -> None:
+    """Without one Triton does not load it, and Git keeps no empty folder; there are no weights to put there."""
+    assert pbtxt.files(WGAN_X4)["1/.gitkeep"] == ""
+    assert set(pbtxt.files(WGAN_X4)) == {"1/.gitkeep", "config.pbtxt"}

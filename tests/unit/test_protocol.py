@@ -275,12 +275,15 @@ def test_tensors_go_in_batches_the_model_takes(count):
     np.testing.assert_array_equal(np.concatenate([vectors[:0], *found]), vectors)
 
 
+KNOWS = "this version of the SDK knows"
+
+
 @pytest.mark.parametrize(
     ("task", "model", "says"),
     [
-        (GENERATE, "nope", "no model 'nope' turns latent into image; this version of the SDK knows wgan"),
-        (GENERATE, "classifier", "no model 'classifier' turns latent into image; this version of the SDK knows wgan"),
-        (CLASSIFY, "wgan", "no model 'wgan' turns image into probabilities; this version of the SDK knows classifier"),
+        (GENERATE, "nope", f"no model 'nope' turns latent into image; {KNOWS} wgan, wgan_x4"),
+        (GENERATE, "classifier", f"no model 'classifier' turns latent into image; {KNOWS} wgan, wgan_x4"),
+        (CLASSIFY, "wgan", f"no model 'wgan' turns image into probabilities; {KNOWS} classifier"),
     ],
     ids=["of-no-kind", "generate", "classify"],
 )

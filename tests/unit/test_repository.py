@@ -206,6 +206,30 @@ def test_list(repository: Path) -> None:
     assert "structure 0.7" in second
 
 
+def test_list_with_an_ensemble(tmp_path: Path) -> None:
+    """An ensemble's row says what it asks; without a version of each step it has none, as a model without one."""
+    root = stand_in.repository(tmp_path / "repository", spec=stand_in.WGAN_X4)
+    rows = run("--repository", str(root), "list").stdout.splitlines()[1:]
+    assert [row.split()[:2] for row in rows] == [
+        ["upscaler", "1"], ["upscaler", "2"], ["wgan", "1"], ["wgan", "2"], ["wgan_x4", "1"],
+    ]  # fmt: skip
+    assert rows[-1].endswith("the newest wgan, then upscaler")
+    for version in ("1", "2"):
+        shutil.rmtree(root / "upscaler" / version)
+    assert repo.lacking(root, "wgan_x4") == ["upscaler"]
+    assert "wgan_x4" not in run("--repository", str(root), "list").stdout
+
+
+def test_an_ensemble_is_not_rolled_back(tmp_path: Path) -> None:
+    """One line that says which models can be; nothing has changed."""
+    root = stand_in.repository(tmp_path / "repository", spec=stand_in.WGAN_X4)
+    before = content(root)
+    done = run("--repository", str(root), "rollback", "wgan_x4")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "wgan_x4: always the newest wgan and upscaler; roll back one of these" in done.stderr
+    assert content(root) == before
+
+
 def test_rollback_command(repository: Path) -> None:
     """`rollback` says what is newest now, and the command it names brings the version back."""
     done = run("--repository", str(repository), "rollback", "wgan")

@@ -100,6 +100,27 @@ def test_nan_in_saved_keyframes_is_refused():
         Recipe.from_json(text, where="a.gif")
 
 
+def test_upscaled_and_back():
+    """Only the model changes, and the version, whose number would be another model's."""
+    recipe = Recipe(keyframes=KEYFRAMES, version=3, seed=1, strip=True)
+    larger = recipe.upscaled()
+    assert plain(larger) == plain(recipe) | {"model": "wgan_x4", "version": None}
+    assert plain(larger.upscaled(False, version=2)) == plain(recipe) | {"version": 2}
+
+
+@pytest.mark.parametrize(("model", "wanted"), [("wgan", False), ("wgan_x4", True), ("style", False)])
+def test_what_is_upscaled_already_stays(model, wanted):
+    """And what is not to be: its version is still its own."""
+    recipe = Recipe(keyframes=KEYFRAMES, model=model, version=3)
+    assert recipe.upscaled(wanted) is recipe
+
+
+def test_a_model_that_nothing_upscales():
+    """InvalidInput that names it, and those that can be."""
+    with pytest.raises(InvalidInput, match=r"upscales the pictures of 'style'; it can be done with wgan$"):
+        Recipe(keyframes=KEYFRAMES, model="style").upscaled()
+
+
 def test_pairs_are_walks_of_their_own():
     """The frames of each pair are those of a walk through the two."""
     recipe = Recipe(keyframes=KEYFRAMES, pairs=True, loop=False, steps=7)

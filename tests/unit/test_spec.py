@@ -1,4 +1,4 @@
-"""A spec refuses what could not be served, and a threshold says why it refuses a candidate."""
+"""A spec refuses what could not be served, a model or an ensemble; a threshold says why it refuses a candidate."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from serving.spec import ANY, Batching, ModelSpec, Tensor, Threshold
+from serving.spec import ANY, Batching, Ensemble, ModelSpec, Step, Tensor, Threshold
 
 Keywords = dict[str, Any]
 
@@ -18,6 +18,17 @@ GOOD: Keywords = {
     "inputs": (LATENT,),
     "outputs": (IMAGE,),
     "batching": Batching(max_batch=8),
+}
+LOW_RES = Tensor(name="low_res", dtype="UINT8", shape=(ANY, ANY, 3))
+UPSCALER = ModelSpec(**GOOD | {"name": "upscaler", "inputs": (LOW_RES,), "batching": Batching(max_batch=4)})
+FIRST = Step(model=ModelSpec(**GOOD), inputs={"latent": "latent"}, outputs={"image": "small"})
+SECOND = Step(model=UPSCALER, inputs={"low_res": "small"}, outputs={"image": "image"})
+PAIR: Keywords = {
+    "name": "pair",
+    "summary": "larger pictures",
+    "inputs": (LATENT,),
+    "outputs": (Tensor(name="image", dtype="UINT8", shape=(512, 512, 3)),),
+    "steps": (FIRST, SECOND),
 }
 
 
@@ -89,6 +100,67 @@ def test_a_version_may_name_the_elements_itself() -> None:
     weights = Tensor(name="weights", dtype="FP32", shape=(ANY,), members=("a", "b"))
     spec = ModelSpec(**GOOD | {"inputs": (LATENT, weights)}).with_members({"weights": ["c"]})
     assert [tensor.members for tensor in spec.inputs] == [(), ("c",)]
+
+
+def test_good_ensemble_is_accepted() -> None:
+    """Free sizes fit fixed ones; its batches are those of its least step."""
+    assert Ensemble(**PAIR).max_batch == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        pytest.param({"name": "a pair"}, "model name 'a pair'", id="name with a space"),
+        pytest.param({"outputs": ()}, "needs an input and an output", id="no output"),
+        pytest.param({"steps": ()}, "pair: needs a step", id="no step"),
+        pytest.param({"inputs": (LATENT, LOW_RES)}, "inputs of free size: low_res", id="free size"),
+        pytest.param({"steps": (SECOND, FIRST)}, "no input or step before gives small, the low_res of", id="order"),
+        pytest.param({"steps": (FIRST,)}, "no input or step before gives image, an output", id="no step gives it"),
+        pytest.param({"steps": (FIRST, FIRST, SECOND)}, "pair: small is given twice", id="given twice"),
+        pytest.param(
+            {"inputs": (LATENT, Tensor(name="seed", dtype="INT32", shape=(1,)))}, "nothing takes seed", id="unused"
+        ),
+        pytest.param(
+            {"inputs": (Tensor(name="latent", dtype="FP32", shape=(64,)),)},
+            r"latent is FP32 \(64,\) and, as the latent of wgan, must be FP32 \(100,\)",
+            id="other size",
+        ),
+        pytest.param(
+            {"outputs": (Tensor(name="image", dtype="FP32", shape=(512, 512, 3)),)},
+            r"image is UINT8 \(-1, -1, 3\) and, as an output, must be FP32",
+            id="other type",
+        ),
+        pytest.param(
+            {"outputs": (Tensor(name="image", dtype="UINT8", shape=(512, 512)),)}, "as an output", id="other rank"
+        ),
+    ],
+)
+def test_bad_ensemble_is_refused(change: Keywords, says: str) -> None:
+    """What Triton would not load, or would fail on at the first request, is a ValueError that names the tensor."""
+    with pytest.raises(ValueError, match=says):
+        Ensemble(**PAIR | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        pytest.param({"inputs": {}}, "wgan: a step must give it latent", id="input left out"),
+        pytest.param({"inputs": {"latent": "z", "noise": "z"}}, "no noise among its inputs", id="unknown input"),
+        pytest.param({"outputs": {"picture": "small"}}, "no picture among its outputs", id="unknown output"),
+        pytest.param({"model": ModelSpec(**GOOD | {"batching": None})}, "takes no batches", id="no batches"),
+    ],
+)
+def test_bad_step_is_refused(change: Keywords, says: str) -> None:
+    """A step has its model's tensors by their names, every one that the model needs."""
+    with pytest.raises(ValueError, match=says):
+        Step(**vars(FIRST) | change)
+
+
+def test_a_step_may_leave_out_what_is_optional() -> None:
+    """An input that requests may leave out, a step may, too."""
+    knob = Tensor(name="knob", dtype="FP32", shape=(1,), optional=True)
+    step = Step(**vars(FIRST) | {"model": ModelSpec(**GOOD | {"inputs": (LATENT, knob)})})
+    assert step.taken == [("latent", LATENT)]
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,8 @@ class Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Contract:
-    """One served model. `labels` names the classes of a classifier, in order.
+    """One served model. `labels` names the classes of a classifier, in order; `steps` are the models that an
+    ensemble asks, one after the other.
 
     `max_batch` is 0 for a model that takes one request at a time, whose tensors then have no batch dimension;
     `max_pixels` is the most that a picture of free size may have, 0 any.
@@ -51,3 +52,4 @@ class Contract:
     max_batch: int
     max_pixels: int = 0
     labels: tuple[str, ...] = ()
+    steps: tuple[str, ...] = ()

@@ -12,11 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
 from tritonclient.grpc import service_pb2 as pb
 
-from atelier import _wire, errors
+from atelier import _repository, _wire, errors
 from atelier._address import Address
 from atelier._client import Client
 from atelier._protocol import Open, Send
@@ -43,7 +41,7 @@ class _OnnxRuntime:
     def __init__(self, repository: Path) -> None:
         self.address: Address | str = str(repository)
         self._runtime = _onnxruntime()
-        self._repository = repository
+        self._folder = repository
         self._sessions: dict[Path, Any] = {}
         self._turn = threading.Lock()  # one batch at a time, each on every core
         if not repository.is_dir():
@@ -63,44 +61,56 @@ class _OnnxRuntime:
         return pb.ServerReadyResponse(ready=True)
 
     def _ModelReady(self, request: Any) -> Any:
-        versions = self._versions(request.name)
+        versions = _repository.versions(self._folder, request.name)
         ready = int(request.version) in versions if request.version else bool(versions)
         return pb.ModelReadyResponse(ready=ready)
 
     def _RepositoryIndex(self, request: Any) -> Any:
         answer = pb.RepositoryIndexResponse()
-        for name in sorted(path.name for path in self._repository.iterdir() if path.is_dir()):
-            for version in self._versions(name):
+        for name in sorted(path.name for path in self._folder.iterdir() if path.is_dir()):
+            for version in _repository.versions(self._folder, name):
                 answer.models.add(name=name, version=str(version), state="READY")
         return answer
 
     def _ModelMetadata(self, request: Any) -> Any:
-        self._file(request.name, "")
         return pb.ModelMetadataResponse(name=request.name, versions=map(str, self._versions(request.name)))
 
     def _ModelConfig(self, request: Any) -> Any:
-        path = self._file(request.name, "").parents[1] / "config.pbtxt"
-        try:
-            config = text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
-        except (OSError, ValueError, text_format.ParseError) as exc:
-            raise errors.ServerError(f"{path}: cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
-        return pb.ModelConfigResponse(config=config)
+        self._versions(request.name)
+        return pb.ModelConfigResponse(config=_repository.config(self._folder, request.name))
 
     def _ModelInfer(self, request: Any) -> Any:
-        path = self._file(request.model_name, request.model_version)
+        version = self._version(request.model_name, request.model_version)
         feed = _wire.tensors(request.inputs, request.raw_input_contents)
         names = [output.name for output in request.outputs]
-        answer = pb.ModelInferResponse(model_name=request.model_name, model_version=path.parent.name)
-        for name, array in zip(names, self._run(path, names, feed), strict=True):
+        answer = pb.ModelInferResponse(model_name=request.model_name, model_version=version)
+        for name, array in self._answer(request.model_name, version, names, feed).items():
             _wire.put(answer.outputs, answer.raw_output_contents, name, array)
         return answer
 
-    def _run(self, path: Path, names: list[str], feed: dict[str, Any]) -> list[Any]:
+    def _answer(self, model: str, version: str, names: list[str], feed: dict[str, Any]) -> dict[str, Any]:
+        """The named outputs of a model, or of an ensemble, whose steps then run one after the other."""
+        steps = _repository.steps(self._folder, model)
+        if not steps:
+            return self._run(model, version, names, feed)
+        known = dict(feed)
+        try:
+            for step in steps:
+                given = {own: known[name] for own, name in step.input_map.items()}
+                asked = step.model_version if step.model_version > 0 else self._versions(step.model_name)[-1]
+                made = self._run(step.model_name, str(asked), list(step.output_map), given)
+                known |= {step.output_map[own]: array for own, array in made.items()}
+            return {name: known[name] for name in names}
+        except KeyError as exc:
+            raise errors.ServerError(f"{self._folder / model}: no step of its config.pbtxt gives {exc}") from exc
+
+    def _run(self, model: str, version: str, names: list[str], feed: dict[str, Any]) -> dict[str, Any]:
+        path = self._folder / model / version / "model.onnx"
         try:
             with self._turn:
                 if path not in self._sessions:
                     self._sessions[path] = self._session(path)
-                return list(self._sessions[path].run(names, feed))
+                return dict(zip(names, self._sessions[path].run(names, feed), strict=True))
         except Exception as exc:  # ONNX Runtime's errors share no narrower type
             raise errors.ServerError(f"{path}: {' '.join(str(exc).split())}") from exc
 
@@ -110,16 +120,17 @@ class _OnnxRuntime:
         return self._runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def _versions(self, model: str) -> list[int]:
-        found = (self._repository / model).glob("*/model.onnx")
-        return sorted(int(path.parent.name) for path in found if path.parent.name.isdecimal())
-
-    def _file(self, model: str, version: str) -> Path:
-        versions = self._versions(model)
-        if not versions:
+        found = _repository.versions(self._folder, model)
+        if not found:
             raise errors.UnknownModel(model)
-        if version and int(version) not in versions:
-            raise errors.UnknownVersion(version)
-        return self._repository / model / (version or str(versions[-1])) / "model.onnx"
+        return found
+
+    def _version(self, model: str, asked: str) -> str:
+        """The version that answers: the one asked for or, if none is, the newest."""
+        found = self._versions(model)
+        if asked and int(asked) not in found:
+            raise errors.UnknownVersion(asked)
+        return asked or str(found[-1])
 
 
 def _onnxruntime() -> Any:

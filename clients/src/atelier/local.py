@@ -18,9 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Final
 
-from atelier import errors
+from atelier import _repository, errors
 from atelier._address import DEFAULT_URL
 from atelier._client import Client
+from atelier._models import MODELS
 from atelier._types import Say
 from atelier.inprocess import InProcessClient
 from atelier.tasks import Task
@@ -176,7 +177,11 @@ def _end(process: subprocess.Popen[str]) -> None:
 def _with_model(repository: Path, model: str) -> Path:
     if not repository.is_dir():
         raise errors.InvalidInput(f"{repository}: no such folder of models; start a server elsewhere and give --url")
-    if not any((repository / model).glob("*/model.onnx")):
-        command = f"python -m training.run {model} --publish {repository}"
-        raise errors.UnknownModel(f"{repository}: no version of {model} yet; `{command}` makes one")
+    made_of = MODELS[model].steps
+    if made_of and not (repository / model).is_dir():
+        there = f"copy its folder from a checkout's serving/model_repository, beside {' and '.join(made_of)}"
+        raise errors.UnknownModel(f"{repository}: has no {model}; {there}")
+    if absent := _repository.lacking(repository, model):
+        command = f"python -m training.run {absent[0]} --publish {repository}"
+        raise errors.UnknownModel(f"{repository}: no version of {', '.join(absent)} yet; `{command}` makes one")
     return repository

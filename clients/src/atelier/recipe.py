@@ -7,17 +7,20 @@ import binascii
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
 
 from atelier import latents, layout, paths
+from atelier._models import MODELS
 from atelier.errors import InvalidInput
 from atelier.latents import Latents
 
 LatentScale = Literal["walk", "frame"]
+LARGER = {known.steps[0]: name for name, known in MODELS.items() if known.steps[1:] == ("upscaler",)}
+"""For each model the ensemble that upscales its pictures."""
 _FORMAT = 1
 
 
@@ -63,6 +66,17 @@ class Recipe:
             scale = layout.symmetric_scale(vectors) if self.latent_scale == "walk" else None
             shown = [_with_heat_map(*pair, scale) for pair in zip(shown, vectors, strict=True)]
         return [layout.strip(shown, columns=self._columns)] if self.strip else shown
+
+    def upscaled(self, wanted: bool = True, *, version: int | None = None) -> Recipe:
+        """The same walk in the larger pictures of the model's ensemble or, if not `wanted`, in the model's own.
+
+        `version` is the other model's, whose numbers are its own. Raises InvalidInput if there is no such ensemble.
+        """
+        own = {larger: name for name, larger in LARGER.items()}.get(self.model, self.model)
+        if wanted and own not in LARGER:
+            raise InvalidInput(f"nothing upscales the pictures of {own!r}; it can be done with {', '.join(LARGER)}")
+        model = LARGER[own] if wanted else own
+        return self if model == self.model else replace(self, model=model, version=version)
 
     def to_json(self) -> str:
         """One line of ASCII. The keyframes are in it, so that no random generator need agree."""
