@@ -14,7 +14,8 @@ try:
     from PIL import Image
     from tqdm import tqdm
 
-    from atelier import Painting, Stroke, cli, errors, folders, local, painting, pictures, saving, styling, tasks
+    from atelier import Painting, Stroke, cli, errors, folders, local, painting, pictures, saving, sizing, tasks
+    from atelier.styling import slug
 except ModuleNotFoundError as missing:
     print(f"paint.py: Atelier's SDK is not installed ({missing.name}): pip install ./clients", file=sys.stderr)
     sys.exit(2)
@@ -43,7 +44,7 @@ def parser() -> cli.Parser:
     add("--out", metavar="PATH", help="a .png .jpg .webp .tif, or a folder (out/PHOTO-PAINTING.png)")
     add("--film", metavar="PATH", help="how it came into being: a .mp4 .gif .webp .png .zip, or a folder of frames")
     add("--fps", type=cli.rate, default=10.0, metavar="N", help="frames of the film a second (10)")
-    add("--size", type=cli.at_least(styling.SMALLEST_SIDE), metavar="N", help=f"pixels of the long side ({SIZE})")
+    add("--size", type=cli.at_least(sizing.SMALLEST_SIDE), metavar="N", help=f"pixels of the long side ({SIZE})")
     add("--keep-color", action="store_true", help="keep the photo's colours, paint its brightness")
     add = made.add_argument_group("how it is painted").add_argument
     add("--iterations", type=int, metavar="N", help="steps towards the painting (100)")
@@ -86,7 +87,7 @@ def opened(options: Namespace) -> tuple[Image.Image, Image.Image]:
     """The photo at the size it is to be painted at, and the painting."""
     photo, style = (pictures.open_picture(p, alpha=True, say=cli.say) for p in (options.photo, options.painting))
     size, most = options.size or min(SIZE, max(photo.size)), tasks.PAINT.contract(options.model).max_pixels
-    return styling.sized(photo, size=size, most=most, name=options.photo), styling.sized(style, name=options.painting)
+    return sizing.sized(photo, size=size, most=most, name=options.photo), sizing.sized(style, name=options.painting)
 
 
 def watched(strokes: Painting, seen: list[Stroke]) -> None:
@@ -122,7 +123,7 @@ def paint(options: Namespace) -> cli.Outcome:
     """Looks at everything it was given before it asks for a server."""
     given, (photo, style) = knobs(options), opened(options)
     with cli.naming("--out"):
-        (job,) = folders.plan([options.photo], out=options.out, tag=styling.slug(Path(options.painting).stem))
+        (job,) = folders.plan([options.photo], out=options.out, tag=slug(Path(options.painting).stem))
     with cli.naming("--film"):
         if options.film:
             saving.check(options.film, fps=options.fps)

@@ -3,27 +3,23 @@
 Exit status: 0; 1 if a picture could not be read, the others being done; 2 if anything else is wrong.
 """
 
-import itertools
-import os
+import contextlib
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 try:
     from PIL import Image
-    from tqdm import tqdm
 
-    from atelier import Client, cli, errors, folders, local, pictures, sheet, styling, tasks
+    from atelier import Client, cli, errors, folders, local, series, sheet, sizing, styling, tasks
 except ModuleNotFoundError as missing:
     print(f"stylize.py: Atelier's SDK is not installed ({missing.name}): pip install ./clients", file=sys.stderr)
     sys.exit(2)
 
-Look = tuple[folders.Job, Image.Image]
 CHECKOUT = Path(__file__).resolve().parents[1]
-AT_ONCE = 8
-"""Pictures in memory at a time: two batches."""
 SHEET_SIZE = 384
 ABOUT = "{style}; {model} version {version}"
 EXAMPLES = """\
@@ -47,16 +43,11 @@ def parser() -> cli.Parser:
     either("--all", action="store_true", help="every style, on a sheet with their names")
     either("--list", action="store_true", help="only say which styles there are")
     add = made.add_argument_group("what you get").add_argument
-    add("--size", type=cli.at_least(styling.SMALLEST_SIDE), metavar="N", help="pixels of the long side (as given)")
-    add("--strength", type=cli.share, default=1.0, metavar="S", help="0 is the photo, 1 the painting (1)")
+    add("--size", type=cli.at_least(sizing.SMALLEST_SIDE), metavar="N", help="pixels of the long side (as given)")
+    add("--strength", type=cli.between(0, 1), default=1.0, metavar="S", help="0 is the photo, 1 the painting (1)")
     add("--keep-color", action="store_true", help="keep the photo's colours, paint its brightness")
     add("--out", metavar="PATH", help="a .png .jpg .webp .tif, or a folder (out/PHOTO-STYLE.png)")
-    add = made.add_argument_group("the model").add_argument
-    add("--model", default="style", metavar="NAME", help="which model (style)")
-    add("--version", type=cli.at_least(1), metavar="N", help="which version of it (the newest)")
-    add("--url", type=cli.server, metavar="HOST:PORT", help="a server (localhost:8001, or one is started)")
-    add("--repository", type=Path, metavar="DIR", help="start a server for this folder of models")
-    add("--in-process", action="store_true", help="no server: run the model in this program")
+    made.add_model("style")
     return made
 
 
@@ -73,20 +64,11 @@ def planned(options: Namespace) -> list[folders.Job]:
     return folders.plan(options.photos, out=options.out, tag=styling.slug(re.sub("[=,/]", "-", named)))
 
 
-def opened(jobs: list[folders.Job], options: Namespace) -> Iterator[Look]:
-    """Each picture as it is to be stylised. Says why it leaves one out."""
-    most, size = tasks.STYLIZE.contract(options.model).max_pixels, options.size
-    for job in tqdm(jobs, desc="stylize", unit="picture", disable=None if len(jobs) > 1 else True):
-        try:
-            picture = pictures.open_picture(job.source, alpha=True, say=cli.say)
-            yield job, styling.sized(picture, size=size, most=most, name=str(job.source))
-        except errors.InvalidInput as exc:
-            cli.say(str(exc))
-
-
-def painted(client: Client, looks: list[Look], options: Namespace) -> list[Image.Image]:
+def painted(
+    client: Client, looks: Sequence[series.Look], version: int | None, *, options: Namespace
+) -> list[Image.Image]:
     """Of each picture the painting, or a sheet of all."""
-    how = {name: getattr(options, name) for name in ("strength", "keep_color", "model", "version")}
+    how = {name: getattr(options, name) for name in ("strength", "keep_color", "model")} | {"version": version}
     if not options.all:
         return client.stylize([picture for _, picture in looks], options.style, **how)
     names = client.styles(options.model)
@@ -100,30 +82,33 @@ def painted(client: Client, looks: list[Look], options: Namespace) -> list[Image
     return sheets
 
 
+@contextlib.contextmanager
+def knowing(server: contextlib.AbstractContextManager[Client], options: Namespace) -> Iterator[Client]:
+    """The server, once it is sure that it has the style."""
+    with server as client:
+        if not options.all:
+            with cli.naming("--style" if options.blend is None else "--blend"):
+                styling.label(options.style, client.styles(options.model))
+        yield client
+
+
 def stylize(options: Namespace) -> cli.Outcome:
-    """Looks at a picture before it asks for a server; has a few in memory at a time, and saves them as it goes."""
+    """Looks at a picture before it asks for a server."""
     where = {"checkout": CHECKOUT, "repository": options.repository, "in_process": options.in_process}
     server = local.connect(options.url, task=tasks.STYLIZE, model=options.model, say=cli.say, **where)
     if options.list:
         with server as client:
             return cli.Outcome("\n".join(client.styles(options.model)))
-    jobs, done = planned(options), []
-    looks = opened(jobs, options)
-    if not (first := next(looks, None)):
-        return cli.Outcome("", partial=True)
-    looks = itertools.chain([first], looks)
-    with cli.counting(done, len(jobs)), server as client:
-        if not options.all:
-            with cli.naming("--style" if options.blend is None else "--blend"):
-                styling.label(options.style, client.styles(options.model))
-        while batch := list(itertools.islice(looks, AT_ONCE)):
-            for (job, _), made in zip(batch, painted(client, batch, options), strict=True):
-                about = ABOUT.format(**made.info)
-                folders.write(job.target, made, about=about)
-                done.append(job.target)
-                options.version = made.info["version"]  # of all that follow, too
-    place = done[0] if len(jobs) == 1 else f"{os.path.commonpath([path.parent for path in done])}: {len(done)} pictures"
-    return cli.Outcome(f"{place}: {about}", partial=len(done) < len(jobs))
+    jobs, most = planned(options), tasks.STYLIZE.contract(options.model).max_pixels
+    return series.run(
+        jobs,
+        knowing(server, options),
+        title="stylize",
+        fitted=partial(sizing.sized, size=options.size, most=most),
+        made=partial(painted, options=options),
+        about=ABOUT,
+        version=options.version,
+    )
 
 
 if __name__ == "__main__":

@@ -136,3 +136,24 @@ def test_every_format_holds_the_picture_and_what_made_it(ending, mode):
         if mode == "RGB":
             np.testing.assert_allclose(np.asarray(found, int), np.asarray(given, int), atol=8)
     assert [path.name for path in target.parent.iterdir()] == [target.name]
+
+
+@pytest.mark.parametrize(("ending", "most"), [(".jpg", 65500), (".JPEG", 65500), (".webp", 16383)])
+def test_a_picture_that_a_format_cannot_hold_is_refused(ending, most):
+    """One line that names the file, before anything is made; the longest that it can hold is written."""
+    target = Path(f"x/made{ending}")
+    for size in ((most + 1, 8), (8, most + 1)):
+        with pytest.raises(
+            InvalidInput, match=rf"x/made{ending}: .* {most:,} pixels a side, .* {size[0]} x {size[1]};"
+        ):
+            folders.write(target, Image.new("RGB", size), about="scream")
+    assert not Path("x").exists()
+    folders.write(target, Image.new("RGB", (most, 8)), about="scream")
+    with Image.open(target) as found:
+        assert found.size == (most, 8)
+
+
+def test_other_formats_hold_what_they_are_given():
+    """PNG and TIFF, of any size."""
+    for ending in (".png", ".tif", ".tiff"):
+        folders.check_holds(Path(f"made{ending}"), (1_000_000, 8))

@@ -112,6 +112,22 @@ def test_a_contact_sheet_has_every_picture_as_it_is(count, size):
     assert count_all(clear, Image.new("RGB", (1, 1), PAPER)) == clear.width * clear.height
 
 
+def test_a_contact_sheet_has_as_many_columns_as_it_is_asked_for():
+    """Side by side, though that is wider than high."""
+    drawn = sheet.contact([(str(index), Image.new("RGB", (120, 80))) for index in range(3)], title="", columns=3)
+    assert drawn.size == (3 * (120 + 16) + 16, 16 + 24 + (80 + 24 + 16))
+
+
+def test_the_letters_of_large_pictures_can_be_read():
+    """They grow with the pictures, as far as these are too large to be looked at one to one."""
+    heights = []
+    for width in (300, 1024, 2048, 4096):
+        drawn = sheet.contact([("H", Image.new("RGB", (width, 90), RED))], title="")
+        heights.append(np.ptp(places(drawn, INK)[:, 0]) + 1)
+    assert heights[0] == heights[1]
+    np.testing.assert_allclose(heights[2:], [2 * heights[0], 4 * heights[0]], atol=2)
+
+
 def count_all(drawn: Image.Image, picture: Image.Image) -> int:
     return count(drawn, picture.getpixel((0, 0)))
 

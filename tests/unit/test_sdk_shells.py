@@ -13,7 +13,9 @@ import atelier
 from atelier import errors
 from atelier.inprocess import InProcessClient
 
-CALLS = ["ready", "models", "generate", "stream", "walk", "classify", "styles", "stylize", "paint"]
+CALLS = [
+    "ready", "models", "generate", "stream", "walk", "classify", "styles", "stylize", "upscale", "colorize", "paint",
+]  # fmt: skip
 OF_TWO = {"stylize", "paint"}
 """Calls about two things: a picture and a style."""
 
@@ -43,7 +45,7 @@ def test_both_clients_give_the_same_kinds_of_answers():
         if signature.return_annotation != public(atelier.AsyncClient)[name].return_annotation
     }
     assert differ == {"stream", "walk", "paint"}  # Frames and AsyncFrames, Painting and AsyncPainting
-    for name in {"ready", "models", "generate", "classify", "styles", "stylize", "close"}:
+    for name in {"close", *CALLS} - differ:
         assert inspect.iscoroutinefunction(getattr(atelier.AsyncClient, name))
 
 

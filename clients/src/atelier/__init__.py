@@ -1,4 +1,4 @@
-"""Atelier's image models in Python: computer art from latent vectors, garments named, photos painted.
+"""Atelier's image models in Python: computer art from latents, garments named, photos painted, coloured or enlarged.
 
 with atelier.Client() as client:
     keyframes = atelier.latents.draw(5, seed=7)
@@ -8,6 +8,8 @@ with atelier.Client() as client:
     boot = atelier.pictures.open_picture("boot.jpg")
     client.classify(boot)[0].top(3)
     client.stylize(boot, "starry-night", size=512)[0].save("painted.png")
+    client.colorize(boot)[0].save("coloured.png")
+    client.upscale(boot)[0].save("large.png")
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 from tritonclient.grpc import service_pb2_grpc
 
-from atelier import _address, paths
+from atelier import _address, colorizing, paths, styling, upscaling
 from atelier._contract import Tensors
 from atelier._failures import STATUS_CODES, Late
 from atelier._protocol import Core, Flow, Open, Pause, Probe, Read, Step, batches
@@ -24,8 +24,9 @@ from atelier.classification import Classification, Method, Pictures, images
 from atelier.errors import AtelierError, Cancelled
 from atelier.latents import Latents, check
 from atelier.painting import CONTENT, STYLE, AsyncPainting, Commission, Knobs, Layers, Optimizer, Start, Stroke
-from atelier.styling import Photos, Styles, Work
-from atelier.tasks import CLASSIFY, GENERATE, PAINT, STYLIZE, Task
+from atelier.sizing import Photos
+from atelier.styling import Styles
+from atelier.tasks import CLASSIFY, COLORIZE, GENERATE, PAINT, STYLIZE, UPSCALE, Task
 
 T = TypeVar("T")
 
@@ -160,7 +161,7 @@ class AsyncClient:
         timeout_s: float | NotGiven = NOT_GIVEN,
     ) -> list[Image.Image]:
         """One or more pictures in the manner of paintings, in order; see `Client.stylize`."""
-        take = partial(Work.of, size=size, strength=strength, keep_color=keep_color)
+        take = partial(styling.Work.of, size=size, strength=strength, keep_color=keep_color)
         work = await asyncio.to_thread(take, pictures, style, STYLIZE.contract(model))
         if not work.originals:
             return []
@@ -168,6 +169,39 @@ class AsyncClient:
         parts = await asyncio.to_thread(work.parts, names)
         results = self._results(STYLIZE, parts, model, version, self._core.seconds(timeout_s))
         return await asyncio.to_thread(work.finished, [picture async for picture in results], names)
+
+    async def upscale(
+        self,
+        pictures: Photos,
+        *,
+        model: str = "upscaler",
+        version: int | None = None,
+        timeout_s: float | NotGiven = NOT_GIVEN,
+    ) -> list[Image.Image]:
+        """One or more pictures, four times as wide and as high, in order; see `Client.upscale`."""
+        mosaic = await asyncio.to_thread(upscaling.Mosaic, pictures, UPSCALE.contract(model))
+        parts = await asyncio.to_thread(mosaic.parts)
+        async for tile in self._results(UPSCALE, parts, model, version, self._core.seconds(timeout_s)):
+            await asyncio.to_thread(mosaic.add, tile)
+        return await asyncio.to_thread(mosaic.finished)
+
+    async def colorize(
+        self,
+        pictures: Photos,
+        *,
+        stage: float = 2.0,
+        saturation: float = 1.0,
+        size: int | None = None,
+        model: str = "colorizer",
+        version: int | None = None,
+        timeout_s: float | NotGiven = NOT_GIVEN,
+    ) -> list[Image.Image]:
+        """One or more pictures in colour, in order; see `Client.colorize`."""
+        take = partial(colorizing.Work.of, stage=stage, saturation=saturation, size=size)
+        work = await asyncio.to_thread(take, pictures, COLORIZE.contract(model))
+        parts = await asyncio.to_thread(work.parts)
+        results = self._results(COLORIZE, parts, model, version, self._core.seconds(timeout_s))
+        return await asyncio.to_thread(work.finished, [picture async for picture in results])
 
     def paint(
         self,

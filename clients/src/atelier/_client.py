@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import threading
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc
 import numpy.typing as npt
 from PIL import Image
-from tritonclient.grpc import service_pb2_grpc
 
-from atelier import _address, paths
+from atelier import _address, colorizing, paths, styling, upscaling
 from atelier._contract import Tensors
-from atelier._failures import STATUS_CODES, Late
-from atelier._protocol import Core, Flow, Open, Pause, Probe, Read, Send, Step, batches
+from atelier._protocol import Core, Flow, Open, Pause, Probe, Read, Step, batches
+from atelier._server import Grpc, Server, accepts, ended
 from atelier._types import DEFAULT_TIMEOUT_S, IN_FLIGHT, NOT_GIVEN, Model, NotGiven
 from atelier.classification import Classification, Method, Pictures, images
-from atelier.errors import AtelierError, Cancelled
+from atelier.errors import AtelierError
 from atelier.latents import Latents, check
 from atelier.painting import CONTENT, STYLE, Commission, Knobs, Layers, Optimizer, Painting, Start, Stroke
-from atelier.styling import Photos, Styles, Work
-from atelier.tasks import CLASSIFY, GENERATE, PAINT, STYLIZE, Task
+from atelier.sizing import Photos
+from atelier.styling import Styles
+from atelier.tasks import CLASSIFY, COLORIZE, GENERATE, PAINT, STYLIZE, UPSCALE, Task
 
 T = TypeVar("T")
 
@@ -46,21 +43,6 @@ class Frames(Iterator[Image.Image]):
 
     def __next__(self) -> Image.Image:
         return next(self._pictures)
-
-
-class Server(Protocol):
-    """What a client sends its requests to."""
-
-    @property
-    def address(self) -> _address.Address | str: ...
-
-    def send(self, step: Send) -> Any:
-        """The answer's protobuf. Raises grpc.RpcError or AtelierError."""
-
-    def open(self, step: Open) -> Any:
-        """A stream: `read(timeout_s)` gives its next protobuf, None at the end, or raises; `cancel()` ends it."""
-
-    def close(self) -> None: ...
 
 
 class Client:
@@ -195,12 +177,52 @@ class Client:
         long side in pixels, else each stays as large as it is. strength: from 0, the original, to 1. keep_color:
         only the brightness changes. A result's `info` says its model, version and style.
         """
-        work = Work.of(pictures, style, STYLIZE.contract(model), size=size, strength=strength, keep_color=keep_color)
+        contract = STYLIZE.contract(model)
+        work = styling.Work.of(pictures, style, contract, size=size, strength=strength, keep_color=keep_color)
         if not work.originals:
             return []
         names = self.styles(model, timeout_s=timeout_s)
         painted = self._results(STYLIZE, work.parts(names), model, version, self._core.seconds(timeout_s))
         return work.finished(painted, names)
+
+    def upscale(
+        self,
+        pictures: Photos,
+        *,
+        model: str = "upscaler",
+        version: int | None = None,
+        timeout_s: float | NotGiven = NOT_GIVEN,
+    ) -> list[Image.Image]:
+        """One or more pictures, four times as wide and as high, in order: RGB, or RGBA if they have alpha.
+
+        Both sides need 16 pixels or more; a result has 67,108,864 at most. Large ones go in tiles, without a seam, and
+        tiles in batches as with `generate`. A result's `info` says its model and version.
+        """
+        mosaic = upscaling.Mosaic(pictures, UPSCALE.contract(model))
+        for tile in self._results(UPSCALE, mosaic.parts(), model, version, self._core.seconds(timeout_s)):
+            mosaic.add(tile)
+        return mosaic.finished()
+
+    def colorize(
+        self,
+        pictures: Photos,
+        *,
+        stage: float = 2.0,
+        saturation: float = 1.0,
+        size: int | None = None,
+        model: str = "colorizer",
+        version: int | None = None,
+        timeout_s: float | NotGiven = NOT_GIVEN,
+    ) -> list[Image.Image]:
+        """One or more pictures in colour, in order: RGB, or RGBA if they have alpha; any sizes. Colour ones are grayed.
+
+        stage: 1 as regression alone would have it, 2 as after the game with a critic; between, a mixture. saturation:
+        from 0, gray, to 3, times as colourful. size: the long side in pixels, else each stays as large as it is. A
+        result's `info` says its model, version and stage.
+        """
+        contract = COLORIZE.contract(model)
+        work = colorizing.Work.of(pictures, contract, stage=stage, saturation=saturation, size=size)
+        return work.finished(self._results(COLORIZE, work.parts(), model, version, self._core.seconds(timeout_s)))
 
     def paint(
         self,
@@ -300,13 +322,13 @@ class Client:
 
     def _do(self, step: Step) -> Any:
         if self._closed:
-            raise _ended(self._server.address)
+            raise ended(self._server.address)
         match step:
             case Pause(seconds):
                 time.sleep(seconds)
                 return None
             case Probe(host, port, timeout_s):
-                return _accepts(host, port, timeout_s)
+                return accepts(host, port, timeout_s)
             case Read(stream, timeout_s):
                 return stream.read(timeout_s)
             case Open():
@@ -314,78 +336,4 @@ class Client:
         return self._server.send(step)
 
     def _connect(self, url: str) -> Server:
-        return _Grpc(_address.parse(url))
-
-
-class _Grpc:
-    """A server at the other end of a gRPC channel."""
-
-    def __init__(self, address: _address.Address) -> None:
-        self.address: _address.Address | str = address
-        if address.secure:
-            credentials = grpc.ssl_channel_credentials()
-            self._channel = grpc.secure_channel(address.target, credentials, options=address.options)
-        else:
-            self._channel = grpc.insecure_channel(address.target, options=address.options)
-        self._stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-
-    def send(self, step: Send) -> Any:
-        try:
-            return getattr(self._stub, step.method)(step.request, timeout=step.timeout_s)
-        except ValueError as exc:  # gRPC's word for a channel that another thread has closed
-            raise _ended(self.address) from exc
-
-    def open(self, step: Open) -> _Stream:
-        try:
-            return _Stream(getattr(self._stub, step.method), step.request)
-        except ValueError as exc:
-            raise _ended(self.address) from exc
-
-    def close(self) -> None:
-        self._channel.close()
-
-
-class _Stream:
-    """Answers under way to one request."""
-
-    def __init__(self, method: Any, request: Any) -> None:
-        self._ended = threading.Event()
-        self._late = False
-        self._call = method(self._requests(request), metadata=STATUS_CODES)
-
-    def read(self, timeout_s: float) -> Any:
-        timer = threading.Timer(timeout_s, self._give_up)
-        timer.daemon = True
-        timer.start()
-        try:
-            return next(self._call, None)
-        except BaseException as exc:
-            self.cancel()
-            if self._late:
-                raise Late from exc
-            raise
-        finally:
-            timer.cancel()
-
-    def cancel(self) -> None:
-        self._call.cancel()
-        self._ended.set()
-
-    def _requests(self, request: Any) -> Iterator[Any]:
-        """Without an end: Triton 2.51 can't unload a model any more of which a stream was cancelled after that."""
-        yield request
-        self._ended.wait()
-
-    def _give_up(self) -> None:
-        self._late = True
-        self.cancel()
-
-
-def _ended(address: object) -> Cancelled:
-    return Cancelled(f"{address}: this client is closed; make another one")
-
-
-def _accepts(host: str, port: int, timeout_s: float) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout_s):
-        return True
-    return False
+        return Grpc(_address.parse(url))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from numbers import Real
+from typing import Final, TypeGuard
 
 Say = Callable[[str], None]
 """Is told, in a line, of something beside the result."""
@@ -35,3 +36,8 @@ class Model:
     name: str
     versions: tuple[int, ...]
     state: str
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is one of Python's or NumPy's, and not a truth."""
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -51,6 +51,15 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
+    def add_model(self, name: str) -> None:
+        """Options of a script that asks a model for something: which one, and where that is."""
+        add = self.add_argument_group("the model").add_argument
+        add("--model", default=name, metavar="NAME", help=f"which model ({name})")
+        add("--version", type=at_least(1), metavar="N", help="which version of it (the newest)")
+        add("--url", type=server, metavar="HOST:PORT", help="a server (localhost:8001, or one is started)")
+        add("--repository", type=Path, metavar="DIR", help="start a server for this folder of models")
+        add("--in-process", action="store_true", help="no server: run the model in this program")
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message.removeprefix('argument ')}\n")
 
@@ -114,15 +123,19 @@ def rate(text: str) -> float:
     return value
 
 
-def share(text: str) -> float:
-    """An argparse type: a number from 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number from 0 to 1")
-    return value
+def between(least: float, most: float) -> Callable[[str], float]:
+    """An argparse type: a number from `least` to `most`."""
+
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} must be a number from {least:g} to {most:g}")
+        return value
+
+    return number
 
 
 def at_least(least: int) -> Callable[[str], int]:

@@ -33,6 +33,8 @@ _WRITTEN: Final[dict[str, dict[str, Any]]] = {
     ".tiff": {"compression": "tiff_lzw"},
 }
 """Endings that a result can have, and Pillow's options for them."""
+_LONGEST: Final = {".jpg": 65500, ".jpeg": 65500, ".webp": 16383}
+"""Pixels of a side that these can have."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,20 @@ def plan(given: Sequence[str | Path], *, out: str | Path | None, tag: str) -> li
     return jobs
 
 
+def check_holds(target: Path, sides: tuple[int, int]) -> None:
+    """Raises InvalidInput if a file of that ending cannot hold a picture of so many pixels."""
+    ending = target.suffix.lower()
+    if ending in _LONGEST and max(sides) > _LONGEST[ending]:
+        most = f"{ending} can have {_LONGEST[ending]:,} pixels a side, and this would have {sides[0]} x {sides[1]}"
+        raise InvalidInput(f"{target}: {most}; do it by itself, with an --out that ends in .png")
+
+
 def write(target: Path, picture: Image.Image, *, about: str) -> None:
-    """Writes a picture by its file's ending, at once or not at all. JPEG gets it over white if it is transparent."""
+    """Writes a picture by its file's ending, at once or not at all. JPEG gets it over white if it is transparent.
+
+    Raises InvalidInput.
+    """
+    check_holds(target, picture.size)
     options = _WRITTEN[target.suffix.lower()]
     exif = Image.Exif()
     exif[ExifTags.Base.ImageDescription] = f"{MARK}: {about}"

@@ -19,8 +19,8 @@ from PIL import Image
 
 from atelier._contract import Contract, Tensors
 from atelier.errors import InvalidInput
-from atelier.pictures import opaque
-from atelier.styling import SMALLEST_SIDE, recoloured, sized
+from atelier.sizing import SMALLEST_SIDE, colours, sized
+from atelier.styling import recoloured
 
 Start = Literal["noise", "content"]
 Optimizer = Literal["l-bfgs", "adam"]
@@ -177,7 +177,7 @@ class Commission:
         return cls(photo, _within(sized(style, name="style"), photo.width * photo.height), knobs, keep_color)
 
     def tensors(self) -> Tensors:
-        pictures = {name: np.asarray(_colours(getattr(self, name)))[None] for name in ("content", "style")}
+        pictures = {name: np.asarray(colours(getattr(self, name)))[None] for name in ("content", "style")}
         return pictures | self.knobs.tensors()
 
     def finished(self, stroke: Stroke) -> Stroke:
@@ -210,10 +210,6 @@ def _within(style: Image.Image, pixels: int) -> Image.Image:
         return style
     width, height = (max(SMALLEST_SIDE, round(side * factor)) for side in style.size)
     return style.resize((width, height), Image.Resampling.LANCZOS)
-
-
-def _colours(picture: Image.Image) -> Image.Image:
-    return opaque(picture) if picture.mode == "RGBA" else picture
 
 
 # --- knobs

@@ -26,7 +26,9 @@ SIDE: Final = 168
 MOST: Final = 600
 """Cards on one sheet, which then has 70 million pixels."""
 
-_GAP, _TITLE, _LINE = 16, 24, 17
+_GAP, _TITLE, _LINE, _LETTERS = 16, 24, 17, 14
+_LARGE: Final = 1024
+"""Pixels of a picture's width from which the letters of its sheet grow with it."""
 _NAMES, _BARS, _PERCENT = 112, 130, 52
 _LEFT: Final = 3 * _GAP + 2 * SIDE
 """Of the answer; the two pictures come before it."""
@@ -67,19 +69,24 @@ def save(path: Path, cards: Sequence[Card], *, top: int | None = None) -> None:
         drawn.save(beside, format="PNG")
 
 
-def contact(pictures: Sequence[tuple[str, Image.Image]], *, title: str) -> Image.Image:
-    """Pictures with their names, as large as they are, in one RGB picture about as wide as high."""
+def contact(pictures: Sequence[tuple[str, Image.Image]], *, title: str, columns: int | None = None) -> Image.Image:
+    """Pictures with their names, as large as they are, in one RGB picture; by itself it is about as wide as high.
+
+    Of large pictures the letters are larger, too.
+    """
     width, height = (max(sides) for sides in zip(*(picture.size for _, picture in pictures), strict=True))
-    cell_width, cell_height = width + _GAP, height + _TITLE + _GAP
-    columns = max(1, round(math.sqrt(len(pictures) * cell_height / cell_width)))
+    times = max(1, width // _LARGE)
+    gap, line, size = times * _GAP, times * _TITLE, times * _LETTERS
+    cell_width, cell_height = width + gap, height + line + gap
+    columns = columns or max(1, round(math.sqrt(len(pictures) * cell_height / cell_width)))
     rows = math.ceil(len(pictures) / columns)
-    sheet = Image.new("RGB", (columns * cell_width + _GAP, _HEAD + rows * cell_height), _PAPER)
+    sheet = Image.new("RGB", (columns * cell_width + gap, gap + line + rows * cell_height), _PAPER)
     pen = ImageDraw.Draw(sheet)
-    pen.text((_GAP, _GAP), _shortened(title, sheet.width - 2 * _GAP), fill=_OTHER, font=_font(14))
+    pen.text((gap, gap), _shortened(title, sheet.width - 2 * gap, size), fill=_OTHER, font=_font(size))
     for index, (name, picture) in enumerate(pictures):
-        left, top = _GAP + index % columns * cell_width, _HEAD + index // columns * cell_height
-        pen.text((left, top + 2), _shortened(name, width), fill=_INK, font=_font(14))
-        sheet.paste(picture, (left, top + _TITLE), picture if picture.mode == "RGBA" else None)
+        left, top = gap + index % columns * cell_width, gap + line + index // columns * cell_height
+        pen.text((left, top + 2 * times), _shortened(name, width, size), fill=_INK, font=_font(size))
+        sheet.paste(picture, (left, top + line), picture if picture.mode == "RGBA" else None)
     return sheet
 
 
@@ -147,10 +154,10 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _shortened(name: str, width: int) -> str:
+def _shortened(name: str, width: int, size: int = _LETTERS) -> str:
     """What fits of a file's name: its end, which tells it from others."""
     text = shown = _drawable(name)
-    while text and _font(14).getlength(shown) > width:
+    while text and _font(size).getlength(shown) > width:
         text = text[1:]
         shown = f"...{text}"
     return shown

@@ -9,27 +9,23 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from atelier import sizing
 from atelier._contract import Contract, Tensors
-from atelier._types import IN_FLIGHT
-from atelier.errors import InvalidInput, ServerError
-from atelier.pictures import as_rgb, opaque
-
-SMALLEST_SIDE: Final = 16
-"""Pixels that a style network needs."""
+from atelier._types import is_number
+from atelier.errors import InvalidInput
+from atelier.sizing import Groups, Photos, sized
 
 Blend = Mapping[str, float]
 """Weights by names of styles; only how they compare matters."""
 Style = str | Blend
 Styles = Style | Iterable[Style]
-Photos = Image.Image | Iterable[Image.Image]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +36,7 @@ class Work:
     blends: tuple[Blend, ...]
     strength: float
     keep_color: bool
-    groups: tuple[tuple[int, ...], ...]
+    groups: Groups
 
     @classmethod
     def of(
@@ -54,12 +50,12 @@ class Work:
         keep_color: bool,
     ) -> Work:
         """What `Client.stylize` is given, checked and prepared. Raises InvalidInput."""
-        if not (_is_number(strength) and 0 <= strength <= 1):
+        if not (is_number(strength) and 0 <= strength <= 1):
             raise InvalidInput(f"strength {strength!r}: must be a number from 0, the original, to 1")
-        given = _named(pictures)
+        given = sizing.named(pictures)
         blends = _blends(style, len(given))
         originals = [sized(each, size=size, most=contract.max_pixels, name=name) for name, each in given]
-        groups = _groups([each.size for each in originals], contract)
+        groups = sizing.groups([each.size for each in originals], contract)
         return cls(tuple(originals), blends, strength, keep_color, tuple(groups))
 
     def parts(self, names: Sequence[str]) -> list[Tensors]:
@@ -67,7 +63,7 @@ class Work:
         rows = [_row(blend, names) for blend in self.blends]
         return [
             {
-                "content": np.stack([np.asarray(_colours(self.originals[index])) for index in group]),
+                "content": np.stack([np.asarray(sizing.colours(self.originals[index])) for index in group]),
                 "style_weights": np.stack([rows[index] for index in group]),
             }
             for group in self.groups
@@ -75,42 +71,16 @@ class Work:
 
     def finished(self, painted: Iterable[Image.Image], names: Sequence[str]) -> list[Image.Image]:
         """The results in the order of the pictures, from the network's answers in the order of the groups."""
-        places = [index for group in self.groups for index in group]
-        made = {index: self._finish(index, picture, names) for index, picture in zip(places, painted, strict=True)}
-        return [made[index] for index in range(len(made))]
+        return sizing.finished(painted, self.groups, lambda index, made: self._finish(index, made, names))
 
     def _finish(self, index: int, painted: Image.Image, names: Sequence[str]) -> Image.Image:
         original, about = self.originals[index], painted.info
-        if painted.size != original.size:
-            raise ServerError(f"{about['model']}: a picture of {painted.size} came back for one of {original.size}")
+        sizing.check_answer(painted, original.size)
         plain = original.convert("RGB")
         coloured = recoloured(painted, plain) if self.keep_color else painted
-        made = Image.blend(plain, coloured, self.strength)
-        if original.mode == "RGBA":
-            made.putalpha(original.getchannel("A"))
+        made = sizing.veiled(Image.blend(plain, coloured, self.strength), original)
         made.info = {**about, "style": label(self.blends[index], names)}
         return made
-
-
-def sized(picture: Image.Image, *, size: int | None = None, most: int = 0, name: str = "picture") -> Image.Image:
-    """A picture as it is stylised: upright RGB or RGBA of 8 bits, its long side `size` pixels (None: as it is).
-
-    Raises InvalidInput, beginning with `name`: no picture, a side below SMALLEST_SIDE, or above `most` pixels in all.
-    """
-    if not isinstance(picture, Image.Image):
-        raise _no_picture(name, picture)
-    if size is not None and not (isinstance(size, int) and size >= SMALLEST_SIDE):
-        raise InvalidInput(f"size {size!r}: must be a whole number, {SMALLEST_SIDE} or more, or None")
-    width, height = sides = _sides(upright := as_rgb(picture, alpha=True, name=name), size)
-    if min(sides) < SMALLEST_SIDE:
-        least = math.ceil(SMALLEST_SIDE * max(sides) / min(sides))
-        need = f"both sides must have {SMALLEST_SIDE} or more; give a size of {least} or more (--size {least})"
-        raise InvalidInput(f"{name}: would be stylised at {width} x {height} pixels, and {need}")
-    if most and width * height > most:
-        best = _largest(width, height, most)
-        limit = f"more than the limit of {most:,}; give a size of {best} or less (--size {best})"
-        raise InvalidInput(f"{name}: would be stylised at {width} x {height} pixels, {limit}")
-    return upright if upright.size == sides else upright.resize(sides, Image.Resampling.LANCZOS)
 
 
 def parsed(text: str) -> dict[str, float]:
@@ -150,7 +120,7 @@ def _checked(style: Style) -> Blend:
     if not (isinstance(style, Mapping) and all(isinstance(name, str) for name in style)):
         raise _no_style(style)
     for name, weight in style.items():
-        if not (_is_number(weight) and 0 <= weight < math.inf):
+        if not (is_number(weight) and 0 <= weight < math.inf):
             raise InvalidInput(f"style: the weight of {name} is {weight!r}; it must be finite, and 0 or more")
     if not (largest := max(style.values(), default=0)):
         raise InvalidInput("style: a blend needs a weight above 0")
@@ -178,56 +148,8 @@ def _no_style(given: object) -> InvalidInput:
     return InvalidInput(f"style: {given!r:.60} is neither a name nor weights by name")
 
 
-# --- pictures
-
-
-def _named(pictures: Any) -> list[tuple[str, Any]]:
-    """Each picture with what it is called in an error."""
-    if isinstance(pictures, Image.Image):
-        return [("picture", pictures)]
-    if isinstance(pictures, str | bytes) or not isinstance(pictures, Iterable):
-        raise _no_picture("pictures", pictures)
-    return [(f"picture {number}", each) for number, each in enumerate(pictures, 1)]
-
-
-def _no_picture(name: str, given: object) -> InvalidInput:
-    return InvalidInput(f"{name}: {given!r:.60} is not one; atelier.pictures.open_picture reads a file")
-
-
-def _sides(picture: Image.Image, size: int | None) -> tuple[int, int]:
-    if size is None:
-        return picture.size
-    width, height = (max(1, round(side * size / max(picture.size))) for side in picture.size)
-    return width, height
-
-
-def _largest(width: int, height: int, most: int) -> int:
-    """The long side of the largest picture of this shape that has at most so many pixels."""
-    long, short = max(width, height), min(width, height)
-    return math.isqrt(most * short // long) * long // short
-
-
-def _groups(sizes: Sequence[tuple[int, int]], contract: Contract) -> Iterator[tuple[int, ...]]:
-    """Indices of pictures of one size, as many as go in a batch; of a few, so many that no instance waits idle."""
-    alike: dict[tuple[int, int], list[int]] = {}
-    for index, size in enumerate(sizes):
-        alike.setdefault(size, []).append(index)
-    for (width, height), indices in alike.items():
-        fit = max(1, contract.max_pixels // (width * height)) if contract.max_pixels else contract.max_batch
-        most = min(contract.max_batch, fit, math.ceil(len(indices) / IN_FLIGHT))
-        yield from (tuple(indices[start : start + most]) for start in range(0, len(indices), most))
-
-
-def _colours(picture: Image.Image) -> Image.Image:
-    return opaque(picture) if picture.mode == "RGBA" else picture
-
-
 def recoloured(painted: Image.Image, original: Image.Image) -> Image.Image:
     """The brightness of one with the colours of the other."""
     brightness, _, _ = painted.convert("YCbCr").split()
     _, blue, red = original.convert("YCbCr").split()
     return Image.merge("YCbCr", (brightness, blue, red)).convert("RGB")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)

@@ -76,6 +76,8 @@ def _strokes(answer: Answer, contract: Contract) -> list[Stroke]:
 GENERATE: Final = Task(takes=("latent",), gives=("image",), read=_pictures)
 CLASSIFY: Final = Task(takes=("image",), gives=("probabilities",), read=_classifications)
 STYLIZE: Final = Task(takes=("content", "style_weights"), gives=("image",), read=_pictures)
+UPSCALE: Final = Task(takes=("low_res",), gives=("image",), read=_pictures)
+COLORIZE: Final = Task(takes=("gray", "stage"), gives=("image",), read=_pictures)
 PAINT: Final = Task(
     takes=("content", "style"),
     gives=("image", "iteration", "total", "losses", "objective"),

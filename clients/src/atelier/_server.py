@@ -1,0 +1,106 @@
+"""What the synchronous client sends its requests to: a Triton at the other end of a gRPC channel."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import grpc
+from tritonclient.grpc import service_pb2_grpc
+
+from atelier import _address
+from atelier._failures import STATUS_CODES, Late
+from atelier._protocol import Open, Send
+from atelier.errors import Cancelled
+
+
+class Server(Protocol):
+    """What a client sends its requests to."""
+
+    @property
+    def address(self) -> _address.Address | str: ...
+
+    def send(self, step: Send) -> Any:
+        """The answer's protobuf. Raises grpc.RpcError or AtelierError."""
+
+    def open(self, step: Open) -> Any:
+        """A stream: `read(timeout_s)` gives its next protobuf, None at the end, or raises; `cancel()` ends it."""
+
+    def close(self) -> None: ...
+
+
+class Grpc:
+    """A server at the other end of a gRPC channel."""
+
+    def __init__(self, address: _address.Address) -> None:
+        self.address: _address.Address | str = address
+        if address.secure:
+            credentials = grpc.ssl_channel_credentials()
+            self._channel = grpc.secure_channel(address.target, credentials, options=address.options)
+        else:
+            self._channel = grpc.insecure_channel(address.target, options=address.options)
+        self._stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    def send(self, step: Send) -> Any:
+        try:
+            return getattr(self._stub, step.method)(step.request, timeout=step.timeout_s)
+        except ValueError as exc:  # gRPC's word for a channel that another thread has closed
+            raise ended(self.address) from exc
+
+    def open(self, step: Open) -> _Stream:
+        try:
+            return _Stream(getattr(self._stub, step.method), step.request)
+        except ValueError as exc:
+            raise ended(self.address) from exc
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+class _Stream:
+    """Answers under way to one request."""
+
+    def __init__(self, method: Any, request: Any) -> None:
+        self._ended = threading.Event()
+        self._late = False
+        self._call = method(self._requests(request), metadata=STATUS_CODES)
+
+    def read(self, timeout_s: float) -> Any:
+        timer = threading.Timer(timeout_s, self._give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            return next(self._call, None)
+        except BaseException as exc:
+            self.cancel()
+            if self._late:
+                raise Late from exc
+            raise
+        finally:
+            timer.cancel()
+
+    def cancel(self) -> None:
+        self._call.cancel()
+        self._ended.set()
+
+    def _requests(self, request: Any) -> Iterator[Any]:
+        """Without an end: Triton 2.51 can't unload a model any more of which a stream was cancelled after that."""
+        yield request
+        self._ended.wait()
+
+    def _give_up(self) -> None:
+        self._late = True
+        self.cancel()
+
+
+def ended(address: object) -> Cancelled:
+    return Cancelled(f"{address}: this client is closed; make another one")
+
+
+def accepts(host: str, port: int, timeout_s: float) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout_s):
+        return True
+    return False

@@ -1,0 +1,112 @@
+"""A series of pictures through a model, as scripts do it: a few at a time, each saved when it is made, and counted.
+
+jobs = folders.plan(["frames"], out="painted", tag="scream")
+outcome = series.run(jobs, server, fitted=sizing.sized, made=stylised, about="{style}; {model} version {version}")
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from PIL import Image
+from tqdm import tqdm
+
+from atelier import cli, errors, folders, pictures
+from atelier._client import Client
+from atelier.folders import Job
+
+Look = tuple[Job, Image.Image]
+"""A picture as it is sent, and where it came from."""
+
+AT_ONCE: Final = 8
+"""Pictures in memory at a time: two of the style network's batches."""
+PIXELS_AT_ONCE: Final = 1 << 24
+"""Of their results, if these are large: eight of the style network's largest. A larger one comes alone."""
+
+
+class Fit(Protocol):
+    def __call__(self, picture: Image.Image, *, name: str) -> Image.Image:
+        """A picture as it is sent. Raises InvalidInput, beginning with `name`."""
+
+
+class Make(Protocol):
+    def __call__(self, client: Client, looks: Sequence[Look], version: int | None) -> list[Image.Image]:
+        """What becomes of each picture, in order; its `info` says the version, and what `about` names."""
+
+
+def run(
+    jobs: Sequence[Job],
+    server: AbstractContextManager[Client],
+    *,
+    title: str,
+    fitted: Fit,
+    made: Make,
+    about: str,
+    version: int | None = None,
+    scale: int = 1,
+) -> cli.Outcome:
+    """Opens a picture before it asks for the server, and says why it leaves one out.
+
+    title: of the progress bar. about: what to say of a result, by its `info`, here and in its file. version: None is
+    the newest when the first is made, for all of them. scale: how much wider and higher than a picture its result is.
+    """
+    looks = _opened(jobs, fitted, title, scale)
+    if not (first := next(looks, None)):
+        return cli.Outcome("", partial=True)
+    done: list[Path] = []
+    with cli.counting(done, len(jobs)), server as client:
+        for handful in _handfuls(itertools.chain([first], looks), scale):
+            for (job, _), picture in zip(handful, made(client, handful, version), strict=True):
+                info: dict[Any, Any] = picture.info
+                version, said = info["version"], about.format(**info)
+                if _holds(job, picture.size):
+                    folders.write(job.target, picture, about=said)
+                    done.append(job.target)
+    partial = len(done) < len(jobs)
+    return cli.Outcome(f"{_place(done, jobs)}: {said}" if done else "", partial)
+
+
+def _opened(jobs: Sequence[Job], fitted: Fit, title: str, scale: int) -> Iterator[Look]:
+    """Each picture that can be read, and whose result can be saved."""
+    for job in tqdm(jobs, desc=title, unit="picture", disable=None if len(jobs) > 1 else True):
+        try:
+            picture = pictures.open_picture(job.source, alpha=True, say=cli.say)
+            picture = fitted(picture, name=str(job.source))
+        except errors.InvalidInput as exc:
+            cli.say(str(exc))
+            continue
+        if _holds(job, (scale * picture.width, scale * picture.height)):
+            yield job, picture
+
+
+def _holds(job: Job, sides: tuple[int, int]) -> bool:
+    try:
+        folders.check_holds(job.target, sides)
+    except errors.InvalidInput as exc:
+        cli.say(str(exc))
+        return False
+    return True
+
+
+def _handfuls(looks: Iterable[Look], scale: int) -> Iterator[list[Look]]:
+    held: list[Look] = []
+    pixels = 0
+    for job, picture in looks:
+        more = scale**2 * picture.width * picture.height
+        if held and (len(held) == AT_ONCE or pixels + more > PIXELS_AT_ONCE):
+            yield held
+            held, pixels = [], 0
+        held.append((job, picture))
+        pixels += more
+    yield held
+
+
+def _place(done: Sequence[Path], jobs: Sequence[Job]) -> str:
+    if len(jobs) == 1:
+        return str(done[0])
+    return f"{os.path.commonpath([path.parent for path in done])}: {len(done)} pictures"

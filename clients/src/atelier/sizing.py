@@ -1,0 +1,124 @@
+"""Pictures for networks that take any size: upright, within limits, those of one size together, alpha kept aside.
+
+photo = sizing.sized(pictures.open_picture("photo.jpg", alpha=True), size=1024)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final
+
+from PIL import Image
+
+from atelier._contract import Contract
+from atelier._types import IN_FLIGHT
+from atelier.errors import InvalidInput, ServerError
+from atelier.pictures import as_rgb, opaque
+
+SMALLEST_SIDE: Final = 16
+"""Pixels that such a network needs."""
+
+Photos = Image.Image | Iterable[Image.Image]
+Groups = Sequence[Sequence[int]]
+"""Indices of pictures that go in one batch."""
+
+
+def sized(
+    picture: Image.Image, *, size: int | None = None, most: int = 0, name: str = "picture", done: str = "stylised"
+) -> Image.Image:
+    """A picture as it is sent: upright RGB or RGBA of 8 bits, its long side `size` pixels (None: as it is).
+
+    Raises InvalidInput, beginning with `name`: no picture, a side below SMALLEST_SIDE, or above `most` pixels in all.
+    """
+    if size is not None and not (isinstance(size, int) and size >= SMALLEST_SIDE):
+        raise InvalidInput(f"size {size!r}: must be a whole number, {SMALLEST_SIDE} or more, or None")
+    given = upright(picture, name=name)
+    width, height = sides = given.size if size is None else scaled(given.size, size)
+    if min(sides) < SMALLEST_SIDE:
+        least = math.ceil(SMALLEST_SIDE * max(sides) / min(sides))
+        need = f"both sides must have {SMALLEST_SIDE} or more; give a size of {least} or more (--size {least})"
+        raise InvalidInput(f"{name}: would be {done} at {width} x {height} pixels, and {need}")
+    if most and width * height > most:
+        best = longest(sides, most)
+        limit = f"more than the limit of {most:,}; give a size of {best} or less (--size {best})"
+        raise InvalidInput(f"{name}: would be {done} at {width} x {height} pixels, {limit}")
+    return given if given.size == sides else given.resize(sides, Image.Resampling.LANCZOS)
+
+
+# --- what is sent
+
+
+def named(pictures: Any) -> list[tuple[str, Any]]:
+    """One picture or several, each with what it is called in an error. Raises InvalidInput for anything else."""
+    if isinstance(pictures, Image.Image):
+        return [("picture", pictures)]
+    if isinstance(pictures, str | bytes) or not isinstance(pictures, Iterable):
+        raise _no_picture("pictures", pictures)
+    return [(f"picture {number}", each) for number, each in enumerate(pictures, 1)]
+
+
+def upright(picture: Any, *, name: str) -> Image.Image:
+    """RGB or RGBA of 8 bits. Raises InvalidInput, beginning with `name`, for what is no picture."""
+    if not isinstance(picture, Image.Image):
+        raise _no_picture(name, picture)
+    return as_rgb(picture, alpha=True, name=name)
+
+
+def scaled(sides: tuple[int, int], size: int) -> tuple[int, int]:
+    """Width and height of the same shape whose longer is `size`."""
+    width, height = (max(1, round(side * size / max(sides))) for side in sides)
+    return width, height
+
+
+def longest(sides: tuple[int, int], most: int) -> int:
+    """The long side of the largest picture of this shape that has at most so many pixels."""
+    long, short = max(sides), min(sides)
+    return math.isqrt(most * short // long) * long // short
+
+
+def groups(sizes: Sequence[tuple[int, int]], contract: Contract) -> Iterator[tuple[int, ...]]:
+    """Indices of pictures of one size, as many as go in a batch; of a few, so many that no instance waits idle."""
+    alike: dict[tuple[int, int], list[int]] = {}
+    for index, size in enumerate(sizes):
+        alike.setdefault(size, []).append(index)
+    for (width, height), indices in alike.items():
+        fit = max(1, contract.max_pixels // (width * height)) if contract.max_pixels else contract.max_batch
+        most = min(contract.max_batch, fit, math.ceil(len(indices) / IN_FLIGHT))
+        yield from (tuple(indices[start : start + most]) for start in range(0, len(indices), most))
+
+
+def colours(picture: Image.Image) -> Image.Image:
+    """RGB of what `sized` gives."""
+    return opaque(picture) if picture.mode == "RGBA" else picture
+
+
+# --- what comes back
+
+
+def check_answer(made: Image.Image, sent: tuple[int, int], *, scale: int = 1) -> None:
+    """Raises ServerError for a picture that is not `scale` times as wide and as high as the one that was sent."""
+    width, height = sent
+    if made.size != (scale * width, scale * height):
+        raise ServerError(f"{made.info['model']}: a picture of {made.size} came back for one of {sent}")
+
+
+def finished(
+    answers: Iterable[Image.Image], batches: Groups, finish: Callable[[int, Image.Image], Image.Image]
+) -> list[Image.Image]:
+    """What `finish` makes of each picture's index and answer, in the pictures' order; answers are in the batches'."""
+    places = [index for batch in batches for index in batch]
+    made = {index: finish(index, answer) for index, answer in zip(places, answers, strict=True)}
+    return [made[index] for index in range(len(made))]
+
+
+def veiled(made: Image.Image, original: Image.Image) -> Image.Image:
+    """RGB with the transparency of another picture, whatever its size; as it is if that has none."""
+    if original.mode == "RGBA":
+        alpha = original.getchannel("A")
+        made.putalpha(alpha if alpha.size == made.size else alpha.resize(made.size, Image.Resampling.LANCZOS))
+    return made
+
+
+def _no_picture(name: str, given: object) -> InvalidInput:
+    return InvalidInput(f"{name}: {given!r:.60} is not one; atelier.pictures.open_picture reads a file")

@@ -1,0 +1,74 @@
+"""Make pictures four times as wide and as high. Run: python clients/upscale.py PICTURE...
+
+Exit status: 0; 1 if a picture could not be read, the others being done; 2 if anything else is wrong.
+"""
+
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+try:
+    from PIL import Image
+
+    from atelier import Client, cli, folders, local, series, sheet, tasks, upscaling
+except ModuleNotFoundError as missing:
+    print(f"upscale.py: Atelier's SDK is not installed ({missing.name}): pip install ./clients", file=sys.stderr)
+    sys.exit(2)
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+ABOUT = "{model} version {version}"
+EXAMPLES = """\
+  upscale.py photo.jpg                           out/photo-x4.png
+  upscale.py photo.jpg --out large.webp          in a format, and to a place, of one's own
+  upscale.py photo.jpg --compare                 beside what bicubic interpolation makes of it, on one sheet
+  upscale.py frames --out large                  a folder: the same names in another
+"""
+
+
+def parser() -> cli.Parser:
+    made = cli.Parser(__file__, about=__doc__, examples=EXAMPLES)
+    add = made.add_argument
+    add("pictures", nargs="+", metavar="PICTURE", help="a picture, or a folder of pictures or of a video's frames")
+    add = made.add_argument_group("what you get").add_argument
+    add("--compare", action="store_true", help="a sheet: bicubic interpolation and the upscaler, side by side")
+    add("--out", metavar="PATH", help="a .png .jpg .webp .tif, or a folder (out/PICTURE-x4.png)")
+    made.add_model("upscaler")
+    return made
+
+
+def enlarged(
+    client: Client, looks: Sequence[series.Look], version: int | None, *, options: Namespace
+) -> list[Image.Image]:
+    """Of each picture the large one, or a sheet that compares it."""
+    made = client.upscale([picture for _, picture in looks], model=options.model, version=version)
+    return [compared(*look, large) for look, large in zip(looks, made, strict=True)] if options.compare else made
+
+
+def compared(job: folders.Job, picture: Image.Image, large: Image.Image) -> Image.Image:
+    bicubic = picture.resize(large.size, Image.Resampling.BICUBIC)
+    cells = [("bicubic interpolation", bicubic), (ABOUT.format(**large.info), large)]
+    title = f"{job.source.name}, {upscaling.SCALE} times as wide and as high"
+    drawn = sheet.contact(cells, title=title, columns=len(cells))
+    drawn.info = large.info
+    return drawn
+
+
+def upscale(options: Namespace) -> cli.Outcome:
+    """Looks at a picture before it asks for a server."""
+    where = {"checkout": CHECKOUT, "repository": options.repository, "in_process": options.in_process}
+    return series.run(
+        folders.plan(options.pictures, out=options.out, tag="x4-compare" if options.compare else "x4"),
+        local.connect(options.url, task=tasks.UPSCALE, model=options.model, say=cli.say, **where),
+        title="upscale",
+        fitted=upscaling.checked,
+        made=partial(enlarged, options=options),
+        about=ABOUT,
+        version=options.version,
+        scale=upscaling.SCALE,
+    )
+
+
+if __name__ == "__main__":
+    parser().run(upscale)
