@@ -24,9 +24,7 @@ CROP = 128
 """pixels a side of what a sheet shows of a picture"""
 
 
-def evaluate(
-    enlarge: Enlarge, sets: dict[str, list[tuple[np.ndarray, np.ndarray]]], *, out: Path | None = None
-) -> dict[str, float]:
+def evaluate(enlarge: Enlarge, sets: dict[str, list[tuple[np.ndarray, np.ndarray]]], *, out: Path) -> dict[str, float]:
     """Of each set of pairs (low-res, truth) the means over its pictures: psnr and ssim, bicubic's, and the gain in
     decibels. Writes upscaled.png into `out`."""
     metrics: dict[str, float] = {}
@@ -41,8 +39,7 @@ def evaluate(
             metrics[f"{name}_bicubic_{kind}"] = float(np.mean([each[k] for each in theirs]))
         metrics[f"{name}_gain_db"] = metrics[f"{name}_psnr"] - metrics[f"{name}_bicubic_psnr"]
         rows += [row(enlarge, *pair) for pair in pairs[:: max(1, len(pairs) // 6)][:6]]
-    if out is not None:
-        save_sheet(rows, out / "upscaled.png")
+    save_sheet(rows, out / "upscaled.png")
     return metrics
 
 

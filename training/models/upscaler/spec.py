@@ -3,6 +3,8 @@
 from serving.spec import ANY, Batching, ModelSpec, Tensor, Threshold
 
 SCALE = 4
+OVERLAP = 16
+"""pixels to each side that clients cut tiles of a large picture with: no network may see farther"""
 
 SPEC = ModelSpec(
     name="upscaler",
