@@ -56,7 +56,7 @@ def test_quick_command_runs(command: str) -> None:
     assert done.stdout.strip()
 
 
-@pytest.mark.parametrize("script", ["walk.py", "classify.py", "stylize.py", "paint.py"])
+@pytest.mark.parametrize("script", ["walk.py", "classify.py", "stylize.py", "paint.py", "colorize.py", "upscale.py"])
 def test_scripts_know_every_flag_that_the_readme_gives_them(script: str) -> None:
     """Flags in the README are flags of the script."""
     asked = [sys.executable, f"clients/{script}", "--help"]

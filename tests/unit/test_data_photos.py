@@ -198,17 +198,19 @@ def float_tiff(path: Path) -> None:
 @pytest.mark.parametrize("break_it", [broken_png, truncated_jpeg, text_file, empty_file, bomb, float_tiff])
 @pytest.mark.parametrize("packed", [False, True], ids=["folder", "zip"])
 def test_a_broken_picture_is_named_and_can_be_left_out(break_it, packed: bool, tmp_path: Path) -> None:
-    """One line with the file's name and how to leave it out; left out, the others come, and its name is told."""
+    """One line with the file's name and, where that can be asked for, how to leave it out; left out, the others come,
+    and its name is told."""
     folder = tmp_path / "pictures"
     saved(folder / "good.png")
     break_it(folder / ("bad.jpg" if break_it is truncated_jpeg else "bad.png"))
     source = zipped(folder, tmp_path / "pictures.zip") if packed else folder
-    with pytest.raises(BadInput) as refused:
-        photos.load(source, size=32)
-    message = str(refused.value)
-    assert message.startswith(f"--corpus: {source}/bad.")
-    assert "--skip-broken" in message
-    assert "\n" not in message
+    for asked in (False, None):
+        with pytest.raises(BadInput) as refused:
+            photos.load(source, size=32, skip_broken=asked)
+        message = str(refused.value)
+        assert message.startswith(f"--corpus: {source}/bad.")
+        assert ("--skip-broken" in message) == (asked is False)
+        assert "\n" not in message
     images, skipped = photos.load(source, size=32, skip_broken=True)
     assert len(images) == 1
     assert [Path(name).stem for name in skipped] == ["bad"]

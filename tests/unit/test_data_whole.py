@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.data import photos, whole
+from training.data import photos
 from training.errors import BadInput
 
 
@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_pictures_keep_their_shapes_up_to_a_side(folder: Path) -> None:
     """Only what is larger is reduced, in proportion; gray becomes colour; what lies is put upright."""
-    pictures = whole.read(folder, photos.find(folder), side=50)
+    pictures = photos.read_whole(folder, photos.find(folder), side=50)
     assert [picture.shape for picture in pictures] == [(20, 50, 3), (20, 31, 3), (50, 17, 3)]
     assert np.array_equal(pictures[1][..., 0], np.asarray(Image.open(folder / "b.png")))
 
@@ -37,7 +37,7 @@ def test_a_zip_holds_the_same_pictures(folder: Path, tmp_path_factory: pytest.Te
     with zipfile.ZipFile(path, "w") as archive:
         for name in photos.find(folder):
             archive.write(folder / name, name)
-    loose, packed = (whole.read(source, photos.find(source), side=50) for source in (folder, path))
+    loose, packed = (photos.read_whole(source, photos.find(source), side=50) for source in (folder, path))
     assert all(np.array_equal(a, b) for a, b in zip(loose, packed, strict=True))
 
 
@@ -45,4 +45,4 @@ def test_a_picture_that_is_broken_is_named_with_the_flag(folder: Path) -> None:
     """In one line, and what to do."""
     (folder / "b.png").write_bytes((folder / "b.png").read_bytes()[:100])
     with pytest.raises(BadInput, match=r"^--test: .*b\.png can't be decoded .*; repair or remove it$"):
-        whole.read(folder, photos.find(folder), side=50, flag="--test")
+        photos.read_whole(folder, photos.find(folder), side=50, flag="--test")

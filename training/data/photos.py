@@ -9,7 +9,10 @@ import argparse
 import os
 import warnings
 import zipfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -68,16 +71,31 @@ def decode(
 
     Of an animation the first frame. Raises what Pillow raises when the file is broken.
     """
+    with _opened(stream) as picture:
+        if picture.mode in ("RGB", "L"):
+            picture.draft(None, (2 * size, 2 * size))  # JPEG decodes at 1/2, 1/4, 1/8: 6 times as fast
+        upright = to_rgb(ImageOps.exif_transpose(picture), ground)
+    if fit == "crop":
+        return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS))
+    return np.asarray(ImageOps.pad(upright, (size, size), Image.Resampling.LANCZOS, color=ground))
+
+
+def decode_whole(stream: IO[bytes], *, side: int) -> np.ndarray:
+    """One picture as uint8 (H, W, 3), its longer side reduced to `side` if it is larger; else as `decode`."""
+    with _opened(stream) as picture:
+        upright = to_rgb(ImageOps.exif_transpose(picture), (255, 255, 255))
+    if max(upright.size) > side:
+        upright = ImageOps.contain(upright, (side, side), Image.Resampling.LANCZOS)
+    return np.asarray(upright)
+
+
+@contextmanager
+def _opened(stream: IO[bytes]) -> Iterator[Image.Image]:
     with warnings.catch_warnings():
         # Camera pictures above 89 megapixels are fine; Pillow still refuses twice that, as a bomb.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with Image.open(stream) as picture:
-            if picture.mode in ("RGB", "L"):
-                picture.draft(None, (2 * size, 2 * size))  # JPEG decodes at 1/2, 1/4, 1/8: 6 times as fast
-            upright = to_rgb(ImageOps.exif_transpose(picture), ground)
-    if fit == "crop":
-        return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS))
-    return np.asarray(ImageOps.pad(upright, (size, size), Image.Resampling.LANCZOS, color=ground))
+            yield picture
 
 
 def load(
@@ -88,7 +106,7 @@ def load(
     size: int = 128,
     fit: str = "crop",
     ground: tuple[int, int, int] = (255, 255, 255),
-    skip_broken: bool = False,
+    skip_broken: bool | None = None,
     flag: str = "--corpus",
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Pictures uint8 (N, size, size, 3) in order of their names, and the names left out as broken.
@@ -110,40 +128,56 @@ def read(
     size: int,
     fit: str = "crop",
     ground: tuple[int, int, int] = (255, 255, 255),
-    skip_broken: bool = False,
+    skip_broken: bool | None = None,
     flag: str = "--corpus",
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """As `load`, of those of `find`'s names, in their order."""
     assert fit in FITS, fit
+    square = partial(decode, size=size, fit=fit, ground=ground)
+    pictures = decoded(source, names, square, skip_broken=skip_broken, flag=flag)
+    skipped = tuple(name for name, picture in zip(names, pictures, strict=True) if picture is None)
+    if len(skipped) == len(names):
+        raise BadInput(f"{flag}: none of the {len(names)} pictures in {source} can be decoded; name another")
+    return np.stack([picture for picture in pictures if picture is not None]), skipped
+
+
+def read_whole(source: Path, names: list[str], *, side: int, flag: str = "--corpus") -> list[np.ndarray]:
+    """Those of `find`'s names, in their order and of any shape: uint8 (H, W, 3), no side above `side`."""
+    pictures = decoded(source, names, partial(decode_whole, side=side), skip_broken=None, flag=flag)
+    return [picture for picture in pictures if picture is not None]
+
+
+def decoded(
+    source: Path, names: list[str], decode: Callable[[IO[bytes]], np.ndarray], *, skip_broken: bool | None, flag: str
+) -> list[np.ndarray | None]:
+    """What `decode` makes of each file, in order; None of a broken one if skip_broken. Else raises BadInput for it,
+    which names --skip-broken where that can be asked for: it is None elsewhere."""
     archive = None if source.is_dir() else zipfile.ZipFile(source)
     opener = (lambda name: (source / name).open("rb")) if archive is None else archive.open
 
-    def decoded(name: str) -> np.ndarray | None:
+    def one(name: str) -> np.ndarray | None:
         try:
             with opener(name) as stream:
-                return decode(stream, size=size, fit=fit, ground=ground)
+                return decode(stream)
         # What a damaged file makes Pillow's decoders and zlib raise is open-ended: struct.error, SyntaxError,
         # IndexError and more have been seen. The message carries what it was.
         except Exception as error:
             if skip_broken:
                 return None
             why = str(error).split("<")[0].strip() if isinstance(error, UnidentifiedImageError) else error
+            leave_out = "" if skip_broken is None else ", or leave such pictures out with --skip-broken"
             raise BadInput(
                 f"{flag}: {source / name} can't be decoded ({why or type(error).__name__}); "
-                "repair or remove it, or leave such pictures out with --skip-broken"
+                f"repair or remove it{leave_out}"
             ) from error
 
     try:
         # Decoding runs outside Python's lock, so threads are enough; map keeps the order of the names.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            pictures = list(pool.map(decoded, names))
+            return list(pool.map(one, names))
     finally:
         if archive is not None:
             archive.close()
-    skipped = tuple(name for name, picture in zip(names, pictures, strict=True) if picture is None)
-    if len(skipped) == len(names):
-        raise BadInput(f"{flag}: none of the {len(names)} pictures in {source} can be decoded; name another")
-    return np.stack([picture for picture in pictures if picture is not None]), skipped
 
 
 def color(text: str) -> tuple[int, int, int]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from training import plots
-from training.data import computer_art, corpus, lines, natural, photos, whole
+from training.data import computer_art, corpus, lines, natural, photos
 from training.data.degradations import BICUBIC, BOX, degraded, reduced, resized
 from training.devices import autocast, pick_device
 from training.errors import BadInput
@@ -161,7 +161,7 @@ def load_corpus(options: Options) -> Pictures:
 
 def read(source: Path, names: list[str], options: Options, *, flag: str = "--corpus") -> list[np.ndarray]:
     """Those that a patch can be cut from; how many are left out is told."""
-    pictures = whole.read(source, names, side=options.side, flag=flag)
+    pictures = photos.read_whole(source, names, side=options.side, flag=flag)
     large = [picture for picture in pictures if min(picture.shape[:2]) >= options.size]
     if len(large) < len(pictures):
         few = len(pictures) - len(large)
