@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from training.data import degradations
-from training.data.degradations import BICUBIC, BOX, KERNELS, as_jpeg, degraded, reduced
+from training.data.degradations import BICUBIC, BOX, GRAIN, KERNELS, WEAVE, as_jpeg, degraded, reduced, woven
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +96,18 @@ def test_the_same_luck_degrades_alike(picture: np.ndarray) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(once, again, strict=True))
     assert len({each.tobytes() for each in once}) > 15
     assert all(each.shape == (16, 24, 3) for each in once)
+
+
+def test_a_weave_is_where_the_picture_is_lit() -> None:
+    """Black stays black, what is lit changes, by as much as its constants say and on the mean not at all; its pattern
+    comes again after two pixels, its grain does not."""
+    picture = np.zeros((64, 64, 3), np.uint8)
+    picture[:, 32:] = (120, 60, 200)
+    wrong = np.stack([woven(picture, np.random.default_rng(k)) for k in range(200)]).astype(float) - picture
+    assert not wrong[:, :, :32].any()
+    lit = wrong[:, :, 32:] / (200 / 255)
+    # Of a variance that is a strength squared, and strengths uniform from 0: a third of the largest one's.
+    assert lit.std() == pytest.approx(((GRAIN[1] ** 2 + WEAVE[1] ** 2) / 3) ** 0.5, rel=0.2)
+    assert abs(lit.mean()) < 1
+    again = (lit[:, ::2, ::2] * np.roll(lit[:, ::2, ::2], 1, 1)).mean()
+    assert again == pytest.approx(WEAVE[1] ** 2 / 3, rel=0.3)

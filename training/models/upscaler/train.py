@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from training import plots
 from training.data import computer_art, corpus, lines, natural, photos
-from training.data.degradations import BICUBIC, BOX, degraded, reduced, resized
+from training.data.degradations import BICUBIC, BOX, degraded, reduced, resized, woven
 from training.devices import autocast, pick_device
 from training.errors import BadInput
 from training.models.features import net as features
@@ -58,6 +58,8 @@ class Options:
     """share of the patches that are computer art"""
     degraded: float = 0.1
     """share of the patches that are small by more than bicubic reduction"""
+    woven: float = 0.5
+    """share of the computer art that is small as a generator draws it, with grain and a weave, for wgan_x4"""
     channels: int = 48
     layers: int = 12
     """between the first and the last; more of them see farther, 14 as far as tiles overlap"""
@@ -91,7 +93,7 @@ class Options:
         for name in ("lr", "checkpoint_minutes"):
             if not getattr(self, name) > 0:
                 raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} must be above 0")
-        for name in ("drawn", "degraded", "ema"):
+        for name in ("drawn", "degraded", "woven", "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise BadInput(f"--{name}: {getattr(self, name)} must lie within 0 and 1")
         if not 0 <= self.perceptual < math.inf:
@@ -204,10 +206,13 @@ def batch_of(corpus: Pictures, options: Options, luck: np.random.Generator) -> t
     batch of 16 takes 5 ms, of the 160 that a step on one core does.
     """
     pairs = []
-    for is_drawn, is_degraded in luck.random((options.batch, 2)) < (options.drawn, options.degraded):
+    shares = (options.drawn, options.degraded, options.woven)
+    for is_drawn, is_degraded, is_woven in luck.random((options.batch, 3)) < shares:
         low, high = drawn_patch(corpus, options, luck) if is_drawn else photo_patch(corpus, options, luck)
         if is_degraded:
             low = degraded(high, SCALE, luck)
+        elif is_drawn and is_woven:
+            low = woven(low, luck)
         turn, mirror = luck.integers(4), luck.integers(2)
         pairs.append([np.rot90(each, turn)[:, :: 1 - 2 * mirror] for each in (low, high)])
     lows, highs = zip(*pairs, strict=True)
