@@ -58,6 +58,8 @@ bench: $(VENV)/.everything  ## the ratios of the README: serving against ONNX Ru
 	PYTHONPATH=. $(BIN)/python tests/load/bench_serving.py
 	PYTHONPATH=. $(BIN)/python tests/load/bench_serving.py --model classifier
 	PYTHONPATH=. $(BIN)/python tests/load/bench_serving.py --model style
+	PYTHONPATH=. $(BIN)/python tests/load/bench_serving.py --model upscaler
+	PYTHONPATH=. $(BIN)/python tests/load/bench_serving.py --model colorizer
 	PYTHONPATH=. $(BIN)/python tests/load/bench_training.py
 	PYTHONPATH=. $(BIN)/python tests/load/bench_training.py --network four-conv --out out/bench_four_conv.png
 	$(if $(ATELIER_DATA),PYTHONPATH=. $(BIN)/python tests/load/bench_painter.py)

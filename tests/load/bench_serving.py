@@ -5,10 +5,12 @@ Run: make bench      (last line of stdout: one JSON object)
     PYTHONPATH=. python tests/load/bench_serving.py                        wgan: 20 frames of a walk, and a ratio
     PYTHONPATH=. python tests/load/bench_serving.py --model classifier     one picture at a time, and a difference
     PYTHONPATH=. python tests/load/bench_serving.py --model style          pictures a second, beside Johnson's network
+    PYTHONPATH=. python tests/load/bench_serving.py --model upscaler       pictures a second; so for colorizer
 
-All sides run the same inputs in the same run, in turn, with the same threads, one request at a time; figures are
-medians. In process is ONNX Runtime at its best: its threads spin while they wait. A pause before each turn of wgan lets
-them sleep, or they would take their cores away from the server; the classifier runs on the caller's own thread.
+All sides run the same inputs in the same run, in turn, with the same threads; figures are medians. wgan and the
+classifier get one request at a time, the others two. In process is ONNX Runtime at its best: its threads spin while
+they wait. A pause before each turn of wgan lets them sleep, or they would take their cores away from the server; the
+others run on the callers' own threads.
 """
 
 from __future__ import annotations
@@ -160,60 +162,85 @@ def stages_us(client: triton.InferenceServerClient) -> np.ndarray:
     return np.array([getattr(stats.inference_stats, stage).ns / 1000 for stage in STAGES])
 
 
-# --- style: as many pictures as there are cores for ---
+# --- style, upscaler, colorizer: as many pictures at once as there are cores for ---
+
+SIDES = {"style": 256, "upscaler": 128, "colorizer": 256}
+LEAST_SIDE = 16
+BATCH = 4
+LAST_STAGE = 2.0  # the colorizer works out both, whichever is asked for
 
 
-def bench_style(repository: Path, pictures: int, rounds: int, side: int) -> dict[str, Any]:
-    """Each way paints as many pictures with two callers, in every round; the last is the paper's network."""
-    style = spec("style")
-    weights, contents = weights_and_contents(pictures, side)
-    run = in_process(repository, style)
+def bench_pictures(repository: Path, name: str, pictures: int, rounds: int, side: int) -> dict[str, Any]:
+    """Each way makes as many pictures with two callers, in every round; of style the last is the paper's network."""
+    model = spec(name)
+    inputs = drawn(model, pictures, side)
+    run = in_process(repository, model)
+
+    def rows(k: int, count: int = 1) -> list[np.ndarray]:
+        return [array[k * count : (k + 1) * count] for array in inputs]
+
     with (
         tempfile.TemporaryDirectory() as folder,
-        Embedded(repository, models=["style"]) as server,
+        Embedded(repository, models=[name]) as server,
         atelier.Client(server.grpc) as client,
         triton.InferenceServerClient(server.grpc) as bare,
     ):
-        plain = graph(johnson(Path(folder) / MODEL, len(style.inputs[1].members)), style)
-        names = client.styles()
+        ask = through_sdk(client, name, inputs[0])
         ways: dict[str, Callable[[], object]] = {
-            "ONNX Runtime in process": lambda: by_two(lambda k: run(contents[k : k + 1], weights), pictures),
-            "Triton through tritonclient": lambda: by_two(
-                lambda k: infer(bare, style, contents[k : k + 1], weights), pictures
+            "ONNX Runtime in process": lambda: by_two(lambda k: run(*rows(k)), pictures),
+            "Triton through tritonclient": lambda: by_two(lambda k: infer(bare, model, *rows(k)), pictures),
+            f"Triton, batches of {BATCH}": lambda: by_two(
+                lambda k: infer(bare, model, *rows(k, BATCH)), pictures // BATCH
             ),
-            "Triton, batches of 4": lambda: by_two(
-                lambda k: infer(bare, style, contents[4 * k : 4 * k + 4], weights.repeat(4, 0)), pictures // 4
-            ),
-            "Triton through the SDK": lambda: by_two(
-                lambda k: client.stylize(Image.fromarray(contents[k]), names[0]), pictures
-            ),
-            "Johnson's network, plain": lambda: by_two(lambda k: plain(contents[k : k + 1], weights), pictures),
+            "Triton through the SDK": lambda: by_two(ask, pictures),
         }
-        times: dict[str, list[float]] = {name: [] for name in ways}
+        if name == "style":
+            plain = graph(johnson(Path(folder) / MODEL, len(model.inputs[1].members)), model)
+            ways["Johnson's network, plain"] = lambda: by_two(lambda k: plain(*rows(k)), pictures)
+        times: dict[str, list[float]] = {way: [] for way in ways}
         for measured in range(-1, rounds):  # one round of warm-up
-            for name, paint in ways.items():
-                took = seconds(paint) / pictures
+            for way, make in ways.items():
+                took = seconds(make) / pictures
                 if measured >= 0:
-                    times[name].append(took)
+                    times[way].append(took)
 
     print(f"{pictures} pictures of {side} x {side} in each of {rounds} rounds, 2 callers, {os.cpu_count()} cores")
-    for name, values in times.items():
-        print(f"{name:28} {1000 * statistics.median(values):6.1f} ms a picture")
-    alone, through, batched, served, johnsons = times.values()
+    for way, values in times.items():
+        print(f"{way:28} {1000 * statistics.median(values):6.1f} ms a picture")
+    alone, through, batched, served, *johnsons = times.values()
     ratios = {
         "triton_to_in_process": ratio(alone, through),
-        "batches_of_4_to_single": ratio(through, batched),
+        f"batches_of_{BATCH}_to_single": ratio(through, batched),
         "sdk_to_in_process": ratio(alone, served),
-        "ours_to_johnsons": ratio(johnsons, alone),
     }
-    print("throughput: " + ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in ratios.items()))
+    if johnsons:
+        ratios["ours_to_johnsons"] = ratio(*johnsons, alone)
+    print("throughput: " + ", ".join(f"{which.replace('_', ' ')} {value:.2f}" for which, value in ratios.items()))
     return {"pictures": pictures, "rounds": rounds, "side": side, **{k: round(v, 3) for k, v in ratios.items()}}
 
 
-def weights_and_contents(pictures: int, side: int) -> tuple[np.ndarray, np.ndarray]:
-    members = spec("style").inputs[1].members
-    contents = np.random.default_rng(0).integers(0, 256, (pictures, side, side, 3), np.uint8)
-    return np.eye(1, len(members), dtype=np.float32), contents
+def drawn(model: ModelSpec, count: int, side: int) -> tuple[np.ndarray, ...]:
+    """Rows of its inputs: pictures of noise, and what is asked of each."""
+    channels = model.inputs[0].shape[-1]
+    pictures = np.random.default_rng(0).integers(0, 256, (count, side, side, channels), np.uint8)
+    match model.name:
+        case "style":
+            return pictures, np.eye(1, len(model.inputs[1].members), dtype=np.float32).repeat(count, 0)
+        case "colorizer":
+            return pictures, np.full((count, 1), LAST_STAGE, np.float32)
+        case _:
+            return (pictures,)
+
+
+def through_sdk(client: atelier.Client, name: str, pictures: np.ndarray) -> Callable[[int], object]:
+    """What asks for the same of picture k."""
+    shown = [Image.fromarray(picture.squeeze()) for picture in pictures]  # a gray one has no channels in Pillow
+    if name == "style":
+        first = client.styles()[0]
+        return lambda k: client.stylize(shown[k], first)
+    if name == "colorizer":
+        return lambda k: client.colorize(shown[k], stage=LAST_STAGE)
+    return lambda k: client.upscale(shown[k])
 
 
 def johnson(path: Path, styles: int) -> Path:
@@ -240,23 +267,29 @@ def ratio(slow: list[float], fast: list[float]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=("wgan", "classifier", "style"), default="wgan")
+    parser.add_argument("--model", choices=("wgan", "classifier", *SIDES), default="wgan")
     parser.add_argument("--repository", type=Path, default=REPOSITORY, help="default %(default)s")
     parser.add_argument("--frames", type=int, default=20, help="of wgan, in each call")
-    parser.add_argument("--rounds", type=int, default=30, help="of wgan and style")
-    parser.add_argument("--pictures", type=int, default=8, help="of style, in each round")
-    parser.add_argument("--side", type=int, default=256, help="of style's pictures, in pixels")
+    parser.add_argument("--rounds", type=int, default=30, help="of all but the classifier")
+    parser.add_argument("--pictures", type=int, default=8, help=f"of {', '.join(SIDES)}, in each round")
+    sides = ", ".join(f"{name} {side}" for name, side in SIDES.items())
+    parser.add_argument("--side", type=int, default=0, help=f"of their pictures, in pixels; left out: {sides}")
     parser.add_argument("--requests", type=int, default=2000, help="to the classifier")
     args = parser.parse_args()
+    if args.pictures < BATCH or args.pictures % BATCH:
+        parser.error(f"--pictures: {args.pictures} do not make batches of {BATCH}; give a multiple of {BATCH}")
+    if args.side and args.side < LEAST_SIDE:
+        parser.error(f"--side: {args.side} is too few pixels for a picture; give {LEAST_SIDE} or more")
 
     try:
         version = newest(args.repository, args.model)
         if args.model == "wgan":
             measured = bench_wgan(args.repository, args.frames, args.rounds)
-        elif args.model == "style":
-            measured = bench_style(args.repository, args.pictures, args.rounds, args.side)
-        else:
+        elif args.model == "classifier":
             measured = bench_classifier(args.repository, args.requests)
+        else:
+            side = args.side or SIDES[args.model]
+            measured = bench_pictures(args.repository, args.model, args.pictures, args.rounds, side)
     except ServingError as error:
         parser.exit(2, f"bench_serving: {error}\n")
     about = {"bench": "serving", "model": args.model, "version": version}
