@@ -95,9 +95,9 @@ def test_a_resumed_run_ends_in_the_same_bits(stops: int, pictures: Path, trained
 def test_pictures_to_judge_by_are_not_trained_on(pictures: Path) -> None:
     """Named, or one in ten of the corpus; its checksum follows what is trained on."""
     named = recipe.load_corpus(options(pictures, test=str(pictures / "test")))
-    assert (len(named.images), len(named.held_out)) == (40, 3)
+    assert (len(named.images), len(named.held_out), named.name) == (40, 3, "fields; test: test")
     taken = recipe.load_corpus(options(pictures))
-    assert (len(taken.images), len(taken.held_out)) == (36, 4)
+    assert (len(taken.images), len(taken.held_out), taken.name) == (36, 4, "fields")
     assert named.images.shape[1:] == (36, 36, 3)
     assert taken.held_out.shape[1:] == (recipe.TEST_SIZE, recipe.TEST_SIZE, 3)
     assert named.sha256 != taken.sha256

@@ -126,7 +126,8 @@ def load_corpus(options: Options) -> Photographs:
         held_out, _ = photos.read(source, names[:held], size=TEST_SIZE)
     if len(images) < corpus.LEAST:
         raise BadInput(f"--corpus: {len(images)} pictures in {source} are too few; at least {corpus.LEAST}")
-    return Photographs(source.name, images, held_out, corpus.checksum(images))
+    name = source.name + (f"; test: {Path(options.test).name}" if options.test else "")
+    return Photographs(name, images, held_out, corpus.checksum(images))
 
 
 def train(options: Options, run: RunDir, corpus: Photographs) -> Path:
