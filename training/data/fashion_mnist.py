@@ -68,8 +68,8 @@ def load(folder: str | Path = "", *, pictures: int | None = None, validation: fl
     """The garments of a folder; of "", those kept under $ATELIER_DATA, fetched there if they are not.
 
     `validation` of the training pictures are held out, drawn by chance over all classes. `pictures`: at most
-    that many of train and validation together, and of test. The same arguments give the same bytes from either
-    form; whatever `pictures` is, none held out is ever trained on. Raises BadInput when a file can't be used.
+    that many of train and validation together, and of test. The same pictures give the same bytes in either form;
+    whatever `pictures` is, none held out is ever trained on. Raises BadInput when a file can't be used.
     """
     if pictures is not None and pictures < LEAST:
         raise BadInput(f"--pictures: {pictures} pictures are too few to train on; at least {LEAST}")
@@ -99,7 +99,9 @@ def load(folder: str | Path = "", *, pictures: int | None = None, validation: fl
 def shuffled(rows: np.ndarray, seed: int) -> np.ndarray:
     """The rows by their keyed hash: by chance, yet the same for the same pictures, in whichever order they came.
 
-    Kaggle's files hold the official pictures in an order of their own, which a shuffle of places would keep.
+    Kaggle's files hold the 70,000 pictures in an order of their own, which a shuffle of places would keep, and part them
+    in another way, too: of the first eight of its test five are the official train's. What is measured on one form's
+    test is not to be compared with the other's.
     """
     key = str(seed).encode()
     hashes = [hashlib.blake2b(row, digest_size=16, key=key).digest() for row in rows]
