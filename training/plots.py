@@ -29,7 +29,7 @@ def save_grid(pictures: np.ndarray, path: Path, *, columns: int) -> None:
     grid(pictures, columns=columns).save(path)
 
 
-def save_convergence(stats: list[dict[str, float]], path: Path, *, title: str) -> None:
+def save_convergence(stats: list[dict[str, float]], path: Path, *, title: str, losses: str = "loss") -> None:
     """Every figure of stats.jsonl over the steps: the raw values faint, a running median over 2 % of the run strong."""
     steps = np.array([row["step"] for row in stats])
     window = max(1, len(stats) // 50)
@@ -44,7 +44,7 @@ def save_convergence(stats: list[dict[str, float]], path: Path, *, title: str) -
     # The first steps and single spikes would flatten everything else.
     margin = 0.1 * (max(ends) - min(ends)) or 1.0
     axes.set_ylim(min(ends) - margin, max(ends) + margin)
-    axes.set(title=title, xlabel="generator step", ylabel="loss (difference of critic scores)")
+    axes.set(title=title, xlabel="step", ylabel=losses)
     axes.grid(alpha=0.3)
     axes.legend()
     save(figure, path)
@@ -64,5 +64,5 @@ def save(figure: Figure, path: Path, **options: Any) -> None:
 def running_median(values: np.ndarray, window: int) -> np.ndarray:
     """The median of each value's neighbourhood, as long as `values`."""
     half = window // 2
-    padded = np.pad(values, half, mode="edge")
+    padded = np.pad(values, half, mode="reflect")  # not the last value, repeated: a spike there would be the median
     return np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1), axis=-1)

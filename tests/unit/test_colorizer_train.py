@@ -53,7 +53,7 @@ def test_a_run_leaves_a_candidate_of_both_stages(trained: Path) -> None:
     card = json.loads((trained / "candidate/card.json").read_text())
     assert {"ciede2000", "stage1_ciede2000", "gray_psnr", "mean_ssim", "nearest_psnr"} <= card["metrics"].keys()
     assert card["backbone"] == {"name": "random"}
-    for picture in ("colorized.png", "samples/000003.png", "samples/000006.png", "convergence.png"):
+    for picture in ("colorized.png", "samples/000003.png", "samples/000006.png", "convergence.png", "critic.png"):
         with Image.open(trained / picture) as sheet:
             assert min(sheet.size) > 100
 

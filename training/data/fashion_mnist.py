@@ -99,9 +99,9 @@ def load(folder: str | Path = "", *, pictures: int | None = None, validation: fl
 def shuffled(rows: np.ndarray, seed: int) -> np.ndarray:
     """The rows by their keyed hash: by chance, yet the same for the same pictures, in whichever order they came.
 
-    Kaggle's files hold the 70,000 pictures in an order of their own, which a shuffle of places would keep, and part them
-    in another way, too: of the first eight of its test five are the official train's. What is measured on one form's
-    test is not to be compared with the other's.
+    Kaggle's files hold the 70,000 pictures in an order of their own, which a shuffle of places would keep. They part
+    them in another way, too: of the first eight of Kaggle's test five are the official train's, so that what is
+    measured on one test is not to be compared with the other's.
     """
     key = str(seed).encode()
     hashes = [hashlib.blake2b(row, digest_size=16, key=key).digest() for row in rows]

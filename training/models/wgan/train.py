@@ -214,7 +214,10 @@ def train(options: Options, run: RunDir, corpus: Corpus) -> Path:
             last_saved = time.monotonic()
 
     checkpoint(options.steps)
-    plots.save_convergence(run.stats(), run.path / "convergence.png", title=f"{run.path.name}: {options.corpus}")
+    plots.save_convergence(
+        run.stats(), run.path / "convergence.png",
+        title=f"{run.path.name}: {options.corpus}", losses="loss (difference of critic scores)",
+    )  # fmt: skip
     return run.last
 
 
