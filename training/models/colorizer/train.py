@@ -225,11 +225,11 @@ def train(options: Options, run: RunDir, corpus: Photographs) -> Path:
             checkpoint(step + 1)
             last_saved = time.monotonic()
     checkpoint(end)
-    stats, name = run.stats(), run.path.name
-    distances = [{key: row[key] for key in ("step", "distance")} for row in stats]
+    rows, name = run.stats(), run.path.name
+    distances = [{key: row[key] for key in ("step", "distance")} for row in rows]
     plots.save_convergence(distances, run.path / "convergence.png", title=name)
     if options.refine_steps:
-        plots.save_convergence(stats[options.steps :], run.path / "critic.png", title=f"{name}: second stage")
+        plots.save_convergence(rows[options.steps :], run.path / "critic.png", title=f"{name}: second stage")
     return run.last
 
 
