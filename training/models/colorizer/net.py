@@ -205,7 +205,7 @@ class Colorizer(nn.Module):
 
 
 class Critic(nn.Module):
-    """Gray and colours beside each other (N, C, S, S) -> a score for each patch of 22 x 22 (Isola et al. 2017).
+    """Gray and colours beside each other (N, C, S, S) -> a score for each patch of 30 x 30 (Isola et al. 2017).
 
     Spectral norm (Miyato et al. 2018) instead of norms over batches or pictures, which would take away the very thing
     that it should see: how strong the colours are.

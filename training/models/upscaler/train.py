@@ -37,7 +37,7 @@ HELD_OUT = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Defaults are the run that ships. `batch` is in patches; one step is one batch."""
+    """Defaults are what ships, in one run; version 1 took two, as its card tells. `batch` is in patches, a step's."""
 
     corpus: str = ""
     """a folder or zip of photographs; left out: Imagenette, fetched into $ATELIER_DATA once"""
