@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ import stand_in
 from serving import wheel
 from serving.embedded import Embedded
 from serving.errors import ServerError
+from serving.spec import Served
 
 TESTS = Path(__file__).parent
 
@@ -52,54 +53,21 @@ def repository(tmp_path: Path) -> Path:
     return stand_in.repository(tmp_path / "repository")
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
-    """A real server that all tests of a run share; it serves the stand-in generator, versions 1 and 2."""
-    need_tritonserver()
-    with Embedded(stand_in.repository(tmp_path_factory.mktemp("shared") / "repository")) as server:
-        yield server
+def served(of: Served) -> Callable[[pytest.TempPathFactory], Iterator[Embedded]]:
+    """A fixture: a real server that all tests of a run share, for the stand-in of a model, versions 1 and 2."""
+
+    @pytest.fixture(scope="session")
+    def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
+        need_tritonserver()
+        with Embedded(stand_in.repository(tmp_path_factory.mktemp("shared") / "repository", spec=of)) as server:
+            yield server
+
+    return server
 
 
-@pytest.fixture(scope="session")
-def style_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
-    """A real server that all tests of a run share; it serves the stand-in style network, versions 1 and 2."""
-    need_tritonserver()
-    root = tmp_path_factory.mktemp("shared") / "repository"
-    with Embedded(stand_in.repository(root, spec=stand_in.STYLE)) as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def classifier_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
-    """A real server that all tests of a run share; it serves the stand-in classifier, versions 1 and 2."""
-    need_tritonserver()
-    root = tmp_path_factory.mktemp("shared") / "repository"
-    with Embedded(stand_in.repository(root, spec=stand_in.CLASSIFIER)) as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def upscaler_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
-    """A real server that all tests of a run share; it serves the stand-in upscaler, versions 1 and 2."""
-    need_tritonserver()
-    root = tmp_path_factory.mktemp("shared") / "repository"
-    with Embedded(stand_in.repository(root, spec=stand_in.UPSCALER)) as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def colorizer_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
-    """A real server that all tests of a run share; it serves the stand-in colorizer, versions 1 and 2."""
-    need_tritonserver()
-    root = tmp_path_factory.mktemp("shared") / "repository"
-    with Embedded(stand_in.repository(root, spec=stand_in.COLORIZER)) as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def ensemble_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
-    """A real server that all tests of a run share; it serves the ensemble of the stand-in generator and upscaler."""
-    need_tritonserver()
-    root = tmp_path_factory.mktemp("shared") / "repository"
-    with Embedded(stand_in.repository(root, spec=stand_in.WGAN_X4)) as server:
-        yield server
+server = served(stand_in.SPEC)
+style_server = served(stand_in.STYLE)
+classifier_server = served(stand_in.CLASSIFIER)
+upscaler_server = served(stand_in.UPSCALER)
+colorizer_server = served(stand_in.COLORIZER)
+ensemble_server = served(stand_in.WGAN_X4)

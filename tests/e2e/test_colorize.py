@@ -13,7 +13,7 @@ import pytest
 import stand_in
 from conftest import need_tritonserver
 from PIL import Image
-from scripts import CLIENTS, ROOT, Done, copied, free_port, names, processes_of, refused, run, worked
+from scripts import CLIENTS, ROOT, Done, copied, free_port, names, noise, opened, processes_of, refused, run, worked
 
 from atelier import colorizing, pictures
 
@@ -46,16 +46,6 @@ def photos(tmp_path) -> None:
     (tmp_path / "album" / "late").mkdir(parents=True)
     for seed, (name, size) in enumerate(SIZES.items()):
         noise(*size, seed=seed).convert("L" if name == "album/2.png" else "RGB").save(tmp_path / name)
-
-
-def noise(width: int, height: int, seed: int = 9) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
-
-
-def opened(path: Path) -> Image.Image:
-    with Image.open(path) as picture:
-        picture.load()
-        return picture
 
 
 def truth(picture: Image.Image, stage: float = 2, version: int = 2) -> np.ndarray:

@@ -17,7 +17,7 @@ import pytest
 import stand_in
 from conftest import need_tritonserver
 from PIL import Image
-from scripts import CLIENTS, ROOT, Done, copied, free_port, names, processes_of, refused, run, worked
+from scripts import CLIENTS, ROOT, Done, copied, free_port, names, opened, processes_of, refused, run, worked
 
 STYLIZE = CLIENTS / "stylize.py"
 NAMES = stand_in.STYLE.inputs[1].members
@@ -50,12 +50,6 @@ def photos(tmp_path) -> None:
     for seed, (name, (width, height)) in enumerate(SIZES.items()):
         pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / name)
-
-
-def opened(path: Path) -> Image.Image:
-    with Image.open(path) as picture:
-        picture.load()
-        return picture
 
 
 def assert_right(made: Path, source: Path, style: str | dict[str, float], version: int = 2) -> None:
