@@ -71,8 +71,8 @@ def graph(version: int) -> onnx.ModelProto:
         helper.make_node("Mul", ["fine", "scale"], ["scaled"]),
         helper.make_node("Add", ["scaled", "middle"], ["levels"]),
         helper.make_node("Round", ["levels"], ["rounded"]),
-        helper.make_node("Cast", ["rounded"], ["pixels"], to=TensorProto.UINT8),
-        helper.make_node("Transpose", ["pixels"], ["image"], perm=[0, 2, 3, 1]),
+        helper.make_node("Transpose", ["rounded"], ["pixels"], perm=[0, 2, 3, 1]),
+        helper.make_node("Cast", ["pixels"], ["image"], to=TensorProto.UINT8),
     ]
     return _model(
         SPEC,
@@ -105,8 +105,8 @@ def probabilities(pictures: Images, version: int) -> Probabilities:
 def classifier_graph(version: int) -> onnx.ModelProto:
     """The same as an ONNX model."""
     nodes = [
-        helper.make_node("Reshape", ["image", "row"], ["levels"]),
-        helper.make_node("Cast", ["levels"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["image"], ["levels"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["levels", "row"], ["numbers"]),
         helper.make_node("Div", ["numbers", "white"], ["shares"]),
         helper.make_node("MatMul", ["shares", "readout"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),

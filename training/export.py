@@ -220,9 +220,29 @@ def graph_reasons(path: Path, spec: ModelSpec) -> list[str]:
             fixed = [(d.dim_value, s) for d, s in zip(dims, tensor.shape, strict=False) if s > 0 and d.dim_value]
             if len(dims) != len(tensor.shape) or any(d != s for d, s in fixed):
                 reasons.append(f"{tensor.name}: its shape is not {tensor.shape}")
+    reasons += edge_reasons(graph)
     if unknown := sorted({node.op_type for node in graph.node} - OPERATORS):
         reasons.append(f"operators that TensorRT or ONNX Runtime may lack: {', '.join(unknown)}")
     return reasons
+
+
+def edge_reasons(graph: onnx.GraphProto) -> list[str]:
+    """TensorRT takes UINT8 at a graph's edge only: an input meets a Cast to float first, an output one from it last."""
+    uint8 = onnx.TensorProto.UINT8
+    inputs, outputs = (
+        {v.name for v in each if v.type.tensor_type.elem_type == uint8} for each in (graph.input, graph.output)
+    )
+    makers = {name: node for node in graph.node for name in node.output}
+    wrong = {
+        name for node in graph.node for name in inputs & set(node.input) if casts_to(node) != onnx.TensorProto.FLOAT
+    }
+    wrong |= {name for name in outputs if name in makers and casts_to(makers[name]) != uint8}
+    return [f"{name}: UINT8 must meet a Cast to or from FP32 at the graph's edge" for name in sorted(wrong)]
+
+
+def casts_to(node: onnx.NodeProto) -> int:
+    """The type that a Cast makes; 0 for another operator."""
+    return int(onnx.helper.get_node_attr_value(node, "to")) if node.op_type == "Cast" else 0
 
 
 def metric_reasons(candidate: Path, spec: ModelSpec, into: Path) -> list[str]:

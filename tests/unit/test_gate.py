@@ -11,7 +11,7 @@ import stand_in
 
 from serving import repository
 from serving.spec import Threshold
-from training import export
+from training import catalog, export
 from training.errors import BadInput, Refused
 from training.models.wgan.spec import SPEC
 
@@ -52,6 +52,13 @@ def other_type(model: onnx.ModelProto) -> None:
     model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT8
 
 
+def turned_after_its_cast(model: onnx.ModelProto) -> None:
+    cast = model.graph.node[-1]
+    turned = onnx.helper.make_node("Transpose", ["pixels_uint8"], ["image"], perm=[0, 2, 1, 3])
+    cast.output[0] = "pixels_uint8"
+    model.graph.node.append(turned)
+
+
 def rare_operator(model: onnx.ModelProto) -> None:
     model.graph.node[0].op_type = "GridSample"
 
@@ -63,6 +70,7 @@ def rare_operator(model: onnx.ModelProto) -> None:
         (other_name, "the graph has picture where the spec has image"),
         (other_width, "latent: its shape is not"),
         (other_type, "image: its type is not UINT8"),
+        (turned_after_its_cast, "image: UINT8 must meet a Cast"),
         (rare_operator, "may lack: GridSample"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -74,6 +82,28 @@ def test_graph_that_the_cluster_would_refuse_is_refused(candidate: Path, spoil: 
     spoil(model)  # type: ignore[operator]
     onnx.save(model, path)
     assert any(reason in said for said in export.graph_reasons(path, SPEC))
+
+
+@pytest.mark.parametrize("first", ["Transpose", "Cast to INT32"])
+def test_an_input_of_uint8_is_cast_to_float_before_anything_else(first: str, tmp_path: Path) -> None:
+    """Neither turned before that, nor cast to whole numbers: TensorRT converts UINT8 to and from floats alone."""
+    model = onnx.load(stand_in.candidate(tmp_path / "candidate", spec=stand_in.CLASSIFIER) / repository.MODEL)
+    assert export.edge_reasons(model.graph) == []
+    if first == "Transpose":
+        model.graph.node.insert(0, onnx.helper.make_node("Transpose", ["image"], ["turned"], perm=[0, 2, 1, 3]))
+        model.graph.node[1].input[0] = "turned"
+    else:
+        model.graph.node[0].attribute[0].i = onnx.TensorProto.INT32
+    assert export.edge_reasons(model.graph) == ["image: UINT8 must meet a Cast to or from FP32 at the graph's edge"]
+
+
+@pytest.mark.parametrize("model", [name for name in repository.models(repository.REPOSITORY) if name != "wgan_x4"])
+def test_what_ships_has_graphs_that_the_cluster_takes(model: str) -> None:
+    """Each version in the repository, by the same checks that a new one has to pass."""
+    spec = catalog.spec(model)
+    for version in repository.versions(repository.REPOSITORY, model):
+        path = repository.REPOSITORY / model / str(version) / repository.MODEL
+        assert export.graph_reasons(path, spec) == []
 
 
 def test_graph_that_disagrees_with_the_eager_model_is_refused(candidate: Path) -> None:

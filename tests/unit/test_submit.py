@@ -116,7 +116,7 @@ def test_several_values_reach_the_run(capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["wgn"], "MODEL: no 'wgn'; there are classifier, painter, style, wgan"),
+        (["wgn"], "MODEL: no 'wgn'; there are classifier, colorizer, painter, style, upscaler, wgan"),
         (["wgan", "--set", "steps"], "--set steps: give it as KEY=VALUE"),
         (["wgan", "--set", "stps=1"], "--set stps=1: wgan has no option 'stps'; it has corpus, "),
         (["wgan", "--set", "steps=many"], "--set steps=many: 'many' is no int"),

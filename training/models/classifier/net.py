@@ -117,5 +117,5 @@ class Served(nn.Module):
         self.net, self.temperature = net, temperature
 
     def forward(self, image: Tensor) -> Tensor:
-        picture = image.permute(0, 3, 1, 2).float() / 255  # uint8 (N, 28, 28, 1) -> [0, 1] (N, 1, 28, 28)
+        picture = image.float().permute(0, 3, 1, 2) / 255  # uint8 (N, 28, 28, 1) -> [0, 1] (N, 1, 28, 28)
         return F.softmax(self.net(picture) / self.temperature, 1)

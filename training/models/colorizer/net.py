@@ -256,15 +256,15 @@ class Served(nn.Module):
         return self.requires_grad_(False)
 
     def forward(self, gray: Tensor, stage: Tensor) -> Tensor:
-        height, width = gray.shape[1], gray.shape[2]
-        gray = gray.permute(0, 3, 1, 2)
+        gray = gray.float().permute(0, 3, 1, 2)
+        height, width = gray.shape[2], gray.shape[3]
         y, f = self.levels[0][gray.long()], self.levels[1][gray.long()]
-        seen = resized(gray.float() / 255, self.net.size, self.net.size)
+        seen = resized(gray / 255, self.net.size, self.net.size)
         answers = self.net.encoder(seen)
         first, second = (self.net.chroma(decoder(seen, answers)) for decoder in self.net.decoders)
         chroma = first + (stage[:, :, None, None] - 1) * (second - first)
         picture = rgb(y, f, self.at_full_size(chroma, 116 * f - 16, height, width))
-        return (picture * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        return (picture * 255).round().permute(0, 2, 3, 1).to(torch.uint8)
 
     def at_full_size(self, chroma: Tensor, lightness: Tensor, height: int, width: int) -> Tensor:
         side = self.net.size // self.net.shrinks

@@ -131,6 +131,6 @@ class Served(nn.Module):
         self.net, self.names, self.objective = net, names, objective
 
     def forward(self, content: Tensor, style_weights: Tensor) -> Tensor:
-        picture = content.permute(0, 3, 1, 2).float() / 255  # uint8 (N, H, W, 3) -> [0, 1] (N, 3, H, W)
+        picture = content.float().permute(0, 3, 1, 2) / 255  # uint8 (N, H, W, 3) -> [0, 1] (N, 3, H, W)
         painted = self.net(picture, style_weights / style_weights.sum(1, keepdim=True))
-        return (painted * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        return (painted * 255).round().permute(0, 2, 3, 1).to(torch.uint8)

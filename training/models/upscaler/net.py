@@ -51,6 +51,6 @@ class Served(nn.Module):
         self.net = net
 
     def forward(self, low_res: Tensor) -> Tensor:
-        picture = low_res.permute(0, 3, 1, 2).float() / 255  # uint8 (N, H, W, 3) -> [0, 1] (N, 3, H, W)
+        picture = low_res.float().permute(0, 3, 1, 2) / 255  # uint8 (N, H, W, 3) -> [0, 1] (N, 3, H, W)
         image = self.net(picture).clamp(0, 1)
-        return (image * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        return (image * 255).round().permute(0, 2, 3, 1).to(torch.uint8)
