@@ -10,7 +10,7 @@ from PIL import Image
 from tritonclient.grpc import service_pb2 as pb
 
 from atelier import errors, painting
-from atelier._failures import Late
+from atelier._failures import Late, Refused, answered
 from atelier._models import MODELS
 from atelier._protocol import Open, Pause, Read, Send
 from atelier._types import NOT_GIVEN
@@ -117,6 +117,9 @@ def reply(iteration: int, *, final: bool = False, error: str = "") -> pb.ModelSt
     return made
 
 
+NAMES = [tensor.name for tensor in PAINT.contract("painter").inputs]
+
+
 def begin(made, *replies):
     """Begins a painting of version 1 on these replies after the metadata: (its result or error, the steps)."""
     tensors = commission(photo(), photo()).tensors()
@@ -151,7 +154,7 @@ def test_strokes_follow_until_the_end_is_said():
     ("answer", "error", "says"),
     [
         pytest.param(None, errors.ServerError, "broke off before its last answer", id="cut"),
-        pytest.param(reply(0, error="it went\nwrong"), errors.ServerError, "it went wrong", id="message"),
+        pytest.param(Refused("it went\nwrong", NAMES), errors.ServerError, "it went wrong", id="message"),
         pytest.param(Failed(Code.UNAVAILABLE, "Socket closed"), errors.ServerUnreachable, "no server", id="gone"),
         pytest.param(Failed(Code.INTERNAL, "no eyes"), errors.ServerError, "no eyes", id="failed"),
         pytest.param(Failed(Code.CANCELLED, ""), errors.Cancelled, "box:8001", id="cancelled"),
@@ -169,19 +172,32 @@ def test_a_stream_that_ends_otherwise_is_an_error(answer, error, says):
 
 
 @pytest.mark.parametrize(
-    ("code", "details", "kind"),
+    ("words", "kind"),
     [
-        (Code.INVALID_ARGUMENT, "scales: 6 are too many", errors.InvalidInput),
-        (Code.UNAVAILABLE, "painter: one more beside 2 under way exceeds maximum queue size", errors.Overloaded),
-        (Code.UNAVAILABLE, FULL, errors.Overloaded),
-        (Code.INTERNAL, "no eyes", errors.ServerError),
+        ("scales: 6 are too many", errors.InvalidInput),
+        ("[request id: 7] content, style: both are black", errors.InvalidInput),
+        ("painter: one more beside 2 under way exceeds maximum queue size", errors.Overloaded),
+        (FULL, errors.Overloaded),
+        ("painter: no eyes", errors.ServerError),
+        ("no eyes", errors.ServerError),
     ],
-    ids=["knob", "painter-full", "queue-full", "graph"],
+    ids=["knob", "inputs", "painter-full", "queue-full", "graph", "words"],
 )
-def test_a_refused_painting_is_the_error_of_its_status(code, details, kind):
-    """Before the first stroke."""
-    found, _ = begin(core(), THERE, "stream", Failed(code, details))
+def test_a_refused_painting_is_the_error_that_its_words_say(words, kind):
+    """Before the first stroke. What begins with names of inputs is about them."""
+    found, _ = begin(core(), THERE, "stream", Refused(words, NAMES))
     assert type(found) is kind
+
+
+def test_a_streams_error_is_raised_and_any_other_reply_passes():
+    """With the names that the request has; an end is no error."""
+    request = pb.ModelInferRequest()
+    request.inputs.add(name="scales")
+    assert answered(None, request) is None
+    assert answered(reply(1), request).infer_response.model_name == "painter"
+    with pytest.raises(Refused) as refused:
+        answered(reply(0, error="scales: 6 are too many"), request)
+    assert refused.value.code() is Code.INVALID_ARGUMENT
 
 
 def test_a_patient_client_begins_again_until_there_is_room():

@@ -17,7 +17,7 @@ from tritonclient.grpc import service_pb2_grpc
 
 from atelier import _address, colorizing, paths, styling, upscaling
 from atelier._contract import Tensors
-from atelier._failures import STATUS_CODES, Late
+from atelier._failures import Late, Refused, answered
 from atelier._protocol import Core, Flow, Open, Pause, Probe, Read, Step, batches
 from atelier._types import DEFAULT_TIMEOUT_S, IN_FLIGHT, NOT_GIVEN, Model, NotGiven
 from atelier.classification import Classification, Method, Pictures, images
@@ -304,7 +304,7 @@ class AsyncClient:
             case Read(stream, timeout_s):
                 return await self._awaited(stream.read(timeout_s))
             case Open(method, request):
-                return _Stream(getattr(self._stub, method)(metadata=STATUS_CODES), request)
+                return _Stream(getattr(self._stub, method)(), request)
         return await self._awaited(getattr(self._stub, step.method)(step.request, timeout=step.timeout_s))
 
     async def _awaited(self, call: Awaitable[Any]) -> Any:
@@ -336,7 +336,7 @@ class _Stream:
     """Answers under way to one request, which never ends; see the other client's."""
 
     def __init__(self, call: Any, request: Any) -> None:
-        self._call = call
+        self._call, self._request = call, request
         self._unsent = [request]
         self.cancel = call.cancel
 
@@ -346,9 +346,12 @@ class _Stream:
                 while self._unsent:
                     await self._call.write(self._unsent.pop())
                 found = await self._call.read()
+                return answered(None if found is grpc.aio.EOF else found, self._request)
         except TimeoutError as exc:
             raise Late from exc
-        return None if found is grpc.aio.EOF else found
+        except Refused:
+            self.cancel()
+            raise
 
 
 async def _accepts(host: str, port: int, timeout_s: float) -> bool:

@@ -161,8 +161,6 @@ class Core:
     def _streamed(self, task: Task[T], reply: Any, wanted: Contract) -> T | None:
         if reply is None:
             raise errors.ServerError(f"{self.address}: the stream broke off before its last answer")
-        if reply.error_message:
-            raise errors.ServerError(f"{self.address}: {' '.join(reply.error_message.split())}")
         if _wire.is_final(reply.infer_response):
             return None
         (result,) = task.read(_wire.answer(reply.infer_response, wanted, 1), wanted)

@@ -12,7 +12,7 @@ import grpc
 from tritonclient.grpc import service_pb2_grpc
 
 from atelier import _address
-from atelier._failures import STATUS_CODES, Late
+from atelier._failures import Late, answered
 from atelier._protocol import Open, Send
 from atelier.errors import Cancelled
 
@@ -66,14 +66,15 @@ class _Stream:
     def __init__(self, method: Any, request: Any) -> None:
         self._ended = threading.Event()
         self._late = False
-        self._call = method(self._requests(request), metadata=STATUS_CODES)
+        self._request = request
+        self._call = method(self._requests())
 
     def read(self, timeout_s: float) -> Any:
         timer = threading.Timer(timeout_s, self._give_up)
         timer.daemon = True
         timer.start()
         try:
-            return next(self._call, None)
+            return answered(next(self._call, None), self._request)
         except BaseException as exc:
             self.cancel()
             if self._late:
@@ -86,9 +87,9 @@ class _Stream:
         self._call.cancel()
         self._ended.set()
 
-    def _requests(self, request: Any) -> Iterator[Any]:
+    def _requests(self) -> Iterator[Any]:
         """Without an end: Triton 2.51 can't unload a model any more of which a stream was cancelled after that."""
-        yield request
+        yield self._request
         self._ended.wait()
 
     def _give_up(self) -> None:
