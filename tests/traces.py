@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import re
 import subprocess
 import tempfile
@@ -28,7 +29,7 @@ def processes(name: str, program: str = "") -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            command = path.read_text()
+            command = os.fsdecode(path.read_bytes())  # of any process here: names of files need not be UTF-8
             if name in command and Path(command.split("\0")[0]).name.startswith(PROGRAMS.get(program, "")):
                 found.append(int(path.parent.name))
     return found
@@ -39,8 +40,8 @@ def wait_for_child(process: subprocess.Popen[str]) -> str:
     while process.poll() is None:
         for path in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
-                parent = int(path.read_text().rpartition(")")[2].split()[1])
-                named = re.search(r"atelier-\w{12}", path.with_name("cmdline").read_text())
+                parent = int(path.read_bytes().rpartition(b")")[2].split()[1])
+                named = re.search(r"atelier-\w{12}", os.fsdecode(path.with_name("cmdline").read_bytes()))
                 if parent == process.pid and named:
                     return named[0]
     raise AssertionError(process.communicate())
