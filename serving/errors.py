@@ -19,5 +19,21 @@ class PortTaken(ServerError):
     """Something else listens on a port that tritonserver was to open."""
 
 
+class Unreachable(ServerError):
+    """Nothing answers at a server's address."""
+
+
 class Disagreement(ServingError):
     """A live model does not answer as its golden batch says."""
+
+
+class Refused(ServingError):
+    """A replica that does well with the version before would not load a version, or does not answer as it must."""
+
+
+class Withdrawn(ServingError):
+    """A version was refused, and has been taken out of service on every replica."""
+
+
+class PlanError(ServingError):
+    """A TensorRT plan can't be built; a line for each reason."""

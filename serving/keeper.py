@@ -1,6 +1,6 @@
 """Keeps one server: whichever of parent, keeper and server ends first, nothing of it stays behind.
 
-Run by serving.embedded: python -I -S serving/keeper.py SHM_PREFIX FOLDER COMMAND...   (ends the server when
+Run by serving.local: python -I -S serving/keeper.py SHM_PREFIX FOLDER COMMAND...   (ends the server when
 standard input closes; then removes its process group, /dev/shm/SHM_PREFIX* and FOLDER)
 """
 

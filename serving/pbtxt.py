@@ -8,11 +8,12 @@ from __future__ import annotations
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from serving import plans
 from serving.repository import CONFIG
 from serving.spec import ANY, Batching, Ensemble, ModelSpec, Served, Step, Tensor
 
 LABELS = "labels.txt"
-MAX_PIXELS, MAX_STREAMS = "max_pixels", "max_streams"
+MAX_PIXELS, MAX_STREAMS, GPU_ATOL = plans.MAX_PIXELS, "max_streams", "gpu_atol"
 VERSIONS_SERVED = 2
 """The newest version and the one before it, so that a client pinned to N-1 is answered at once."""
 NEWEST = -1
@@ -29,6 +30,11 @@ def files(spec: Served) -> dict[str, str]:
         return {KEPT: "", CONFIG: render(spec)}
     labels = {LABELS: "".join(f"{label}\n" for label in spec.labels)} if spec.labels else {}
     return labels | {CONFIG: render(spec)}
+
+
+def plan_files(spec: Served) -> dict[str, str]:
+    """What a model that takes TensorRT plans has besides, once every version in service has one: see serving.plans."""
+    return {plans.CONFIG: plans.render(config(spec))} if plans.takes_plans(config(spec)) else {}
 
 
 def render(spec: Served) -> str:
@@ -78,7 +84,8 @@ def _parameters(spec: ModelSpec) -> dict[str, str]:
     named = {tensor.name: ",".join(tensor.members) for tensor in spec.inputs if tensor.members}
     limit = {MAX_PIXELS: str(spec.max_pixels)} if spec.max_pixels else {}
     streams = {MAX_STREAMS: str(spec.streams)} if spec.decoupled else {}
-    return {"intra_op_thread_count": str(spec.threads)} | limit | streams | named
+    rounded = {GPU_ATOL: f"{spec.gpu_atol:g}"} if spec.gpu_atol else {}
+    return {"intra_op_thread_count": str(spec.threads)} | limit | streams | rounded | named
 
 
 def _dtype(tensor: Tensor) -> int:

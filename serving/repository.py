@@ -1,6 +1,7 @@
-"""The model repository: publish a version, list versions, take the newest back.
+"""The model repository: publish a version, list versions, take the newest back, fill an empty volume.
 
 Run: python -m serving.repository list | python -m serving.repository rollback wgan
+     python -m serving.repository --repository /models seed
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shlex
 import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -26,7 +28,7 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from serving import cli
+from serving import cli, plans
 from serving.errors import RepositoryError
 
 REPOSITORY = Path(__file__).parent / "model_repository"
@@ -35,6 +37,10 @@ FILES = (MODEL, CARD, GOLDEN)
 # tritonserver passes over folders whose name is no number.
 STAGING = ".incoming-"
 WITHDRAWN = ".withdrawn-"
+KEY = ".control-key"
+CONTROL_HEADER = "atelier-key"
+GRPC_PREFIX = "triton-grpc-protocol-"
+"""What Triton puts before the header's name on gRPC."""
 ABANDONED_S = 24 * 3600.0
 """A staging folder as old as this belongs to a publisher that was killed."""
 METRICS_LISTED = 6
@@ -127,21 +133,24 @@ def card(repository: Path, model: str, version: int) -> Card:
 def publish(candidate: Path, repository: Path, model: str, *, beside: Mapping[str, str] = MappingProxyType({})) -> int:
     """Adds `candidate` (a folder with model.onnx, card.json, golden.npz) as the next version; returns that.
 
-    A reader sees the whole version or none of it, whatever happens meanwhile; no number is used twice. `beside` are
-    the texts of files beside the versions, pbtxt.files(spec). Raises RepositoryError, having changed nothing.
+    A reader sees the whole version or none of it, whatever happens meanwhile; no number is used twice. A candidate's
+    TensorRT plan comes along. `beside` are the texts of files beside the versions, pbtxt.files(spec). Raises
+    RepositoryError, having changed nothing.
     """
-    _check(candidate, model)
+    check(candidate, model)
     folder = repository / model
     with _clear_errors(f"publishing {model} in {repository}"):
         folder.mkdir(parents=True, exist_ok=True)
-        with _staged(candidate, folder) as staged, _locked(folder):
+        with _staged(candidate, folder, [*FILES, *plans.files(candidate)]) as staged, _locked(folder):
             number = max(_numbers_used(folder), default=0) + 1
             _number(staged, number)
             _sync(staged)
             for name, text in beside.items():
                 _replace(folder / name, text)
+            plans.settle(folder, coming=[staged])
             staged.rename(folder / str(number))
             _sync(folder)
+            plans.settle(folder)
     return number
 
 
@@ -156,18 +165,104 @@ def rollback(repository: Path, model: str) -> int:
         raise RepositoryError(f"{repository}: no model {model}")
     if made_of := steps(repository, model):
         raise RepositoryError(f"{folder}: always the newest {' and '.join(made_of)}; roll back one of these")
-    with _clear_errors(f"rolling back {model} in {repository}"), _locked(folder):
-        present = versions(repository, model)
-        if len(present) < 2:
-            raise RepositoryError(f"{folder}: versions {present}; rolling back would leave nothing to serve")
+    with held(repository, model):
+        return withdraw(repository, model)
+
+
+def withdraw(repository: Path, model: str) -> int:
+    """What rollback does, for a caller that holds the model."""
+    folder, present = repository / model, versions(repository, model)
+    if len(present) < 2:
+        raise RepositoryError(f"{folder}: versions {present}; rolling back would leave nothing to serve")
+    with _clear_errors(f"rolling back {model} in {repository}"):
+        plans.settle(folder, going=1)
         (folder / str(present[-1])).rename(withdrawn(repository, model, present[-1]))
         _sync(folder)
+        plans.settle(folder)
     return present[-1]
+
+
+@contextlib.contextmanager
+def held(repository: Path, model: str) -> Iterator[None]:
+    """Nobody else publishes, rolls back or hands over versions of this model meanwhile; they wait."""
+    with contextlib.ExitStack() as stack:
+        with _clear_errors(f"locking {model} in {repository}"):
+            stack.enter_context(_locked(repository / model))
+        yield
 
 
 def withdrawn(repository: Path, model: str, version: int) -> Path:
     """Where a version lies once it has been rolled back."""
     return repository / model / f"{WITHDRAWN}{version}"
+
+
+def seed(source: Path, repository: Path) -> list[str]:
+    """Copies to `repository` the newest whole version of each model of `source` that it has none of; returns which.
+
+    What is there stays as it is, a withdrawn version included; any number of callers may seed at once. Makes the
+    control key, too, if there is none. Raises RepositoryError; what was not copied by then is absent, not half there.
+    """
+    with _clear_errors(f"seeding {repository}", "each model there is whole"):
+        repository.mkdir(parents=True, exist_ok=True)
+        added = [f"{model} {version}" for model in models(source) if (version := _seed(source, repository, model))]
+        if not (repository / KEY).exists():
+            _make_key(repository)
+    return added
+
+
+def _seed(source: Path, repository: Path, model: str) -> int | None:
+    version, folder = _newest_whole(source, model), repository / model
+    if version is None or _numbers_used(folder):
+        return None
+    folder.mkdir(exist_ok=True)
+    given = source / model / str(version)
+    with _staged(given, folder, [path.name for path in given.iterdir()]) as staged, _locked(folder):
+        if _numbers_used(folder):  # another replica was first
+            return None
+        for path in _beside(source / model):
+            target = folder / path.relative_to(source / model)
+            target.parent.mkdir(exist_ok=True)
+            _replace(target, path.read_text(encoding="utf-8"))
+        staged.rename(folder / str(version))
+        _sync(folder)
+    return version
+
+
+def _newest_whole(source: Path, model: str) -> int | None:
+    """A source may be written to meanwhile, file by file: a bucket's copy. An ensemble's version holds no files."""
+    for version in reversed(versions(source, model)):
+        with contextlib.suppress(RepositoryError):
+            if not steps(source, model):
+                check(source / model / str(version), model)
+            return version
+    return None
+
+
+def _beside(folder: Path) -> list[Path]:
+    """A model's files that belong to no version: config.pbtxt, configs/*, labels."""
+    return [path for path in (*folder.glob("[!.]*"), *folder.glob("configs/*")) if path.is_file()]
+
+
+def _make_key(repository: Path) -> None:
+    with _locked(repository):
+        if not (repository / KEY).exists():
+            _replace(repository / KEY, secrets.token_hex(32), mode=0o640)
+
+
+def control_key(repository: Path) -> str:
+    """The key that guards model control of the servers of this repository. Raises RepositoryError if there is none."""
+    try:
+        return (repository / KEY).read_text(encoding="utf-8")
+    except OSError as exc:
+        command = f"python -m serving.repository --repository {repository} seed"
+        raise RepositoryError(f"{repository / KEY}: {exc.strerror}; `{command}` makes it") from exc
+
+
+def control_headers(repository: Path) -> dict[str, str]:
+    """What a gRPC call that loads, unloads or lists models carries; nothing where no key guards them."""
+    if not (repository / KEY).exists():
+        return {}
+    return {f"{GRPC_PREFIX}{CONTROL_HEADER}": control_key(repository)}
 
 
 def _folders(folder: Path) -> list[str]:
@@ -179,7 +274,8 @@ def _numbers_used(folder: Path) -> list[int]:
     return [int(name) for name in names if name.isdecimal()]
 
 
-def _check(folder: Path, model: str) -> None:
+def check(folder: Path, model: str) -> None:
+    """Raises RepositoryError unless the folder holds a whole version or candidate of this model."""
     for name in FILES:
         if not (folder / name).is_file():
             raise RepositoryError(f"{folder}: no {name}; a version is {', '.join(FILES)}")
@@ -196,17 +292,17 @@ def sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _staged(candidate: Path, folder: Path) -> Iterator[Path]:
+def _staged(candidate: Path, folder: Path, names: Iterable[str]) -> Iterator[Path]:
     """A copy on the repository's own filesystem, flushed to disk; gone afterwards unless renamed."""
     _remove_abandoned(folder)
     staged = folder / f"{STAGING}{uuid.uuid4().hex}"
     try:
         staged.mkdir()
-        for name in FILES:
+        for name in names:
             shutil.copyfile(candidate / name, staged / name)
             _sync(staged / name)
-        if sha256(staged / MODEL) != sha256(candidate / MODEL):
-            raise RepositoryError(f"{staged / MODEL}: the copy differs from {candidate / MODEL}; check the disk")
+            if sha256(staged / name) != sha256(candidate / name):
+                raise RepositoryError(f"{staged / name}: the copy differs from {candidate / name}; check the disk")
         yield staged
     finally:
         shutil.rmtree(staged, ignore_errors=True)
@@ -236,10 +332,11 @@ def _number(staged: Path, number: int) -> None:
     _replace(staged / CARD, json.dumps(data, indent=2) + "\n")
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, text: str, mode: int = 0o666) -> None:
     """Writes the whole text or leaves the file as it was."""
     beside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     try:
+        beside.touch(mode)
         beside.write_text(text, encoding="utf-8")
         _sync(beside)
         beside.replace(path)
@@ -257,14 +354,12 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _clear_errors(doing: str) -> Iterator[None]:
+def _clear_errors(doing: str, state: str = "nothing has changed there") -> Iterator[None]:
     try:
         yield
     except OSError as exc:
         where = f" ({exc.filename})" if exc.filename else ""
-        raise RepositoryError(
-            f"{doing}: {exc.strerror}{where}; nothing has changed there, so put that right and run it again"
-        ) from exc
+        raise RepositoryError(f"{doing}: {exc.strerror}{where}; {state}, so put that right and run it again") from exc
 
 
 # --- command line
@@ -284,6 +379,10 @@ def _parser() -> cli.Parser:
     back = commands.add_parser("rollback", help="take the newest version of a model out of service")
     back.add_argument("model")
     back.set_defaults(run=_rollback)
+    seeding = commands.add_parser("seed", help="copy the models that the repository lacks, and make its control key")
+    seeding.add_argument("--source", type=Path, default=REPOSITORY, help="where they lie; default %(default)s")
+    seeding.add_argument("--first", type=Path, help="where to look before that, such as a copy of a bucket")
+    seeding.set_defaults(run=_seed_volume)
     return parser
 
 
@@ -318,7 +417,16 @@ def _rollback(options: argparse.Namespace) -> str:
     now = newest(options.repository, options.model)
     away = withdrawn(options.repository, options.model, gone)
     restore = shlex.join(["mv", str(away), str(away.with_name(str(gone)))])
-    return f"{options.model} {now} is the newest now; `{restore}` restores {gone}"
+    reload = f"where no `serving.reload --watch` runs, `python -m serving.reload {options.model}` tells the servers"
+    return f"{options.model} {now} is the newest now; `{restore}` restores {gone}; {reload}"
+
+
+def _seed_volume(options: argparse.Namespace) -> str:
+    found = options.first and any(options.first.glob(f"*/{CONFIG}"))
+    added = [
+        each for source in [options.first] * bool(found) + [options.source] for each in seed(source, options.repository)
+    ]
+    return f"{options.repository}: {'added ' + ', '.join(added) if added else 'lacks no model'}"
 
 
 if __name__ == "__main__":

@@ -111,7 +111,8 @@ class ModelSpec:
     Shapes have no batch dimension then; `streams` are under way at once, and one more is refused. `max_pixels` is the
     most that a picture of free size may have, 0 any.
     `threads` are intra-op threads of each of `instances`; `golden_atol` is the largest difference, in the
-    output's own unit, by which an answer may differ from the golden batch. A version that misses a threshold
+    output's own unit, by which an answer may differ from the golden batch, and `gpu_atol` the same where a GPU computes
+    it in half precision or TF32 (0: no other). A version that misses a threshold
     is not published; one that misses an aim says so in its card.
     """
 
@@ -128,6 +129,7 @@ class ModelSpec:
     instances: int = 1
     threads: int = 2
     golden_atol: float = 1.0
+    gpu_atol: float = 0.0
     labels: tuple[str, ...] = ()
     thresholds: tuple[Threshold, ...] = ()
     aims: tuple[Threshold, ...] = ()

@@ -1,14 +1,15 @@
 """Whether a live server answers as a version's golden batch says. Run: python -m serving.verify --model wgan
 
-An ensemble has none, and must answer as its steps do that are asked one after the other.
-
-The deep readiness probe: it sees a wrong model or a broken backend behind a server that is up.
+An ensemble has none, and must answer as its steps do that are asked one after the other. Without --model every model
+that the server has loaded is asked: the deep probe of a pod that starts, which sees a wrong model or a broken backend
+behind a server that is up.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,32 +20,58 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tritonclient.grpc as triton
+from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from serving import cli
-from serving.errors import Disagreement, RepositoryError, ServerError
-from serving.repository import GOLDEN, REPOSITORY, config, newest, steps
+from serving.errors import Disagreement, RepositoryError, ServerError, Unreachable
+from serving.pbtxt import GPU_ATOL
+from serving.repository import CARD, GOLDEN, REPOSITORY, Card, config, control_headers, newest, steps
 
 TIMEOUT_S = 60.0
+UNAVAILABLE, TOO_LATE = "StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED"
 LEVELS_ATOL, NUMBERS_ATOL = 1.0, 1e-3
 """Differences allowed unless told otherwise, for each model that rounds: one level of a picture, and what rounding
 leaves of other numbers."""
 BATCH, STEPS = "its golden batch", "what its steps make of it"
 """What an answer is compared with."""
 
+TLS_NAME = "ATELIER_TLS_NAME"
+# tritonclient's own, which it drops where others are given.
+UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
+
+
+def connect(url: str) -> triton.InferenceServerClient:
+    """A client of the gRPC address `url`; with TLS where $ATELIER_TLS_NAME says the name in the servers' certificate,
+    which does not hold the address of every replica. gRPC reads the roots from $GRPC_DEFAULT_SSL_ROOTS_FILE_PATH.
+    """
+    if name := os.environ.get(TLS_NAME):
+        options = [*UNLIMITED, ("grpc.ssl_target_name_override", name)]
+        return triton.InferenceServerClient(url, ssl=True, channel_args=options)
+    return triton.InferenceServerClient(url)
+
+
+def loaded(client: triton.InferenceServerClient, repository: Path, timeout_s: float = TIMEOUT_S) -> dict[str, int]:
+    """The models that a server has ready, and the newest version of each."""
+    index = client.get_model_repository_index(headers=control_headers(repository), client_timeout=timeout_s)
+    ready = [model for model in index.models if model.state == "READY"]
+    return {each.name: int(each.version) for each in sorted(ready, key=lambda each: int(each.version))}
 
 
 def verify(url: str, model: str, version: int, golden: Path, atol: float | None = None) -> float:
     """Sends the golden inputs to the gRPC address `url` and compares what comes back with the golden outputs.
 
     Returns the largest difference, in the outputs' own unit. Raises Disagreement for one above `atol` (None: what
-    rounding explains) or for another shape or dtype, ServerError without an answer, RepositoryError for an
-    unreadable golden batch.
+    the version's card allows, on a GPU config.pbtxt, or else what rounding explains) or for another shape or dtype,
+    ServerError without an answer, RepositoryError for an unreadable golden batch.
     """
     arrays = _read(golden)
     with _connected(url, f"{model} {version}") as client:
+        if atol is None:
+            atol = _on_gpu(client, model, str(version)) or _allowed(golden)
         answers = _ask(client, model, str(version), arrays, golden)
     where = f"{model} {version} at {url}"
     return max(_difference(where, name, answer, arrays[name], atol) for name, answer in answers.items())
@@ -81,13 +108,15 @@ def _by_hand(client: triton.InferenceServerClient, steps: Iterable[Any], given: 
 
 @contextlib.contextmanager
 def _connected(url: str, about: str) -> Iterator[triton.InferenceServerClient]:
-    with triton.InferenceServerClient(url) as client:
+    with connect(url) as client:
         try:
             yield client
         except InferenceServerException as exc:
-            unreachable = exc.status() == "StatusCode.UNAVAILABLE"
-            hint = "; is a server running there, and is that its gRPC port? `make serve` starts one"
-            raise ServerError(f"--url {url}: {about}: {exc.message()}{hint if unreachable else ''}") from exc
+            said = f"--url {url}: {about}: {exc.message()}"
+            if exc.status() != UNAVAILABLE:
+                raise ServerError(said) from exc
+            hint = "is a server running there, and is that its gRPC port? `make serve` starts one"
+            raise Unreachable(f"{said}; {hint}") from exc
 
 
 def _read(golden: Path) -> Arrays:
@@ -96,6 +125,24 @@ def _read(golden: Path) -> Arrays:
             return dict(arrays)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as exc:
         raise RepositoryError(f"{golden}: not a golden batch ({exc})") from exc
+
+
+def _on_gpu(client: triton.InferenceServerClient, model: str, version: str) -> float | None:
+    """What config.pbtxt allows where a GPU computes the model: by now Triton has put a kind in KIND_AUTO's place."""
+    served = client.get_model_config(model, version, client_timeout=TIMEOUT_S).config
+    if all(group.kind != pb.ModelInstanceGroup.KIND_GPU for group in served.instance_group):
+        return None
+    return float(served.parameters[GPU_ATOL].string_value) if GPU_ATOL in served.parameters else None
+
+
+def _allowed(golden: Path) -> float | None:
+    """What the version's card allows, if it says so."""
+    card = golden.with_name(CARD)
+    said = Card.read(card).data.get("golden_atol") if card.is_file() else None
+    try:
+        return None if said is None else float(said)
+    except (TypeError, ValueError) as exc:
+        raise RepositoryError(f"{card}: golden_atol is {said!r}, not a number") from exc
 
 
 def _ask(
@@ -165,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> cli.Parser:
     parser = cli.Parser(prog="python -m serving.verify", description="A live server against the golden batch.")
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--model", help="default: each that the server has loaded, in the version that it serves")
     parser.add_argument("--version", type=int, help="default: the newest in the repository")
     parser.add_argument("--url", default="localhost:8001", help="gRPC address, without http://; default %(default)s")
     parser.add_argument("--repository", type=Path, default=REPOSITORY, help="where the golden batch lies")
@@ -175,14 +222,25 @@ def _parser() -> cli.Parser:
 
 
 def _verify(options: argparse.Namespace) -> str:
-    version = options.version or newest(options.repository, options.model)
-    if made_of := steps(options.repository, options.model):
-        largest = verify_ensemble(options.url, options.model, version, options.repository, options.atol)
+    if options.model:
+        return _one(options, options.model, options.version or newest(options.repository, options.model))
+    if options.version:
+        raise ServerError(f"--version {options.version}: of which model? name it with --model")
+    with _connected(options.url, "what it serves") as client:
+        found = loaded(client, options.repository)
+    if not found:
+        raise ServerError(f"--url {options.url}: it serves no model")
+    return "\n".join(_one(options, *each) for each in sorted(found.items()))
+
+
+def _one(options: argparse.Namespace, model: str, version: int) -> str:
+    if made_of := steps(options.repository, model):
+        largest = verify_ensemble(options.url, model, version, options.repository, options.atol)
         what = f"agrees with {', then '.join(made_of)}"
-        return f"{options.model} {version} at {options.url}: {what}, largest difference {largest:g}"
-    golden = options.repository / options.model / str(version) / GOLDEN
-    largest = verify(options.url, options.model, version, golden, options.atol)
-    return f"{options.model} {version} at {options.url}: agrees, largest difference {largest:g}"
+        return f"{model} {version} at {options.url}: {what}, largest difference {largest:g}"
+    golden = options.repository / model / str(version) / GOLDEN
+    largest = verify(options.url, model, version, golden, options.atol)
+    return f"{model} {version} at {options.url}: agrees, largest difference {largest:g}"
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from serving import wheel
 from serving.embedded import Embedded
 from serving.errors import ServerError
 from serving.spec import Served
+from serving.torchserve import server as torchserve
 
 TESTS = Path(__file__).parent
 
@@ -45,6 +48,26 @@ def need_tritonserver() -> None:
         wheel.find()
     except ServerError as exc:
         need(False, str(exc))
+
+
+def need_torchserve() -> None:
+    try:
+        torchserve.find()
+    except ServerError as exc:
+        need(False, str(exc))
+
+
+@contextlib.contextmanager
+def mounted(folder: Path, options: str) -> Iterator[Path]:
+    """A filesystem of its own there, in memory: `size=1m` for a small one, with `ro` for one that is not written to."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    need(done.returncode == 0, f"mounting a filesystem needs root: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 PATIENCE_S = 60.0
-PROGRAMS = {"keeper": "python", "server": "tritonserver", "model": "triton_python_backend_stub"}
+PROGRAMS = {"keeper": "python", "server": "tritonserver", "model": "triton_python_backend_stub", "java": "java"}
 
 
 def server_id(address: str) -> str:

@@ -50,6 +50,18 @@ def job(name: str) -> Job | None:
     return job
 
 
+def multinode(name: str) -> Job | None:
+    """The same on several nodes; None for a model that only one worker can train."""
+    if job(name) is None:
+        return None
+    return getattr(import_module(f"training.models.{name}.job"), "MULTINODE", None)
+
+
+def jobs(name: str) -> list[Job]:
+    """Both of these, of those that there are."""
+    return [found for found in (job(name), multinode(name)) if found]
+
+
 def recipe(name: str) -> ModuleType:
     """The training module: `Options`, `PRESETS`, `load_corpus`, `train`, `load_net`, `evaluate`, and `served` and
     `golden` of a model that is served (and `members`, if versions differ in the names of an input's elements;

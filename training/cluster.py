@@ -26,6 +26,7 @@ POD_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 PATHS = {
     "ServiceAccount": "/api/v1/namespaces/{}/serviceaccounts",
     "PersistentVolumeClaim": "/api/v1/namespaces/{}/persistentvolumeclaims",
+    "Service": "/api/v1/namespaces/{}/services",
     "Pod": "/api/v1/namespaces/{}/pods",
     "Event": "/api/v1/namespaces/{}/events",
     "Job": "/apis/batch/v1/namespaces/{}/jobs",

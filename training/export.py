@@ -9,6 +9,8 @@ agrees. A candidate that is refused stays in runs/<name>/candidate, with the rea
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import shutil
 import sys
@@ -23,11 +25,11 @@ import onnx
 import onnxruntime
 import torch
 
-from serving import pbtxt, repository, verify
+from serving import pbtxt, plans, repository, tensorrt, verify
 from serving.embedded import Embedded
-from serving.errors import ServingError
+from serving.errors import RepositoryError, ServingError
 from serving.spec import ModelSpec, Threshold
-from training import catalog
+from training import catalog, operators
 from training.data.corpus import Corpus
 from training.errors import BAD_INPUT, REFUSED, BadInput, Refused
 
@@ -37,16 +39,6 @@ GRAPH_GOLDEN = "graph.npz"
 """Beside golden.npz where model.onnx is only part of what is served: its own tensors. It isn't published."""
 MEMBERS = "members"
 """In a card: names of the elements of an input that are this version's own, such as its styles."""
-# All of these are in TensorRT 10's table of supported ONNX operators and in ONNX Runtime since 1.12. A graph that needs
-# another one is refused here, where that costs a minute, and not on the cluster.
-OPERATORS = frozenset(
-    """
-    Abs Add AveragePool BatchNormalization Cast Clip Concat Constant ConstantOfShape Conv ConvTranspose DepthToSpace
-    Div Equal Exp Expand Flatten Gather Gemm GlobalAveragePool Greater Identity InstanceNormalization LeakyRelu
-    MatMul Max MaxPool Min Mul Pad Pow PRelu Range ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape Resize
-    Round Shape Sigmoid Slice Softmax Split Sqrt Squeeze Sub Tanh Tile Transpose Unsqueeze Where
-    """.split()  # noqa: SIM905
-)
 ONNX_TYPES = {"FP32": onnx.TensorProto.FLOAT, "UINT8": onnx.TensorProto.UINT8}
 
 
@@ -59,13 +51,13 @@ def export(model: str, checkpoint: Path, run: Path, *, corpus: Corpus) -> Path:
     net = recipe.load_net(checkpoint)
     candidate = _emptied(run / "candidate")
     golden = recipe.golden(net, corpus)
-    np.savez_compressed(candidate / repository.GOLDEN, **golden)
+    _write_npz(candidate / repository.GOLDEN, golden)
     if spec.graph:
         golden = recipe.graph_golden(net, corpus)
-        np.savez_compressed(candidate / GRAPH_GOLDEN, **golden)
+        _write_npz(candidate / GRAPH_GOLDEN, golden)
     write_onnx(recipe.served(net), spec, golden, candidate / repository.MODEL)
     metrics = recipe.evaluate(net, corpus, out=run)
-    more: dict[str, Any] = {"missed_aims": missed(spec.aims, metrics)}
+    more: dict[str, Any] = {"missed_aims": missed(spec.aims, metrics), "golden_atol": spec.golden_atol}
     if hasattr(recipe, "members"):
         more[MEMBERS] = recipe.members(net)
     if hasattr(recipe, "backbone"):
@@ -82,6 +74,13 @@ def keep(model: str, checkpoint: Path, run: Path, *, corpus: Corpus) -> Path:
     torch.save(recipe.weights(net), candidate / WEIGHTS)
     _write_card(candidate, WEIGHTS, model, run, recipe.evaluate(net, corpus, out=run), {})
     return candidate
+
+
+def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Through memory: on a full disk NumPy's own writing leaves a traceback beside the error that it raises."""
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    path.write_bytes(content.getbuffer())
 
 
 def _emptied(folder: Path) -> Path:
@@ -106,6 +105,7 @@ def _write_card(
         "trained_on": made_by["machine"],
         "command": made_by["command"],
         **({"started_from": made_by["started_from"]} if "started_from" in made_by else {}),
+        **({"run": made_by["run"]} if "run" in made_by else {}),
         "sha256": repository.sha256(candidate / file),
     }
     (candidate / repository.CARD).write_text(json.dumps(card, indent=2) + "\n")
@@ -154,6 +154,24 @@ def shortened(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+def add_plan(model: str, candidate: Path, into: Path | None) -> str:
+    """Build the candidate's TensorRT plan, which is published with it; return what became of that.
+
+    A plan is of use on the GPU that it was built on, so none is built where `into` is served by another.
+    """
+    card = json.loads((candidate / repository.CARD).read_text())
+    config = pbtxt.config(catalog.spec(model).with_members(card.get(MEMBERS, {})))
+    served_by = plans.target(into) if into else None
+    try:
+        by = tensorrt.builder()
+        if served_by not in (None, by.target):
+            return f"no plan: {into} is served by {served_by}, and this is {by.target}"
+        tensorrt.build(candidate, config, by, candidate.parent / tensorrt.TIMINGS)
+    except ServingError as error:
+        return f"no plan, so that the ONNX graph is served: {'; '.join(str(error).splitlines())}"
+    return f"plan: {candidate / plans.PLAN}, for {by.target}"
+
+
 # --- the gate ---
 
 
@@ -172,6 +190,16 @@ def publish(model: str, candidate: Path, into: Path) -> int:
         return repository.publish(candidate, into, model, beside=pbtxt.files(spec))
     except ServingError as error:
         raise BadInput(f"--publish: {error}") from error
+
+
+def published_by(run: Path, model: str, into: Path) -> int | None:
+    """The version that a run has published already, if it was killed before it could note it."""
+    made_by = json.loads((run / "options.json").read_text())
+    for version in reversed(repository.versions(into, model)):
+        with contextlib.suppress(RepositoryError):  # a damaged card is another's; the gate has its say on it
+            if repository.card(into, model, version).data.get("run") == made_by.get("run", "none"):
+                return version
+    return None
 
 
 def parity_reasons(candidate: Path, spec: ModelSpec) -> list[str]:
@@ -204,8 +232,8 @@ def parity_reasons(candidate: Path, spec: ModelSpec) -> list[str]:
 
 def graph_reasons(path: Path, spec: ModelSpec) -> list[str]:
     """What only the cluster would refuse: a fixed batch, a name or type other than config.pbtxt's, an operator."""
-    graph = onnx.load(path).graph
-    reasons = []
+    model = onnx.load(path)
+    graph, reasons = model.graph, []
     for values, tensors in ((graph.input, spec.core.inputs), (graph.output, spec.core.outputs)):
         if (have := sorted(v.name for v in values)) != (want := sorted(t.name for t in tensors)):
             reasons.append(f"the graph has {', '.join(have)} where the spec has {', '.join(want)}")
@@ -220,29 +248,7 @@ def graph_reasons(path: Path, spec: ModelSpec) -> list[str]:
             fixed = [(d.dim_value, s) for d, s in zip(dims, tensor.shape, strict=False) if s > 0 and d.dim_value]
             if len(dims) != len(tensor.shape) or any(d != s for d, s in fixed):
                 reasons.append(f"{tensor.name}: its shape is not {tensor.shape}")
-    reasons += edge_reasons(graph)
-    if unknown := sorted({node.op_type for node in graph.node} - OPERATORS):
-        reasons.append(f"operators that TensorRT or ONNX Runtime may lack: {', '.join(unknown)}")
-    return reasons
-
-
-def edge_reasons(graph: onnx.GraphProto) -> list[str]:
-    """TensorRT takes UINT8 at a graph's edge only: an input meets a Cast to float first, an output one from it last."""
-    uint8 = onnx.TensorProto.UINT8
-    inputs, outputs = (
-        {v.name for v in each if v.type.tensor_type.elem_type == uint8} for each in (graph.input, graph.output)
-    )
-    makers = {name: node for node in graph.node for name in node.output}
-    wrong = {
-        name for node in graph.node for name in inputs & set(node.input) if casts_to(node) != onnx.TensorProto.FLOAT
-    }
-    wrong |= {name for name in outputs if name in makers and casts_to(makers[name]) != uint8}
-    return [f"{name}: UINT8 must meet a Cast to or from FP32 at the graph's edge" for name in sorted(wrong)]
-
-
-def casts_to(node: onnx.NodeProto) -> int:
-    """The type that a Cast makes; 0 for another operator."""
-    return int(onnx.helper.get_node_attr_value(node, "to")) if node.op_type == "Cast" else 0
+    return reasons + operators.reasons(model)
 
 
 def metric_reasons(candidate: Path, spec: ModelSpec, into: Path) -> list[str]:

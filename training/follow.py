@@ -70,7 +70,8 @@ class Follower:
             raise ClusterError(f"{self.job} is gone: it was deleted") from error
         end = _end(job)
         pods = self.cluster.list("Pod", labelSelector=f"batch.kubernetes.io/job-name={self.job}")
-        for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"])):
+        # The leader's log is followed as long as it comes: of the others is told before.
+        for pod in sorted(pods, key=lambda pod: (_leads(pod), str(pod["metadata"]["creationTimestamp"]))):
             self._look_at(pod, job_ended=end is not None)
         if not pods:
             self._say_why_no_pod(job)
@@ -94,9 +95,13 @@ class Follower:
         terminated: Json | None = state.get("terminated")
         if terminated or "running" in state:
             self._tell_once(f"pod {name} runs on {pod['spec'].get('nodeName', 'a node')}")
-            self._copy_log(name, final=terminated is not None or job_ended)
+            if _leads(pod):
+                self._copy_log(name, final=terminated is not None or job_ended)
+            elif terminated:
+                self._ended.add(name)
         if terminated and name in self._ended and terminated["exitCode"]:
-            self.tell(f"pod {name} ended with status {terminated['exitCode']}: {_meaning(terminated)}")
+            said = "" if _leads(pod) else f": {_words(terminated)}"
+            self.tell(f"pod {name} ended with status {terminated['exitCode']}: {_meaning(terminated)}{said}")
 
     def _copy_log(self, pod: str, *, final: bool) -> None:
         """A log that breaks off is read again in the next round, without the lines that were shown."""
@@ -144,6 +149,12 @@ def _end(job: Json) -> Json | None:
     """The condition that says how the Job ended, if it has."""
     conditions: list[Json] = job.get("status", {}).get("conditions", [])
     return next((c for c in conditions if c["type"] in ("Complete", "Failed") and c["status"] == "True"), None)
+
+
+def _leads(pod: Json) -> bool:
+    """Of an Indexed Job's pods only the first logs the run; a Job of one pod has no indices."""
+    index: str = pod["metadata"].get("annotations", {}).get("batch.kubernetes.io/job-completion-index", "0")
+    return index == "0"
 
 
 def _meaning(terminated: Json) -> str:

@@ -1,6 +1,6 @@
 """Write the files that are made from the specs, or check that they are up to date.
 
-Run: python -m training.generate            (write: config.pbtxt, labels.txt, the Jobs under deploy/, the SDK's table)
+Run: python -m training.generate            (write: config.pbtxt and its kin, the Jobs under deploy/, the SDK's table)
      python -m training.generate --check    (write nothing; exit status 1 and the names of those that have drifted)
 """
 
@@ -25,8 +25,9 @@ def files() -> dict[Path, str]:
     specs = [catalog.served(name) for name in catalog.names()]
     made = {SDK_TABLE: sdk_table(specs)}
     for spec in specs:
-        made |= {MODEL_REPOSITORY / spec.name / name: text for name, text in pbtxt.files(spec).items()}
-        if job := catalog.job(spec.name):
+        beside = pbtxt.files(spec) | pbtxt.plan_files(spec)
+        made |= {MODEL_REPOSITORY / spec.name / name: text for name, text in beside.items()}
+        for job in catalog.jobs(spec.name):
             made[jobs.file(spec.name, job)] = jobs.render(catalog.spec(spec.name), job)
     return made
 

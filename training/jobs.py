@@ -30,6 +30,8 @@ GPU = "nvidia.com/gpu"
 USER = 1000
 """The user that deploy/images/*.Dockerfile make."""
 METRICS_PORT = 8000
+RENDEZVOUS_PORT = 29400
+RETRIES = 4
 DEVICE = "ATELIER_DEVICE"
 """What tells training.devices which device to take."""
 DATA = "/runs/.data"
@@ -43,7 +45,7 @@ class Job:
     `corpus` says what the pictures are, for the reader of the manifest, and `fetched_from` where they come from, if
     they do: the first address that answers. `deadline_h` ends a Job that hangs, with time to spare for one that
     does not. `options` go to training.run as they are. One whose run is wanted, not a new version, has a `name` that
-    says what it `does`, and doesn't publish.
+    says what it `does`, and doesn't publish. `gpus`, `cpus` and `memory` are those of each of `nodes`.
     """
 
     corpus: str
@@ -52,6 +54,7 @@ class Job:
     publishes: bool = True
     fetched_from: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    nodes: int = 1
     gpus: int = 1
     cpus: int = 4
     memory: str = "8Gi"
@@ -59,7 +62,9 @@ class Job:
 
     def __post_init__(self) -> None:
         assert self.gpus >= 0, f"gpus {self.gpus}: 0 or more"
-        assert min(self.cpus, self.deadline_h) > 0, f"cpus {self.cpus}, deadline_h {self.deadline_h}: 1 or more"
+        for fact in ("nodes", "cpus", "deadline_h"):
+            assert getattr(self, fact) > 0, f"{fact} {getattr(self, fact)}: 1 or more"
+        assert self.nodes == 1 or self.publishes, "nodes: a pod knows by what was published that its group is done"
         assert re.fullmatch(r"\d+[GM]i", self.memory), f"memory {self.memory!r}: such as 8Gi or 512Mi"
 
 
@@ -95,8 +100,9 @@ def load(path: Path) -> list[Any]:
 
 def documents(model: str, job: Job) -> list[dict[str, Any]]:
     """What the file holds. A tuple is written on one line; a `Note` stands above its value."""
-    models = [_claim(MODELS, "5Gi")] if job.publishes else []
-    return [_account(), *models, _claim(RUNS, "20Gi"), _job(model, job)]
+    models = [_claim(MODELS, "5Gi", job)] if job.publishes else []
+    service = [_service()] if job.nodes > 1 else []
+    return [_account(), *models, _claim(RUNS, "20Gi", job), *service, _job(model, job)]
 
 
 class Note(NamedTuple):
@@ -113,12 +119,28 @@ def _account() -> dict[str, Any]:
     }
 
 
-def _claim(name: str, storage: str) -> dict[str, Any]:
+def _claim(name: str, storage: str, job: Job) -> dict[str, Any]:
+    mode = "ReadWriteMany" if job.nodes > 1 else "ReadWriteOnce"
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
         "metadata": {"name": name, "labels": _labels("storage")},
-        "spec": {"accessModes": ("ReadWriteOnce",), "resources": {"requests": {"storage": storage}}},
+        "spec": {"accessModes": (mode,), "resources": {"requests": {"storage": storage}}},
+    }
+
+
+def _service() -> dict[str, Any]:
+    """One for all Jobs of several pods: their pods' names, which begin with the Job's, are made under it."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": ACCOUNT, "labels": _labels("training")},
+        "spec": {
+            "clusterIP": Note("Headless: it gives each pod a name, <job>-<index>.atelier-training.", "None"),
+            "publishNotReadyAddresses": True,
+            "selector": _labels("training"),
+            "ports": [{"name": "rendezvous", "port": RENDEZVOUS_PORT}],
+        },
     }
 
 
@@ -137,7 +159,7 @@ def _job(model: str, job: Job) -> dict[str, Any]:
             "labels": {"app.kubernetes.io/name": Note(queue, _dashed(model)), **_labels("training")},
         },
         "spec": {
-            "backoffLimit": 4,
+            **_completions(job),
             "activeDeadlineSeconds": Note(
                 f"{job.deadline_h} hours in all; time spent waiting for a node counts.", job.deadline_h * 3600
             ),
@@ -145,6 +167,20 @@ def _job(model: str, job: Job) -> dict[str, Any]:
             "podFailurePolicy": {"rules": _failure_rules()},
             "template": {"metadata": {"labels": labels}, "spec": _pod(model, job)},
         },
+    }
+
+
+def _completions(job: Job) -> dict[str, Any]:
+    if job.nodes == 1:
+        return {"backoffLimit": RETRIES}
+    return {
+        "completionMode": "Indexed",
+        "completions": job.nodes,
+        "parallelism": Note("The same: none trains without the others.", job.nodes),
+        "backoffLimit": Note(
+            f"When one pod crashes, all end and begin again from the checkpoint: {RETRIES} such times.",
+            RETRIES * job.nodes,
+        ),
     }
 
 
@@ -185,6 +221,8 @@ def _pod(model: str, job: Job) -> dict[str, Any]:
     }
     if job.gpus:
         pod["tolerations"] = [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}]
+    if job.nodes > 1:
+        pod["subdomain"] = ACCOUNT
     return pod | {"containers": [_container(model, job)], "volumes": _volumes(job)}
 
 
@@ -195,8 +233,9 @@ def _container(model: str, job: Job) -> dict[str, Any]:
     return {
         "name": CONTAINER,
         "image": image("gpu" if job.gpus else "cpu"),
-        "command": ("python", "-m", "training.run"),
+        "command": ("python", "-m", "training.torchrun" if job.nodes > 1 else "training.run"),
         "args": [
+            *(_torchrun(job) if job.nodes > 1 else []),
             model,
             "--runs=/runs",
             Note(
@@ -209,7 +248,10 @@ def _container(model: str, job: Job) -> dict[str, Any]:
             *job.options,
         ],
         "env": _environment(job),
-        "ports": [{"name": "metrics", "containerPort": METRICS_PORT}],
+        "ports": [
+            {"name": "metrics", "containerPort": METRICS_PORT},
+            *([{"name": "rendezvous", "containerPort": RENDEZVOUS_PORT}] if job.nodes > 1 else []),
+        ],
         "resources": {"limits": Note("No requests are given: they default to these.", resources)},
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -224,6 +266,26 @@ def _container(model: str, job: Job) -> dict[str, Any]:
             *([{"name": "shm", "mountPath": "/dev/shm"}] if job.publishes else []),
         ],
     }
+
+
+def _torchrun(job: Job) -> list[Any]:
+    """How the pods find one another. The static rendezvous, for it alone lets the completion index be the rank: the pod
+    of index 0 leads, and its log is the run's."""
+    return [
+        Note(
+            "A pod that comes back when the others are done has nothing to do, and nobody to meet.",
+            "--unless=/runs/$(JOB_NAME)/published.txt",
+        ),
+        f"--nnodes={job.nodes}",
+        f"--nproc-per-node={max(1, job.gpus)}",
+        "--node-rank=$(JOB_COMPLETION_INDEX)",
+        f"--master-addr=$(JOB_NAME)-0.{ACCOUNT}",
+        f"--master-port={RENDEZVOUS_PORT}",
+        Note("Seconds that a pod waits for the others to be scheduled.", "--rdzv-conf=timeout=3600"),
+        Note("Of the grace period, for workers to finish a step and write a checkpoint.", "--shutdown-timeout=90"),
+        "-m",
+        "training.run",
+    ]
 
 
 def _environment(job: Job) -> list[Any]:
@@ -273,20 +335,51 @@ Its corpus: {job.corpus}.
 {result}
 
   kubectl apply -f {file(spec.name, job)}
-  kubectl logs -f job/{name}
-
+  kubectl logs -f {_log(name, job)}
+{_together(job)}
 What to change for your cluster:
 - image: `deploy/images/build.sh training-gpu` builds it. Push it where the cluster can pull it, and name that here.
 - {GPU}: without GPUs delete it and the toleration, take the -cpu image, and set {DEVICE} to cpu.
-- accessModes: ReadWriteMany where Triton, or another Job, runs on another node than this Job.
+{_modes(job)}
 - storageClassName: not set, so the cluster's default is used.
 {_fetching(job)}
-A Job is applied once. After a change: kubectl delete job {name}, then apply; it goes on where it stopped.
-For a new run give the Job a new name, as `python -m training.submit {spec.name} --follow` does for you.
+A Job is applied once. After a change: kubectl delete job {name}, then apply: it goes on.
+For a new run give the Job a new name, as `{_submit(spec.name, job)}` does for you.
 Never `kubectl delete -f` this file: that deletes {lost}.
 
 Generated by `python -m training.generate` from training/models/{spec.name}/ and training/jobs.py.
 """
+
+
+def _log(name: str, job: Job) -> str:
+    if job.nodes == 1:
+        return f"job/{name}"
+    return f"-l job-name={name},batch.kubernetes.io/job-completion-index=0"
+
+
+def _submit(model: str, job: Job) -> str:
+    nodes = f" --nodes {job.nodes}" if job.nodes > 1 else ""
+    return f"python -m training.submit {model}{nodes} --follow"
+
+
+def _together(job: Job) -> str:
+    if job.nodes == 1:
+        return ""
+    return f"""
+{job.nodes} pods share every batch and average their gradients, so that the run is that of one pod, sooner.
+The pod of index 0 leads: it alone writes the run, evaluates and publishes. When one is drained or crashes, all
+end, and begin again together from its last checkpoint.
+"""
+
+
+def _modes(job: Job) -> str:
+    if job.nodes == 1:
+        return "- accessModes: ReadWriteMany where Triton, or another Job, runs on another node than this Job."
+    return """\
+- accessModes: pods on several nodes need ReadWriteMany, and a StorageClass that can (NFS, CephFS, EFS, Filestore).
+  A claim's mode can't be changed: where the claims are there already as ReadWriteOnce, this Job can't run.
+- network: the pods reach one another on every port, which a NetworkPolicy must allow.
+- nodes: completions, parallelism and --nnodes are one number, of which --batch is a multiple."""
 
 
 def _fetching(job: Job) -> str:

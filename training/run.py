@@ -4,11 +4,12 @@
     python -m training.run wgan --preset tiny --name try    seconds on a CPU
     python -m training.run wgan --resume                    go on where runs/wgan stopped
     python -m training.run wgan --publish DIR               and put the result through the gate into a model repository
+    python -m training.run wgan --publish DIR --export onnx,tensorrt    with a plan for the GPU that serves it
     python -m training.run wgan --evaluate CHECKPOINT       only the measures of a checkpoint
     python -m training.run wgan --corpus DIR --name mine --init CHECKPOINT     start from learnt weights
 
 Exit status: 0 done; 1 the corpus can't be fetched; 2 bad options or data; 3 refused by the gate; 143 stopped by
-SIGTERM, with a checkpoint to resume.
+SIGTERM, with a checkpoint to resume. A volume that is full or read-only is 2: nobody but a person mends it.
 """
 
 from __future__ import annotations
@@ -16,19 +17,27 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import errno
 import io
 import itertools
 import json
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from serving.errors import ServingError
 from training import catalog
 from training.errors import BAD_INPUT, REFUSED, STOPPED, UNREACHABLE, BadInput, Refused, Unreachable
+
+TERMINATION_LOG = Path("/dev/termination-log")
+"""What is written there is a pod's termination message. Without it Kubernetes takes the log's last 80 lines."""
+ONNX, ONNX_AND_PLAN = "onnx", "onnx,tensorrt"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +52,8 @@ class Invocation:
     """go on from the last checkpoint if there is one"""
     publish: Path | None = None
     """a model repository, to publish the result in if the gate lets it pass"""
+    export: str = ONNX
+    """what a version holds: onnx, or onnx,tensorrt where this GPU is of the type that serves"""
     evaluate: Path | None = None
     """only measure this checkpoint"""
     metrics_port: int = 0
@@ -55,15 +66,35 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     # A pod's first process gets no default handler: without this one, evaluation and export would sit out a drain.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
+    threading.excepthook = _thread_failed
     try:
         model, preset, rest = _model_and_preset(arguments)
         return _run(model, preset, rest)
-    except BadInput as error:
-        print(f"training.run: {error}", file=sys.stderr)
+    except (BadInput, ServingError) as error:
+        _say(str(error))
         return UNREACHABLE if isinstance(error, Unreachable) else BAD_INPUT
     except Refused as error:
-        print(f"training.run: {error}", file=sys.stderr)
+        _say(str(error))
         return REFUSED
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        where = error.filename or "--runs or --publish"
+        _say(f"{where}: {error.strerror}; put that right, and the same command with --resume goes on")
+        return BAD_INPUT
+
+
+def _thread_failed(failed: threading.ExceptHookArgs) -> None:
+    """TensorBoard writes from a thread of its own. That the volume is full, the run itself tells, in one line."""
+    if not (isinstance(failed.exc_value, OSError) and failed.exc_value.errno in NO_ROOM):
+        threading.__excepthook__(failed)
+
+
+def _say(why: str) -> None:
+    print(f"training.run: {why}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        if TERMINATION_LOG.is_file():
+            TERMINATION_LOG.write_text(f"training.run: {why}\n")
 
 
 def _model_and_preset(arguments: list[str]) -> tuple[str, str, list[str]]:
@@ -98,11 +129,17 @@ def _run(model: str, preset: str, rest: list[str]) -> int:
     if asked.publish is not None and model not in catalog.names():
         raise BadInput(f"--publish: {model} is not served; its weights stay in {asked.runs / name / 'candidate'}")
 
-    # Heavy imports come after the cheap refusals.
-    from training import devices, export
-    from training.rundir import RunDir, Stopped
+    if asked.export != ONNX:
+        _check_export(model, asked.export)
 
-    devices.pick_device()  # a GPU that is missing is told before the corpus is made
+    # Heavy imports come after the cheap refusals.
+    from training import devices, distributed
+    from training.rundir import RunDir
+
+    if distributed.workers() > 1 and catalog.multinode(model) is None:
+        able = " and ".join(other for other in catalog.names() if catalog.multinode(other))
+        raise BadInput(f"WORLD_SIZE: {model} is for one worker, not {distributed.workers()}; several train {able}")
+    device = devices.pick_device()  # a GPU that is missing is told before the corpus is made
     devices.keep_freed_memory()
     corpus = recipe.load_corpus(options)
     if asked.evaluate is not None:
@@ -113,37 +150,66 @@ def _run(model: str, preset: str, rest: list[str]) -> int:
 
     if asked.publish is not None:
         _check_publish(asked.publish)
-    if asked.metrics_port:
+    if asked.metrics_port and os.environ.get("LOCAL_RANK", "0") == "0":
         _serve_metrics(asked.metrics_port)
-    run = RunDir(
-        asked.runs / name, model=model, options=options, preset=preset, resume=asked.resume,
-        corpus={"name": corpus.name, "sha256": corpus.sha256},
-    )  # fmt: skip
+    with distributed.joined(device), distributed.own_folder(asked.runs / name) as path:
+        run = RunDir(
+            path, model=model, options=options, preset=preset, resume=asked.resume,
+            corpus={"name": corpus.name, "sha256": corpus.sha256},
+        )  # fmt: skip
+        try:
+            return _train(recipe, run, corpus, asked)
+        finally:
+            run.close()
+            if distributed.leads():
+                _push_metrics(model, name)
+
+
+def _train(recipe: Any, run: Any, corpus: Any, asked: Invocation) -> int:
+    from training import distributed
+    from training.rundir import Stopped
+
     try:
-        checkpoint = recipe.train(options, run, corpus)
+        checkpoint = recipe.train(run.options, run, corpus)
     except Stopped:
-        print(f"stopped; the same command with --resume goes on from {run.last}", file=sys.stderr)
+        if distributed.leads():
+            print(f"stopped; the same command with --resume goes on from {run.last}", file=sys.stderr)
         return STOPPED
-    finally:
-        run.close()
-        _push_metrics(model, name)
-    published = run.path / "published.txt"
-    if asked.publish is not None and published.is_file():  # a pod that took over from one that was done
-        print(published.read_text(), end="")
-        return 0
-    if model not in catalog.names():
-        print(f"weights and their card: {export.keep(model, checkpoint, run.path, corpus=corpus)}")
-        return 0
-    candidate = export.export(model, checkpoint, run.path, corpus=corpus)
-    if asked.publish is None:
+    if distributed.leads():
+        _hand_on(checkpoint, run, corpus, asked)
+    if not distributed.meet() and not distributed.leads():
+        _say("the worker that evaluates and publishes has ended before it was done; its log says why")
+        return UNREACHABLE
+    return 0
+
+
+def _hand_on(checkpoint: Path, run: Any, corpus: Any, asked: Invocation) -> None:
+    """Make the candidate and, if asked to, publish it. A pod that took over from one that had says so once more."""
+    from training import export
+
+    if run.model not in catalog.names():
+        print(f"weights and their card: {export.keep(run.model, checkpoint, run.path, corpus=corpus)}")
+        return
+    publish, plan = asked.publish, asked.export != ONNX
+    if publish is None:
+        candidate = export.export(run.model, checkpoint, run.path, corpus=corpus)
+        if plan:
+            print(export.add_plan(run.model, candidate, None))
         print(
             f"candidate: {candidate}; python -m training.export {run.path} --publish serving/model_repository serves it"
         )
-    else:
-        version = export.publish(model, candidate, asked.publish)
-        published.write_text(f"published {model} version {version} in {asked.publish}\n")
-        print(published.read_text(), end="")
-    return 0
+        return
+    published = run.path / "published.txt"
+    if not published.is_file():
+        version = export.published_by(run.path, run.model, publish)
+        if version is None:
+            candidate = export.export(run.model, checkpoint, run.path, corpus=corpus)
+            if plan:
+                print(export.add_plan(run.model, candidate, publish))
+            with run.counted_outcome():
+                version = export.publish(run.model, candidate, publish)
+        published.write_text(f"published {run.model} version {version} in {publish}\n")
+    print(published.read_text(), end="")
 
 
 def _parse(model: str, preset: str, recipe: Any, rest: list[str]) -> tuple[Invocation, Any]:
@@ -175,6 +241,20 @@ def _one_line(box: str) -> str:
     lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
     first = itertools.takewhile(lambda line: not line.startswith("─"), lines)
     return " ".join(" ".join(first).split()).rstrip(" .")
+
+
+def _check_export(model: str, formats: str) -> None:
+    """Before hours of training, too: a plan needs TensorRT and a GPU."""
+    from serving import pbtxt, tensorrt
+
+    if formats != ONNX_AND_PLAN:
+        raise BadInput(f"--export: no {formats!r}; give {ONNX} or {ONNX_AND_PLAN}")
+    if model not in catalog.names() or not pbtxt.plan_files(catalog.spec(model)):
+        raise BadInput(f"--export: Triton does not run the graph of {model} itself, so it has no plan; give onnx")
+    try:
+        tensorrt.builder()
+    except ServingError as error:
+        raise BadInput(f"--export: {error}; or give onnx") from error
 
 
 def _check_publish(repository: Path) -> None:

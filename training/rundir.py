@@ -9,12 +9,14 @@ runs/<name>/  options.json   the options, the corpus and the commit; written onc
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -27,7 +29,8 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from training.errors import BadInput
+from training import distributed
+from training.errors import BadInput, Refused
 
 STEP = prometheus_client.Gauge("atelier_training_step", "Steps done", ["model", "run"])
 STEPS = prometheus_client.Gauge("atelier_training_steps", "Steps asked for", ["model", "run"])
@@ -36,6 +39,13 @@ STAT = prometheus_client.Gauge(
 )
 SECONDS = prometheus_client.Histogram(
     "atelier_training_step_seconds", "Time of one step", ["model", "run"], buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10)
+)
+# A run that stalls: time() - this grows while step < steps. Set when the loop begins, too: the first step may hang.
+LAST_STEP = prometheus_client.Gauge(
+    "atelier_training_last_step_timestamp_seconds", "When the last step was done", ["model", "run"]
+)
+OUTCOMES = prometheus_client.Counter(
+    "atelier_publish", "Candidates that were published or refused", ["model", "run", "outcome"]
 )
 
 
@@ -72,7 +82,8 @@ class RunDir:
         try:
             for folder in ("samples", "checkpoints"):
                 (self.path / folder).mkdir(parents=True, exist_ok=True)
-            made_by = {**self.asked, "commit": commit(), "machine": machine(), "command": sys.argv[1:]}
+            made_by = {"run": uuid.uuid4().hex, **self.asked, "commit": commit(), "machine": machine()}
+            made_by["command"] = sys.argv[1:]
             if init := getattr(self.options, "init", ""):
                 made_by["started_from"] = self._story(Path(init))
             (self.path / "options.json").write_text(json.dumps(made_by, indent=2) + "\n")
@@ -101,42 +112,61 @@ class RunDir:
     def save(self, state: dict[str, Any]) -> None:
         """Write last.pt beside and swap it in: a full disk or a kill leaves the one before."""
         beside = self.last.with_suffix(".tmp")
+        content = io.BytesIO()
+        torch.save(state, content)  # into memory: a full disk makes it raise "unexpected pos", in many words
         try:
             with beside.open("wb") as file:
-                torch.save(state, file)
+                file.write(content.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
             beside.replace(self.last)
         except OSError as error:
             beside.unlink(missing_ok=True)
-            raise BadInput(f"--runs: can't write {self.last}: {error.strerror}; the one before is kept") from error
+            raise BadInput(
+                f"--runs: can't write {self.last}: {error.strerror}; the one before is kept: put that right, "
+                "and --resume goes on from there"
+            ) from error
 
     def restore(self) -> dict[str, Any] | None:
         """The last checkpoint, or None for a new run. Figures recorded after it are dropped: they will come again."""
-        if not self.last.exists():
+        state, kept = distributed.from_leader(self._kept())
+        if state is None:
             return None
-        state = load_checkpoint(self.last)
         path = self.path / "stats.jsonl"
-        lines = path.read_text().splitlines(keepends=True)
-        kept = lines[: state["step"]]  # one line a step, from step 0; also drops one that a kill cut short
         self._stats.close()
-        path.write_text("".join(kept))
+        beside = path.with_suffix(".tmp")
+        beside.write_text("".join(kept))
+        beside.replace(path)
         self._stats = path.open("a")
         return state
+
+    def _kept(self) -> tuple[dict[str, Any] | None, list[str]]:
+        """The last checkpoint's state, and the lines of stats.jsonl up to it."""
+        if not self.last.exists():
+            return None, []
+        state = load_checkpoint(self.last)
+        lines = (self.path / "stats.jsonl").read_text().splitlines(keepends=True)
+        return state, lines[: state["step"]]  # one line a step, from step 0; also drops one that a kill cut short
 
     # --- the loop ---
 
     def steps(self, first: int, last: int) -> Iterator[int]:
         """first .. last - 1 with a progress bar on a terminal. SIGTERM ends it after a whole step."""
+        for outcome in ("published", "refused"):
+            self._outcome(outcome)  # a counter that begins at 1 would show no increase
         STEPS.labels(self.model, self.path.name).set(last)
+        STEP.labels(self.model, self.path.name).set(first)
+        LAST_STEP.labels(self.model, self.path.name).set_to_current_time()
         self._begun, self._first, self._last = time.monotonic(), first, last
-        self._bar = tqdm(total=last, initial=first, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+        quiet = not (sys.stderr.isatty() and distributed.leads())
+        self._bar = tqdm(total=last, initial=first, unit="step", disable=quiet, dynamic_ncols=True)
         with self._bar, self._on_sigterm():
             for step in range(first, last):
                 begun = time.monotonic()
                 yield step
                 SECONDS.labels(self.model, self.path.name).observe(time.monotonic() - begun)
                 STEP.labels(self.model, self.path.name).set(step + 1)
+                LAST_STEP.labels(self.model, self.path.name).set_to_current_time()
 
     @contextmanager
     def _on_sigterm(self) -> Iterator[None]:
@@ -169,10 +199,23 @@ class RunDir:
             if line:
                 self._bar.set_postfix_str(line, refresh=False)
             self._bar.update()
-        elif line:
+        elif line and distributed.leads():
             done = step + 1 - self._first
             left = (time.monotonic() - self._begun) / done * (self._last - step - 1)
             print(f"step {step + 1}/{self._last} {line} | {_duration(left)} left", flush=True)
+
+    @contextmanager
+    def counted_outcome(self) -> Iterator[None]:
+        """Counts what comes of publishing for Prometheus."""
+        try:
+            yield
+        except Refused:
+            self._outcome("refused").inc()
+            raise
+        self._outcome("published").inc()
+
+    def _outcome(self, outcome: str) -> prometheus_client.Counter:
+        return OUTCOMES.labels(self.model, self.path.name, outcome)
 
     def stats(self) -> list[dict[str, float]]:
         return [json.loads(line) for line in (self.path / "stats.jsonl").read_text().splitlines()]

@@ -3,6 +3,7 @@
     python -m training.submit wgan --set steps=2000 seed=3     with other options, checked here first
     python -m training.submit wgan --image registry.example/atelier-training:0.1.0-gpu
     python -m training.submit wgan --cpu                       on a cluster without GPUs
+    python -m training.submit style --nodes 4                  on several nodes: deploy/train-style-multinode.yaml
     python -m training.submit wgan --dry-run                   print what would be created
 
 Creates what deploy/train-wgan.yaml holds: the Job under a name of its own, the rest where it is not there yet.
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", help="of the Job and its run; a new one if left out")
     parser.add_argument("--image", help="where your cluster finds the training image")
     parser.add_argument("--cpu", action="store_true", help="ask for no GPU, and take the CPU image")
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="as many pods, which share every batch")
     parser.add_argument("--namespace", help="that of the kubeconfig's context if left out")
     parser.add_argument("--context", help="of the kubeconfig; its current one if left out")
     parser.add_argument("--follow", action="store_true", help="copy the log, wait for the end, return its success")
@@ -85,6 +87,11 @@ def _manifests(asked: argparse.Namespace) -> list[Any]:
     facts = catalog.job(asked.model) if asked.model in _trainable() else None
     if facts is None:
         raise BadInput(f"MODEL: no {asked.model!r}; there are {', '.join(_trainable())}")
+    if asked.nodes != 1:
+        facts = catalog.multinode(asked.model) if asked.nodes > 1 else None
+    if facts is None:
+        able = " and ".join(name for name in _trainable() if catalog.multinode(name))
+        raise BadInput(f"--nodes: {asked.nodes} can't train {asked.model}; on 2 or more {able} can be trained")
     path = jobs.file(asked.model, facts)
     try:
         manifests = jobs.load(jobs.ROOT / path)
@@ -106,6 +113,8 @@ def _change(job: Any, pod: Any, container: Any, asked: argparse.Namespace) -> No
         job["metadata"]["name"] = asked.name
     else:
         job["metadata"].insert(0, "generateName", f"{job['metadata'].pop('name')}-")
+    if asked.nodes > 1:
+        _spread(job["spec"], container, asked.nodes)
     container["args"] += training_arguments(asked.model, asked.preset, asked.set)
     if asked.cpu:
         container["image"] = container["image"].removesuffix("-gpu") + "-cpu"
@@ -116,6 +125,14 @@ def _change(job: Any, pod: Any, container: Any, asked: argparse.Namespace) -> No
                 variable["value"] = "cpu"
     if asked.image:
         container["image"] = asked.image
+
+
+def _spread(spec: Any, container: Any, nodes: int) -> None:
+    """Over as many nodes as were asked for, not as many as the file says."""
+    spec["backoffLimit"] = spec["backoffLimit"] // spec["completions"] * nodes
+    spec["completions"] = spec["parallelism"] = nodes
+    (place,) = (k for k, argument in enumerate(container["args"]) if argument.startswith("--nnodes="))
+    container["args"][place] = f"--nnodes={nodes}"
 
 
 def training_arguments(model: str, preset: str | None, settings: list[str]) -> list[str]:
@@ -181,12 +198,24 @@ def _create(cluster: Cluster, manifests: list[Any]) -> str:
         try:
             name = cluster.create(manifest)
             print(f"created {manifest['kind']} {name}", file=sys.stderr)
-        except Exists:
-            pass  # claims hold data and may have been changed by their owner: they stay as they are
+        except Exists:  # claims hold data and may have been changed by their owner: they stay as they are
+            _can_be_shared(cluster, manifest)
     try:
         return cluster.create(job)
     except Exists as error:
         raise ClusterError(f"--name: {error}; choose another, or leave --name out") from error
+
+
+def _can_be_shared(cluster: Cluster, manifest: Any) -> None:
+    """Refuses a claim for one node where the file asks for one of many: pods would wait for their volume for ever."""
+    if "ReadWriteMany" not in manifest.get("spec", {}).get("accessModes", []):
+        return
+    name = manifest["metadata"]["name"]
+    if "ReadWriteMany" not in (modes := cluster.read(manifest["kind"], name)["spec"]["accessModes"]):
+        raise ClusterError(
+            f"--nodes: the claim {name} is {', '.join(modes)}, and a claim's mode can't be changed; pods on several "
+            "nodes need ReadWriteMany: use another --namespace, or make the claim anew"
+        )
 
 
 def _follow(cluster: Cluster, job: str) -> int:

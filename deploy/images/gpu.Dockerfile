@@ -7,7 +7,12 @@
 ARG PYTORCH=docker.io/pytorch/pytorch:2.13.0-cuda12.6-cudnn9-runtime@sha256:6acf597eeb8e376a96580dde4952f37cc017fef732bb40bfc73f28f25e3f64b4
 ARG TRITON=nvcr.io/nvidia/tritonserver:26.06-py3
 
+# For --export onnx,tensorrt: the TensorRT of the Triton image that serves, which has CUDA 13. On the PyTorch image for CUDA
+# 13 above, for Triton 26.07: TENSORRT=tensorrt-cu13==11.1.0.106
+ARG TENSORRT=
+
 FROM ${PYTORCH} AS packages
+ARG TENSORRT
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_FIND_LINKS
@@ -18,7 +23,8 @@ COPY pyproject.toml .
 # pip, whose ensurepip the image may lack; the image's own pip fills it.
 RUN touch README.md \
     && python3 -m venv --system-site-packages --without-pip /opt/venv \
-    && python3 -m pip --python /opt/venv/bin/python install --no-cache-dir --no-compile '.[training]'
+    && python3 -m pip --python /opt/venv/bin/python install --no-cache-dir --no-compile '.[training]' \
+        ${TENSORRT:+"$TENSORRT"}
 
 FROM ${PYTORCH} AS training
 COPY --from=packages /opt/venv /opt/venv
@@ -31,9 +37,26 @@ ENV ATELIER_COMMIT=$COMMIT
 USER 1000
 ENTRYPOINT ["python", "-m", "training.run"]
 
+# --- Triton: TensorRT and trtexec are the image's own; from PyPI comes TensorRT's API for Python, in the same version
+FROM ${TRITON} AS triton-packages
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_FIND_LINKS
+ARG PIP_CERT
+WORKDIR /build
+COPY pyproject.toml .
+RUN touch README.md \
+    && python3 -m venv --without-pip /opt/venv \
+    && python3 -m pip --python /opt/venv/bin/python install --no-cache-dir --no-compile \
+        '.[gpu]' "tensorrt-cu13-bindings==${TRT_VERSION%%+*}.*"
+
 FROM ${TRITON} AS serving
-ENV HOME=/tmp
-COPY serving/model_repository /models
+COPY --from=triton-packages /opt/venv /opt/venv
+# Triton's Python backend takes the packages of the first python3 on the PATH.
+ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp
+WORKDIR /app
+COPY serving serving
+COPY serving/backends/painter /opt/tritonserver/backends/painter
 USER 1000
 EXPOSE 8000 8001 8002
-CMD ["tritonserver", "--model-repository=/models", "--disable-auto-complete-config", "--strict-readiness=true"]
+CMD ["tritonserver", "--model-repository=/app/serving/model_repository", "--disable-auto-complete-config", "--strict-readiness=false"]

@@ -124,6 +124,15 @@ def test_models_and_readiness(client):
     assert (model.name, model.versions, model.state) == ("wgan", (1, 2), "READY")
 
 
+def test_models_of_a_guarded_server(repository):
+    """A server that keeps its index to itself says of each known model what it serves, and so do its errors."""
+    with Embedded(repository, control_key="secret") as guarded, Client(guarded.grpc) as client:
+        (model,) = client.models()
+        assert (model.name, model.versions, model.state) == ("wgan", (1, 2), "READY")
+        with pytest.raises(errors.UnknownVersion, match=r"wgan has no version 9 \(served: wgan 1, 2\)"):
+            client.generate(MANY[:1], version=9)
+
+
 def test_an_unknown_version_says_which_there_are(client):
     """UnknownVersion, for one batch and for many."""
     for vectors in (MANY[:1], MANY):

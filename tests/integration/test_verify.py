@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -50,6 +51,24 @@ def test_tolerance_fits_the_output(classifier_server: Embedded, tmp_path: Path) 
 
     with pytest.raises(Disagreement, match=r"allowed 0\.001"):
         verify(classifier_server.grpc, "classifier", 1, changed(golden, shift))
+
+
+def test_tolerance_of_the_card(classifier_server: Embedded, tmp_path: Path) -> None:
+    """What the version's own card allows goes before what rounding explains; a card that allows nonsense is named."""
+    folder = stand_in.candidate(tmp_path / "candidate", 1, stand_in.CLASSIFIER)
+    golden, card = folder / "golden.npz", folder / "card.json"
+    said = json.loads(card.read_text())
+
+    def shift(arrays: dict[str, Any]) -> Arrays:
+        arrays["probabilities"][3, 9] += 0.002
+        return arrays
+
+    changed(golden, shift)
+    card.write_text(json.dumps(said | {"golden_atol": 0.01}))
+    assert verify(classifier_server.grpc, "classifier", 1, golden) == pytest.approx(0.002, abs=1e-4)
+    card.write_text(json.dumps(said | {"golden_atol": "much"}))
+    with pytest.raises(RepositoryError, match=r"card.json: golden_atol is 'much', not a number"):
+        verify(classifier_server.grpc, "classifier", 1, golden)
 
 
 def test_other_version(server: Embedded, golden: Path) -> None:

@@ -23,7 +23,12 @@ import pytest
 
 NAMESPACES = ("default", "art")
 TOKEN = "a token"
-KINDS = {"serviceaccounts": "ServiceAccount", "persistentvolumeclaims": "PersistentVolumeClaim", "jobs": "Job"}
+KINDS = {
+    "serviceaccounts": "ServiceAccount",
+    "persistentvolumeclaims": "PersistentVolumeClaim",
+    "services": "Service",
+    "jobs": "Job",
+}
 ROUTE = re.compile(r"/(?:api|apis/batch)/v1/namespaces/([^/]+)/([a-z]+)(?:/([^/]+))?(/log)?")
 REASONS = {
     400: "BadRequest",
@@ -60,6 +65,10 @@ class Pod:
 
     log: list[str] = field(default_factory=list)
     exit_code: int = 0
+    index: int | None = None
+    """in an Indexed Job"""
+    message: str = ""
+    """of its end"""
     first: list[dict[str, Any] | None] = field(default_factory=list)
     log_breaks_after: int | None = None
     """lines; the connection breaks there, once"""
@@ -71,7 +80,8 @@ class Pod:
     ended: bool = False
 
     def status(self) -> dict[str, Any]:
-        state = {"terminated": {"exitCode": self.exit_code}} if self.ended else {"running": {}}
+        end = {"exitCode": self.exit_code, "message": self.message}
+        state = {"terminated": end} if self.ended else {"running": {}}
         return {"phase": "Running", "containerStatuses": [{"name": "train", "state": state}]}
 
 
@@ -159,6 +169,8 @@ class KubernetesStandIn:
             status = pod.first.pop(0) if pod.first else pod.status()
             if status is not NOT_THERE and not (pod.ended and pod.collected_after_its_log):
                 metadata = {"name": pod.name, "creationTimestamp": f"2026-01-01T00:00:{number:02d}Z"}
+                if pod.index is not None:
+                    metadata["annotations"] = {"batch.kubernetes.io/job-completion-index": str(pod.index)}
                 shown.append({"metadata": metadata, "spec": {"nodeName": "node-1"}, "status": status})
         return {"kind": "PodList", "items": shown[::-1]}
 

@@ -11,7 +11,7 @@ import stand_in
 
 from serving import repository
 from serving.spec import Threshold
-from training import catalog, export
+from training import catalog, export, operators
 from training.errors import BadInput, Refused
 from training.models.wgan.spec import SPEC
 
@@ -88,13 +88,13 @@ def test_graph_that_the_cluster_would_refuse_is_refused(candidate: Path, spoil: 
 def test_an_input_of_uint8_is_cast_to_float_before_anything_else(first: str, tmp_path: Path) -> None:
     """Neither turned before that, nor cast to whole numbers: TensorRT converts UINT8 to and from floats alone."""
     model = onnx.load(stand_in.candidate(tmp_path / "candidate", spec=stand_in.CLASSIFIER) / repository.MODEL)
-    assert export.edge_reasons(model.graph) == []
+    assert operators.edge_reasons(model.graph) == []
     if first == "Transpose":
         model.graph.node.insert(0, onnx.helper.make_node("Transpose", ["image"], ["turned"], perm=[0, 2, 1, 3]))
         model.graph.node[1].input[0] = "turned"
     else:
         model.graph.node[0].attribute[0].i = onnx.TensorProto.INT32
-    assert export.edge_reasons(model.graph) == ["image: UINT8 must meet a Cast to or from FP32 at the graph's edge"]
+    assert operators.edge_reasons(model.graph) == ["image: UINT8 must meet a Cast to or from FP32 at the graph's edge"]
 
 
 @pytest.mark.parametrize("model", [name for name in repository.models(repository.REPOSITORY) if name != "wgan_x4"])

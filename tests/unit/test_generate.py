@@ -44,7 +44,7 @@ def test_every_kind_of_file_is_generated():
         assert folder / "config.pbtxt" in made
         assert (folder / "labels.txt" in made) == (isinstance(spec, ModelSpec) and bool(spec.labels))
         assert (folder / "1/.gitkeep" in made) == isinstance(spec, Ensemble)
-    manifests = {jobs.file(name, job) for name in catalog.names() if (job := catalog.job(name))}
+    manifests = {jobs.file(name, job) for name in catalog.names() for job in catalog.jobs(name)}
     assert {path for path in made if path.is_relative_to("deploy")} == manifests
     assert Path("clients/src/atelier/_models.py") in made
 

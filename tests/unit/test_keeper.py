@@ -15,7 +15,7 @@ import pytest
 import traces
 from conftest import need
 
-from serving.embedded import KEEPER
+from serving.local import KEEPER
 
 Keeper = Callable[[str], "subprocess.Popen[bytes]"]
 

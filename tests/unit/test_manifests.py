@@ -19,12 +19,15 @@ from conftest import need
 from kubernetes_validate.utils import all_versions
 from pod_security import pods, violations
 from ruamel.yaml import YAML
+from torch.distributed import run as torch_run
 
 from training import catalog, errors, jobs, run
 
 DEPLOY = jobs.ROOT / "deploy"
-FILES = sorted(path for path in DEPLOY.rglob("*.yaml") if path.name != "kustomization.yaml")
-TRAIN = [jobs.ROOT / jobs.file(name, job) for name in catalog.names() if (job := catalog.job(name))]
+# What is applied by itself; what kustomizations are made of is tested in test_kustomize.py.
+FILES = sorted(path for path in [*DEPLOY.glob("*.yaml"), *DEPLOY.glob("*/*/push.yaml")] if "kustom" not in path.name)
+TRAIN = [jobs.ROOT / jobs.file(name, job) for name in catalog.names() for job in catalog.jobs(name)]
+MULTINODE = [path for path in TRAIN if path.stem.endswith("-multinode")]
 VERSIONS = [v for v in dict.fromkeys(all_versions()) if tuple(map(int, v.split(".")[:2])) >= (1, 30)]
 
 of_each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(DEPLOY)))
@@ -43,6 +46,12 @@ def _job(path: Path) -> dict[str, Any]:
 def _container(path: Path) -> dict[str, Any]:
     (container,) = _job(path)["spec"]["template"]["spec"]["containers"]
     return container
+
+
+def _run_arguments(path: Path) -> list[str]:
+    """training.run's, after torchrun's own if it is torchrun that starts it."""
+    arguments: list[str] = _container(path)["args"]
+    return arguments[arguments.index("training.run") + 1 :] if "training.run" in arguments else arguments
 
 
 def _environment(path: Path) -> dict[str, str]:
@@ -80,7 +89,7 @@ def test_a_typo_is_not_valid(version):
         kubernetes_validate.validate(manifest, version, strict=True)
 
 
-@of_each_file
+@pytest.mark.parametrize("path", sorted(DEPLOY.rglob("*.yaml")), ids=lambda path: str(path.relative_to(DEPLOY)))
 def test_every_reader_of_yaml_sees_the_same(path):
     """YAML 1.1 (kubectl) and 1.2 differ on words such as no, on and 0777: none of them stands there unquoted."""
     assert list(YAML(typ="safe", pure=True).load_all(path.read_text())) == _manifests(path)
@@ -153,9 +162,9 @@ def test_each_trained_model_has_its_file():
 @of_each_job
 def test_the_run_understands_its_command(path, capsys):
     """What the container starts is a command line that training.run accepts."""
-    container = _container(path)
-    assert container["command"] == ["python", "-m", "training.run"]
-    arguments = [argument.replace("$(JOB_NAME)", "a-job") for argument in container["args"]]
+    module = "training.torchrun" if path in MULTINODE else "training.run"
+    assert _container(path)["command"] == ["python", "-m", module]
+    arguments = [argument.replace("$(JOB_NAME)", "a-job") for argument in _run_arguments(path)]
     assert run.main([*arguments, "--dry-run"]) == 0
     assert json.loads(capsys.readouterr().out)
 
@@ -187,7 +196,7 @@ def test_everything_it_writes_to_is_a_volume(path):
 def test_what_it_fetches_stays_on_the_volume(path):
     """A corpus that is fetched lands beside the runs, where no run's name can meet it, and the header says from where;
     a Job that fetches nothing is told of no place for it."""
-    job = catalog.job(_container(path)["args"][0])
+    job = catalog.job(_run_arguments(path)[0])
     environment, comment = _environment(path), path.read_text().partition("apiVersion")[0]
     if not job.fetched_from:
         assert "ATELIER_DATA" not in environment
@@ -207,7 +216,7 @@ def test_a_missing_gpu_ends_the_job(path, monkeypatch, capsys):
     for name, value in _environment(path).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert run.main([_container(path)["args"][0], "--preset=tiny"]) == errors.BAD_INPUT
+    assert run.main([_run_arguments(path)[0], "--preset=tiny"]) == errors.BAD_INPUT
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("training.run: ATELIER_DEVICE: cuda was asked for")
@@ -227,12 +236,15 @@ def test_whole_by_itself(path):
 
 
 def test_files_share_their_claims():
-    """Applying a second file changes nothing that the first created."""
-    shared: dict[str, set[str]] = {}
+    """Applying a second file changes nothing that the first created; those of several nodes ask for another mode."""
+    shared: dict[tuple[str, str], set[str]] = {}
     for path in TRAIN:
         for manifest in _manifests(path):
+            if path in MULTINODE and manifest["kind"] == "PersistentVolumeClaim":
+                assert manifest["spec"]["accessModes"] == ["ReadWriteMany"]
+                manifest["spec"]["accessModes"] = ["ReadWriteOnce"]
             if manifest["kind"] != "Job":
-                shared.setdefault(manifest["metadata"]["name"], set()).add(json.dumps(manifest))
+                shared.setdefault((manifest["kind"], manifest["metadata"]["name"]), set()).add(json.dumps(manifest))
     assert {name: len(texts) for name, texts in shared.items()} == dict.fromkeys(shared, 1)
 
 
@@ -258,17 +270,53 @@ def test_readable(path):
 def test_one_place_sets_the_tag():
     """Every image of this project under deploy/ has pyproject.toml's version, and so has what build.sh builds."""
     version = jobs.image("gpu").partition(":")[2].partition("-")[0]
-    tags = {tag for path in FILES for tag in re.findall(r"image: atelier-\w+:([^\s-]+)", path.read_text())}
+    tags = {
+        tag for path in DEPLOY.rglob("*.yaml") for tag in re.findall(r"image: atelier-\w+:([^\s-]+)", path.read_text())
+    }
     assert tags == {version}
     line = next(line for line in (DEPLOY / "images" / "build.sh").read_text().splitlines() if "version=$(" in line)
     done = subprocess.run(["bash", "-c", f"{line}; echo $version"], cwd=jobs.ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == version
 
 
+@pytest.mark.parametrize("path", MULTINODE, ids=lambda path: path.name)
+def test_pods_of_several_nodes_find_each_other(path):
+    """torchrun parses its options, which are those of the Job; the address that they meet at is a name that a headless
+    Service of the same file gives the pod of index 0, ready or not, and whose selector finds the pods."""
+    job, container = _job(path)["spec"], _container(path)
+    assert (job["completionMode"], job["completions"]) == ("Indexed", job["parallelism"])
+    assert job["backoffLimit"] % job["completions"] == 0
+    options = {"$(JOB_NAME)": "a-job", "$(JOB_COMPLETION_INDEX)": "1"}
+    arguments = container["args"]
+    for variable, value in options.items():
+        arguments = [argument.replace(variable, value) for argument in arguments]
+    own, *torchruns = arguments
+    assert own == "--unless=/runs/a-job/published.txt"
+    asked = torch_run.parse_args(torchruns)
+    config, _, command = torch_run.config_from_args(asked)
+    assert (config.min_nodes, config.max_nodes, config.max_restarts) == (job["completions"], job["completions"], 0)
+    assert config.nproc_per_node == max(1, container["resources"]["limits"].get(jobs.GPU, 0))
+    assert config.rdzv_configs["rank"] == 1
+    assert command[1:3] == ["-m", "training.run"]
+    assert config.shutdown_timeout < job["template"]["spec"]["terminationGracePeriodSeconds"]
+
+    (service,) = (manifest for manifest in _manifests(path) if manifest["kind"] == "Service")
+    name, spec = service["metadata"]["name"], service["spec"]
+    assert (spec["clusterIP"], spec["publishNotReadyAddresses"]) == ("None", True)
+    assert spec["selector"].items() <= job["template"]["metadata"]["labels"].items()
+    assert job["template"]["spec"]["subdomain"] == name
+    assert config.rdzv_endpoint == f"a-job-0.{name}:{spec['ports'][0]['port']}"
+    assert spec["ports"][0]["port"] in [port["containerPort"] for port in container["ports"]]
+
+
 # --- a Job's facts ---
 
 
-@pytest.mark.parametrize("facts", [{"gpus": -1}, {"cpus": 0}, {"memory": "8GB"}, {"deadline_h": 0}], ids=str)
+@pytest.mark.parametrize(
+    "facts",
+    [{"gpus": -1}, {"nodes": 0}, {"nodes": 2, "publishes": False}, {"cpus": 0}, {"memory": "8GB"}, {"deadline_h": 0}],
+    ids=str,
+)
 def test_facts_that_no_cluster_can_give(facts):
     """A Job with impossible sizes can't be written down."""
     with pytest.raises(AssertionError):

@@ -72,6 +72,7 @@ def test_every_status_code_becomes_one_line_with_the_address(code, details):
         (Code.NOT_FOUND, "unknown model: 'wgan' version 9 is not found", errors.UnknownVersion),
         (Code.RESOURCE_EXHAUSTED, "Received message larger than max (9 vs. 4)", errors.InvalidInput),
         (Code.RESOURCE_EXHAUSTED, "quota", errors.Overloaded),
+        (Code.UNAVAILABLE, "This protocol is restricted, expecting header 'x'", errors.AccessDenied),
         (Code.UNIMPLEMENTED, "Method not found!", errors.NotATritonServer),
         (Code.UNIMPLEMENTED, "Received http2 header with status: 404", errors.NotATritonServer),
         (Code.UNIMPLEMENTED, "doesn't support models with decoupled transaction policy", errors.ServerError),

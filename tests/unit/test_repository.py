@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import stand_in
-from conftest import need
+from conftest import mounted
 
 from serving import repository as repo
 from serving.errors import RepositoryError
@@ -127,13 +127,8 @@ def test_publishers_at_once(candidate: Path, repository: Path, tmp_path: Path) -
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A filesystem of 1 MB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    need(mounted.returncode == 0, f"mounting a small filesystem needs root: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with mounted(tmp_path / "small", "size=1m") as folder:
+        yield folder
 
 
 def test_disk_fills_up(candidate: Path, small_disk: Path) -> None:
@@ -145,6 +140,31 @@ def test_disk_fills_up(candidate: Path, small_disk: Path) -> None:
     with pytest.raises(RepositoryError, match=r"No space left on device.*nothing has changed"):
         repo.publish(candidate, models, "wgan", beside={"config.pbtxt": "second"})
     assert content(models) == before
+
+
+def test_read_only_volume(candidate: Path, small_disk: Path) -> None:
+    """Nothing can be published or rolled back there, and the message says why; root is refused as anybody is."""
+    models = small_disk / "models"
+    repo.publish(candidate, models, "wgan")
+    before = content(models)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    for change in (lambda: repo.publish(candidate, models, "wgan"), lambda: repo.rollback(models, "wgan")):
+        with pytest.raises(RepositoryError, match=r"Read-only file system.*nothing has changed"):
+            change()
+    assert content(models) == before
+
+
+def test_publisher_waits_for_a_hand_over(candidate: Path, repository: Path) -> None:
+    """While a model is held no version of it appears; then it does, with the next number."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        with repo.held(repository, "wgan"):
+            number = pool.apply_async(repo.publish, (candidate, repository, "wgan"))
+            while not list((repository / "wgan").glob(f"{repo.STAGING}*")):
+                time.sleep(0.01)
+            with pytest.raises(multiprocessing.TimeoutError):
+                number.get(0.5)
+            assert repo.versions(repository, "wgan") == [1, 2]
+        assert number.get(60) == 3
 
 
 def test_file_too_large(candidate: Path, repository: Path) -> None:

@@ -3,10 +3,12 @@
 import dataclasses
 from pathlib import Path
 
+import prometheus_client
 import pytest
 import torch
+from conftest import mounted
 
-from training.errors import BadInput
+from training.errors import BadInput, Refused
 from training.rundir import RunDir, load_checkpoint
 
 
@@ -68,20 +70,37 @@ def test_half_written_last_line_is_dropped(tmp_path: Path) -> None:
     resumed.close()
 
 
-def test_full_disk_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
     """A checkpoint that can't be written leaves the old one, no fragment, and one line that names the file."""
-    run = open_run(tmp_path / "run")
-    run.save({"step": 1})
+    with mounted(tmp_path / "small", "size=1m") as disk:
+        run = open_run(disk / "run")
+        run.save({"step": 1})
+        with pytest.raises(BadInput, match=r"--runs: .*last\.pt: No space left on device; the one before is kept"):
+            run.save({"step": 2, "net": torch.zeros(1_000_000)})
+        run.close()
+        assert load_checkpoint(run.last) == {"step": 1}
+        assert [p.name for p in run.last.parent.iterdir()] == ["last.pt"]
 
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(BadInput, match=r"--runs: .*last\.pt: No space left"):
-        run.save({"step": 2})
+def test_progress_can_be_told_from_outside(tmp_path: Path) -> None:
+    """When the last step was done, from the loop's beginning on, and both outcomes of publishing, as yet 0."""
+
+    def metric(name: str, **labels: str) -> float | None:
+        return prometheus_client.REGISTRY.get_sample_value(name, {"model": "m", "run": "seen", **labels})
+
+    run, stamps = open_run(tmp_path / "seen"), []
+    for step in run.steps(0, 2):
+        stamps.append(metric("atelier_training_last_step_timestamp_seconds"))
+        assert metric("atelier_training_step") == step
+        run.record(step, "", loss=1.0)
     run.close()
-    assert load_checkpoint(run.last) == {"step": 1}
-    assert [p.name for p in run.last.parent.iterdir()] == ["last.pt"]
+    assert 0 < stamps[0] < stamps[1] < metric("atelier_training_last_step_timestamp_seconds")
+    assert [metric("atelier_publish_total", outcome=each) for each in ("published", "refused")] == [0, 0]
+    with pytest.raises(Refused), run.counted_outcome():
+        raise Refused
+    with run.counted_outcome():
+        pass
+    assert [metric("atelier_publish_total", outcome=each) for each in ("published", "refused")] == [1, 1]
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut short"], ids=["empty", "text", "zip"])

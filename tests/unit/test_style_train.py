@@ -4,9 +4,10 @@ import dataclasses
 import json
 from pathlib import Path
 
-import numpy as np
+import gallery
 import pytest
 import torch
+from gallery import asked
 from PIL import Image
 
 from training import run
@@ -18,20 +19,7 @@ from training.rundir import RunDir
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """20 photographs, two paintings in a folder and one beside it."""
-    root = tmp_path_factory.mktemp("pictures")
-    luck = np.random.default_rng(0)
-    for name, count, low in [("photos", 20, 0), ("paintings", 2, 100), ("more", 1, 200)]:
-        (root / name).mkdir()
-        for k in range(count):
-            pixels = luck.integers(low, low + 55, (40, 56, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{name[:2]}_{k}.png")
-    return root
-
-
-def asked(pictures: Path, *more: str) -> list[str]:
-    content = str(pictures / "photos")
-    return ["style", "--preset", "tiny", "--styles", str(pictures / "paintings"), "--content", content, *more]
+    return gallery.pictures(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="module")

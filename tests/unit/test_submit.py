@@ -76,6 +76,27 @@ def test_submit_for_cpu_asks_for_no_gpu(tmp_path, monkeypatch):
     assert {"name": jobs.DEVICE, "value": "cpu"} in container["env"]
 
 
+def test_submit_on_several_nodes(tmp_path, monkeypatch):
+    """As many pods as were asked for, of the file for several; each crash still counts once, and torchrun is told."""
+    with stand_in_cluster(tmp_path, monkeypatch) as server:
+        assert submit.main(["style", "--nodes", "3"]) == 0
+    (job,), (service,) = server.of_kind("Job"), server.of_kind("Service")
+    spec = job["spec"]
+    assert (spec["completions"], spec["parallelism"], spec["backoffLimit"]) == (3, 3, 3 * jobs.RETRIES)
+    assert "--nnodes=3" in spec["template"]["spec"]["containers"][0]["args"]
+    assert service["metadata"]["name"] == spec["template"]["spec"]["subdomain"]
+
+
+def test_several_nodes_do_not_wait_for_a_claim_of_one(tmp_path, monkeypatch, capsys):
+    """A claim that is there as ReadWriteOnce is named, before a Job waits for its volume for ever."""
+    with stand_in_cluster(tmp_path, monkeypatch) as server:
+        assert submit.main(["style"]) == 0
+        capsys.readouterr()
+        assert submit.main(["style", "--nodes", "2"]) == 2
+    assert "--nodes: the claim atelier-models is ReadWriteOnce" in _one_line(capsys.readouterr())
+    assert len(server.of_kind("Job")) == 1
+
+
 def test_dry_run_prints_valid_manifests(capsys):
     """--dry-run needs no cluster, and prints what kubectl could create."""
     assert submit.main(["wgan", "--dry-run", "--set", "steps=7", "--name", "lines"]) == 0
@@ -123,6 +144,8 @@ def test_several_values_reach_the_run(capsys):
         (["wgan", "--set", "bf16=perhaps"], "--set bf16=perhaps: 'perhaps' is no bool"),
         (["wgan", "--set", "steps=0"], "--set: --steps: 0 is too few"),
         (["painter", "--set", "style_layers=1,2"], "--set: --style-layers: has 2 numbers, and must have 5"),
+        (["wgan", "--nodes", "2"], "--nodes: 2 can't train wgan; on 2 or more style and upscaler can be trained"),
+        (["style", "--nodes", "0"], "--nodes: 0 can't train style"),
         (["wgan", "--preset", "huge"], "--preset: no 'huge'; wgan has default, seed, tiny"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -68,6 +68,16 @@ def test_follow_goes_on_with_the_next_pod(tmp_path, monkeypatch, capsys):
     assert "lines-pod1 ended with status 1: Error" in err
 
 
+def test_follow_the_leader_of_several_pods(tmp_path, monkeypatch, capsys):
+    """The log is that of index 0; of another pod that ended badly its status and termination message are told."""
+    other = Pod(log=["not shown"], index=1, exit_code=1, message="training.run: lost the others", ended=True)
+    with stand_in_cluster(tmp_path, monkeypatch, other, Pod(log=["step 1"], index=0)) as server:
+        status, out, err = _follow(server, capsys)
+    assert (status, out) == (0, "step 1\n")
+    assert "lines: pod lines-pod0 ended with status 1: Error: training.run: lost the others\n" in err
+    assert "can't be read" not in err
+
+
 def test_follow_until_the_backoff_limit(tmp_path, monkeypatch, capsys):
     """A Job that gave up is a failure."""
     with stand_in_cluster(tmp_path, monkeypatch, Pod(exit_code=1)) as server:

@@ -85,7 +85,7 @@ class AsyncClient:
         return await self._run(self._core.ready(model, version, timeout_s))
 
     async def models(self, *, timeout_s: float | NotGiven = NOT_GIVEN) -> list[Model]:
-        """What the server holds, by name."""
+        """What the server holds, by name; of one that keeps its index to itself, what this SDK speaks to."""
         return await self._run(self._core.models(timeout_s))
 
     async def generate(

@@ -91,7 +91,7 @@ class Client:
         return self._run(self._core.ready(model, version, timeout_s))
 
     def models(self, *, timeout_s: float | NotGiven = NOT_GIVEN) -> list[Model]:
-        """What the server holds, by name."""
+        """What the server holds, by name; of one that keeps its index to itself, what this SDK speaks to."""
         return self._run(self._core.models(timeout_s))
 
     def generate(

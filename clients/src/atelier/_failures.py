@@ -45,6 +45,7 @@ BY_WORDS: Final[tuple[tuple[grpc.StatusCode, str, _Kind], ...]] = (  # Triton 2.
     (_Code.NOT_FOUND, " version ", errors.UnknownVersion),
     (_Code.RESOURCE_EXHAUSTED, "message larger than max", errors.InvalidInput),
     (_Code.UNIMPLEMENTED, "decoupled", errors.ServerError),
+    (_Code.UNAVAILABLE, "protocol is restricted", errors.AccessDenied),
 )
 
 

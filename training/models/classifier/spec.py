@@ -19,6 +19,8 @@ SPEC = ModelSpec(
     instances=2,
     threads=1,
     golden_atol=1e-3,
+    # Every tensor rounded to 16 bits moves the golden batch by 1.4e-3. Twice as much may be.
+    gpu_atol=3e-3,
     labels=CLASSES,
     thresholds=(
         Threshold(metric="test_accuracy", at_least=0.9, may_worsen_by=0.005),

@@ -1,5 +1,7 @@
 """What training style asks of a cluster; deploy/train-style.yaml is made from it. Torch-free."""
 
+from dataclasses import replace
+
 from training.data.natural import ADDRESS
 from training.jobs import Job
 
@@ -9,3 +11,4 @@ JOB = Job(
     options=("--styles=/runs/styles",),
     memory="16Gi",
 )
+MULTINODE = replace(JOB, name="train-style-multinode", nodes=2)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from training import plots
+from training import distributed, plots
 from training.data import computer_art, corpus, natural, photos
 from training.devices import autocast, pick_device
 from training.errors import BadInput
@@ -162,6 +162,7 @@ def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
     if first_new == 0:
         groups.append({"params": shared, "rate": 1.0})
     adam = torch.optim.Adam(groups, options.lr, fused=True)
+    painter, mine = distributed.averaged(net), distributed.share(options.batch)
     images = torch.from_numpy(corpus.images)
     wanted = grams_of(vgg, corpus.paintings, options.style_layers, device)
     layers = {*options.content_layers, *options.style_layers}
@@ -186,17 +187,17 @@ def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
             fallen = 1.0 if 3 * step < 2 * options.steps else 0.05 ** (3 * step / options.steps - 2)
             group["lr"] = group["rate"] * options.lr * fallen
 
-        # --- photographs, and a style for each ---
-        chosen = torch.randint(len(images), (options.batch,), generator=luck)
-        style = torch.randint(len(corpus.paintings), (options.batch,), generator=luck).to(device)
-        mirrored = (torch.rand(options.batch, generator=luck) < 0.5)[:, None, None, None]
+        # --- photographs, and a style for each: the whole batch's, and of these this worker's ---
+        chosen = torch.randint(len(images), (options.batch,), generator=luck)[mine]
+        style = torch.randint(len(corpus.paintings), (options.batch,), generator=luck)[mine].to(device)
+        mirrored = (torch.rand(options.batch, generator=luck) < 0.5)[mine, None, None, None]
         photo = images[chosen].permute(0, 3, 1, 2).float() / 255
         photo = torch.where(mirrored, photo.flip(3), photo).to(device).contiguous(memory_format=torch.channels_last)
         weights = nn.functional.one_hot(first_new + style, len(names)).float()
 
         # --- what is painted, and how far that is from both ---
         with autocast(device, True):
-            painted = net(photo, weights)
+            painted = painter(photo, weights)
             seen = vgg(painted, layers)
             with torch.no_grad():
                 there = vgg(photo, options.content_layers)
@@ -217,14 +218,15 @@ def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
         adam.step()
 
         # --- what it says ---
-        stats = {"loss": loss.item(), "content": content.item(), "style": manner.item(), "tv": roughness.item()}
+        losses = {"loss": loss, "content": content, "style": manner, "tv": roughness}
+        stats = distributed.mean({name: value.item() for name, value in losses.items()})
         line = ""
         if (step + 1) % 50 == 0 or step + 1 == options.steps:
             line = " ".join(f"{name} {value:.4f}" for name, value in stats.items())
         run.record(step, line, **stats)
         if (step + 1) % options.sample_every == 0 or step + 1 == options.steps:
             sample(net, names, corpus, run.path / "samples" / f"{step + 1:06d}.png")
-        if run.terminated:
+        if distributed.anyone(run.terminated):
             checkpoint(step + 1)
             raise Stopped
         if time.monotonic() - last_saved > 60 * options.checkpoint_minutes:

@@ -1,5 +1,7 @@
 """What training upscaler asks of a cluster; deploy/train-upscaler.yaml is made from it. Torch-free."""
 
+from dataclasses import replace
+
 from training.data.natural import ADDRESS
 from training.jobs import Job
 
@@ -8,3 +10,4 @@ JOB = Job(
     fetched_from=(ADDRESS,),
     memory="16Gi",
 )
+MULTINODE = replace(JOB, name="train-upscaler-multinode", nodes=2)

@@ -13,11 +13,15 @@ SPEC = ModelSpec(
     # With a queue limit and one instance Triton's batcher oversleeps requests that come while that one is busy, for
     # up to 500 ms: 35 requests/s of one client instead of 400, p99 504 ms. A second instance ends that (p99 13 ms
     # with 1 client, 52 ms with 64); preferred sizes bring some of it back. Measured on 2 cores, Triton 2.51.
-    batching=Batching(max_batch=32, queue_delay_us=1000, queue_size=256),
+    # No delay, here or elsewhere: 1 ms cost a lone caller 10 to 16 % of its pictures. And with a queue limit Triton
+    # loses count of its idle instances, for good, when it merges delayed batches (its issue 8870, fixed in core#509).
+    batching=Batching(max_batch=32, queue_size=256),
     instances=2,
     threads=2,
     # Rounding to UINT8 turns a difference of 1e-5 in the eager output into one level now and then.
     golden_atol=1.0,
+    # Every tensor rounded to 16 bits moves the golden batch by 4 levels, TF32 by 3. Twice as much may be.
+    gpu_atol=8.0,
     # What keeps a broken generator out. Pictures that are known to be bad, measured the same way, score: sliced
     # Wasserstein 3.0 (blurred by one pixel), 5.3 (forty repeated), 6.5 (gray), 45 (noise); palette 0.50 (gray), 0.09
     # (noise); structure 0 (noise).

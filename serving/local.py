@@ -1,0 +1,347 @@
+"""A server program on this machine, under a keeper: it starts ready or says why not, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import http.client
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import ClassVar, Generic, Self, TypeVar
+
+from serving import cli
+from serving.errors import PortTaken, RepositoryError, ServerError, ServingError
+from serving.repository import REPOSITORY, lacking, models
+
+KEEPER = Path(__file__).with_name("keeper.py")
+ENDING = (signal.SIGINT, signal.SIGTERM)
+FREE_PORT_ATTEMPTS = 5
+START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 30.0
+POLL_S = 0.02
+POLL_TIMEOUT_S = 1.0
+WATCH_S = 0.5
+EVERY_INTERFACE = "0.0.0.0"
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where a server listens; 0 is any free port."""
+
+    http: int = 8000
+    grpc: int = 8001
+    metrics: int = 8002
+
+    def __post_init__(self) -> None:
+        for name, port in vars(self).items():
+            if not 0 <= port <= 65535:
+                raise ServerError(f"{flag(name)} {port}: give a number from 1 to 65535, or 0 for any free port")
+        fixed = [port for port in astuple(self) if port]
+        if len(set(fixed)) < len(fixed):
+            *others, last = map(flag, vars(self))
+            raise ServerError(f"ports {astuple(self)}: {', '.join(others)} and {last} must differ")
+
+    def chosen(self, host: str) -> Self:
+        """These, with a free one in place of each 0. Raises PortTaken for one that something listens on."""
+        with contextlib.ExitStack() as held:  # all at once, so that they differ
+            return type(self)(*(_free_port(held, name, host, port) for name, port in vars(self).items()))
+
+
+P = TypeVar("P", bound=Ports)
+
+
+class Local(ABC, Generic[P]):
+    """A server that `with` starts and ends; derived classes say what it runs, and when that is ready."""
+
+    program: ClassVar[str]
+    """What messages call it."""
+    in_folder: ClassVar[bool] = False
+    """Whether it leaves files where it is started."""
+
+    def __init__(self, *, host: str, ports: P, timeout_s: float, show_log: bool = False) -> None:
+        self.host = _ipv4(host)
+        self.ports = ports
+        self.timeout_s = timeout_s
+        self.show_log = show_log
+        self._run: Run[P] | None = None
+
+    @abstractmethod
+    def command(self, run: Run[P]) -> tuple[list[str], dict[str, str]]:
+        """The command line and the environment variables. What it writes into `run.folder` goes with the server."""
+
+    @abstractmethod
+    def is_ready(self, run: Run[P]) -> bool:
+        """Whether the server on these ports is this one (a stranger may answer there), complete and ready."""
+
+    @abstractmethod
+    def failure(self, run: Run[P]) -> ServerError | None:
+        """Why it did not start, in its own words, from its log."""
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def http(self) -> str:
+        return self.address(self.running.ports.http)
+
+    @property
+    def grpc(self) -> str:
+        return self.address(self.running.ports.grpc)
+
+    @property
+    def metrics(self) -> str:
+        return self.address(self.running.ports.metrics)
+
+    @property
+    def log(self) -> Path:
+        return self.running.log
+
+    @property
+    def running(self) -> Run[P]:
+        assert self._run is not None, "start() first"
+        return self._run
+
+    def start(self) -> None:
+        """Returns when every model is ready."""
+        assert self._run is None, "it runs already"
+        attempts = FREE_PORT_ATTEMPTS if 0 in astuple(self.ports) else 1
+        for left in reversed(range(attempts)):
+            held = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+            try:
+                run = Run(self, self.ports.chosen(self.host))
+            except BaseException:
+                signal.pthread_sigmask(signal.SIG_SETMASK, held)
+                raise
+            try:
+                # A signal that came while the keeper started strikes here, where the keeper is known and ended.
+                signal.pthread_sigmask(signal.SIG_SETMASK, held)
+                run.wait_until_ready(time.monotonic() + self.timeout_s)
+            except BaseException as exc:
+                run.stop(keep_log=isinstance(exc, ServerError))
+                if not (isinstance(exc, PortTaken) and left):
+                    raise
+                # Another program was quicker to open what was a free port: choose again.
+            else:
+                self._run = run
+                return
+
+    def stop(self) -> None:
+        """Lets the server finish what it has begun; returns when no process or shared memory is left."""
+        if self._run is not None:
+            self._run.stop()
+            self._run = None
+
+    def check(self) -> None:
+        """Raises ServerError if the server has ended by itself."""
+        self.running.check()
+
+    def address(self, port: int) -> str:
+        return f"{_reachable(self.host)}:{port}"
+
+
+class Run(Generic[P]):
+    """One run of a server. All its traces carry its `id`; its `folder` ends with it."""
+
+    def __init__(self, server: Local[P], ports: P) -> None:
+        self._server = server
+        self.ports = ports
+        self.id = f"atelier-{uuid.uuid4().hex[:12]}"
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{self.id}-"))
+        self.log = self.folder.with_suffix(".log")
+        try:
+            self._keeper = self._launch(*server.command(self))
+        except BaseException:
+            self._remove()
+            raise
+        self._shown = threading.Thread(target=_show, args=(self.log, self._keeper), daemon=True)
+        if server.show_log:
+            self._shown.start()
+
+    def _launch(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        keeper = [sys.executable, "-I", "-S", str(KEEPER), self.id, str(self.folder)]
+        with self.log.open("wb") as log:
+            return subprocess.Popen(
+                [*keeper, *command],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                cwd=self.folder if self._server.in_folder else None,
+                start_new_session=True,  # Ctrl-C reaches this process alone, which ends the server in order
+            )
+
+    def wait_until_ready(self, deadline: float) -> None:
+        while not self._server.is_ready(self):
+            if self._keeper.poll() is not None:
+                raise self._server.failure(self) or self._ended()
+            if time.monotonic() > deadline:
+                raise ServerError(f"{self._server.program} is not ready in time; its log: {self.log}")
+            time.sleep(POLL_S)
+
+    def check(self) -> None:
+        if self._keeper.poll() is not None:
+            raise self._ended()
+
+    def _ended(self) -> ServerError:
+        status = self._keeper.poll()
+        return ServerError(f"{self._server.program} ended by itself with status {status}; its log: {self.log}")
+
+    def stop(self, *, keep_log: bool = False) -> None:
+        """Ends the server; its log stays if asked for, or if the server had ended by itself."""
+        keep_log = keep_log or self._keeper.poll() is not None
+        assert self._keeper.stdin is not None
+        self._keeper.stdin.close()
+        self._keeper.wait(STOP_TIMEOUT_S)
+        if self._shown.is_alive():
+            self._shown.join()
+        self._remove(keep_log=keep_log)
+
+    def _remove(self, *, keep_log: bool = False) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if not keep_log:
+            self.log.unlink(missing_ok=True)
+
+    def get(self, port: int, path: str, headers: Mapping[str, str] = NO_HEADERS) -> bytes | None:
+        """What the server answers to a GET, None unless it is well."""
+        connection = http.client.HTTPConnection(self._server.address(port), timeout=POLL_TIMEOUT_S)
+        try:
+            connection.request("GET", path, headers=headers)
+            answer = connection.getresponse()
+            return answer.read() if answer.status == 200 else None
+        except (OSError, http.client.HTTPException):
+            return None
+        finally:
+            connection.close()
+
+
+def servable(repository: Path, names: Sequence[str] = ()) -> list[str]:
+    """The named models, or else those that lack no version. Raises RepositoryError for a named one that does."""
+    known = models(repository)
+    for name in names:
+        if name not in known:
+            raise RepositoryError(f"--model {name}: not in {repository}, which has {', '.join(known)}")
+    wanted = list(names) or known
+    missing = {name: gone for name in wanted if (gone := lacking(repository, name))}
+    if missing and (names or len(missing) == len(wanted)):
+        absent = sorted({each for gone in missing.values() for each in gone})
+        command = f"python -m training.run {absent[0]} --publish {repository}"
+        raise RepositoryError(f"{repository}: no version of {', '.join(absent)} yet; `{command}` makes one")
+    return [name for name in wanted if name not in missing]
+
+
+def _show(log: Path, keeper: subprocess.Popen[bytes]) -> None:
+    """Copies what comes into the log to stderr, until the server has ended."""
+    with log.open("rb") as text:
+        while True:
+            ended = keeper.poll() is not None  # looked at before the last reading, which then misses nothing
+            shutil.copyfileobj(text, sys.stderr.buffer)
+            sys.stderr.flush()
+            if ended:
+                return
+            time.sleep(WATCH_S)
+
+
+def _ipv4(host: str) -> str:
+    try:
+        return socket.gethostbyname(host)
+    except OSError as exc:
+        raise _no_address(host, exc) from exc
+
+
+def _reachable(host: str) -> str:
+    return "127.0.0.1" if host == EVERY_INTERFACE else host
+
+
+def _free_port(held: contextlib.ExitStack, name: str, host: str, port: int) -> int:
+    probe = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        probe.bind((host, port))
+    except OSError as exc:
+        raise _unavailable(name, host, port, exc) from exc
+    return int(probe.getsockname()[1])
+
+
+def _unavailable(name: str, host: str, port: int, exc: OSError) -> ServerError:
+    if exc.errno == errno.EADDRINUSE:
+        return taken(name, port)
+    if exc.errno == errno.EACCES:
+        return ServerError(f"{flag(name)} {port}: {exc.strerror}; choose one above 1023")
+    return _no_address(host, exc)
+
+
+def _no_address(host: str, exc: OSError) -> ServerError:
+    return ServerError(f"--host {host}: not an IPv4 address of this machine ({exc.strerror})")
+
+
+def taken(name: str, port: int) -> PortTaken:
+    return PortTaken(f"{flag(name)} {port}: in use by another program; choose another, or use --free-ports")
+
+
+def flag(name: str) -> str:
+    """The option that sets this one of the ports."""
+    return f"--{name.replace('_', '-')}-port"
+
+
+# --- command line
+
+
+def add_options(parser: cli.Parser, ports: Ports) -> None:
+    """What every server is asked for in the same words; `ports` are the default ones."""
+    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="model repository; default %(default)s")
+    parser.add_argument("--model", action="append", default=[], help="load this one (again for more); default all")
+    for name, port in vars(ports).items():
+        parser.add_argument(flag(name), type=int, default=port, help="default %(default)s; 0 is any free port")
+    parser.add_argument("--free-ports", action="store_true", help="any free port for all of them")
+    parser.add_argument("--with-parent", action="store_true", help="end when standard input closes")
+    parser.add_argument("--json", action="store_true", help="print the addresses as one line of JSON")
+    parser.add_argument("--show-log", action="store_true", help="copy the server's log to standard error")
+
+
+def asked(options: argparse.Namespace, ports: P) -> P:
+    """The ports that the options give, of the type of `ports`."""
+    return type(ports)(*(0 if options.free_ports else getattr(options, f"{name}_port") for name in vars(ports)))
+
+
+def run(serve: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
+    """Serves until Ctrl-C or SIGTERM; returns the exit status."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        serve(options)
+    except KeyboardInterrupt:
+        return 0
+    except ServingError as exc:
+        print(exc, file=sys.stderr)
+        return cli.BAD_INPUT
+    return 0
+
+
+def wait(server: Local[P], with_parent: bool) -> None:
+    """Returns when the parent has gone; Ctrl-C and SIGTERM come as KeyboardInterrupt."""
+    parent, watched = os.getppid(), [0] if with_parent else []
+    while True:
+        server.check()
+        readable, _, _ = select.select(watched, [], [], WATCH_S)
+        input_closed = bool(readable) and not os.read(0, 4096)
+        if with_parent and (input_closed or os.getppid() != parent):
+            return

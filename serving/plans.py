@@ -1,0 +1,162 @@
+"""TensorRT plans in a model repository: which are good, and whether Triton is told of them.
+
+A plan stands beside the model.onnx that it was built from, with a record of what it was built for. A Triton that runs
+with --model-config-name=tensorrt serves the plans of a model that has configs/tensorrt.pbtxt, and the ONNX graphs of
+one that has not. So that file is there while every version in service has a good plan, and gone before one comes that
+has none.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+NAME = "tensorrt"
+"""For --model-config-name."""
+CONFIG = f"configs/{NAME}.pbtxt"
+PLAN, RECORD = "model.plan", "plan.json"
+TARGET = f".{NAME}.json"
+HEADER = f"# Made from config.pbtxt, in whose place it stands where Triton runs with --model-config-name={NAME}.\n"
+CPU_ONLY = "intra_op_thread_count"
+MAX_PIXELS = "max_pixels"
+
+
+@dataclass(frozen=True)
+class Target:
+    """The GPU that a plan runs on, and the TensorRT that loads it. It fits no other."""
+
+    gpu: str
+    tensorrt: str
+
+    def __str__(self) -> str:
+        return f"TensorRT {self.tensorrt} on {self.gpu}"
+
+
+def target(repository: Path) -> Target | None:
+    """What its plans are for, as the Triton that serves them has said; None where there has been none on a GPU."""
+    try:
+        return Target(**json.loads((repository / TARGET).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def set_target(repository: Path, wanted: Target) -> None:
+    """For the Triton that is to serve: from now on no other plans are good."""
+    _write(repository / TARGET, json.dumps(asdict(wanted)) + "\n")
+
+
+# --- plans
+
+
+def takes_plans(config: pb.ModelConfig) -> bool:
+    """Whether Triton itself runs the graph. One that a backend of ours runs, and an ensemble, have no plans."""
+    return str(config.backend) == "onnxruntime"
+
+
+def is_good(version: Path, wanted: Target, config: pb.ModelConfig) -> bool:
+    """Whether the version's plan is whole, and built from its graph, for these limits and this GPU."""
+    try:
+        return bool(_read(version / RECORD) == _record(version, wanted, config))
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def record(version: Path, wanted: Target, config: pb.ModelConfig) -> None:
+    """Says of a plan that has just been put there what it was built for."""
+    _write(version / RECORD, json.dumps(_record(version, wanted, config), indent=2) + "\n")
+
+
+def forget(version: Path) -> None:
+    for name in (RECORD, PLAN):
+        (version / name).unlink(missing_ok=True)
+
+
+def files(version: Path) -> list[str]:
+    """The plan and its record, if there are both."""
+    found = [name for name in (PLAN, RECORD) if (version / name).is_file()]
+    return found if len(found) == 2 else []
+
+
+def _record(version: Path, wanted: Target, config: pb.ModelConfig) -> dict[str, Any]:
+    limits = {"max_batch": config.max_batch_size, "max_pixels": max_pixels(config)}
+    graph = _read(version / "card.json")["sha256"]
+    return {**asdict(wanted), "graph_sha256": graph, **limits, "plan_bytes": (version / PLAN).stat().st_size}
+
+
+def max_pixels(config: pb.ModelConfig) -> int:
+    """Of a picture of free size; 0 is any."""
+    return int(config.parameters[MAX_PIXELS].string_value) if MAX_PIXELS in config.parameters else 0
+
+
+# --- what Triton is told
+
+
+def settle(folder: Path, *, coming: Iterable[Path] = (), going: int = 0) -> bool:
+    """Has Triton serve the plans of a model if all versions in service have good ones, its ONNX graphs otherwise.
+
+    Called before a change, `coming` are folders of versions to be, and `going` is how many will be withdrawn: what is
+    told then holds before and after. Returns whether plans are served. Where no GPU has served, it changes nothing.
+    """
+    wanted, config = target(folder.parent), configured(folder)
+    if wanted is None:
+        return False
+    served = in_service(folder, config, going) + list(coming)
+    good = takes_plans(config) and bool(served) and all(is_good(version, wanted, config) for version in served)
+    _tell(folder / CONFIG, render(config) if good else None)
+    return good
+
+
+def in_service(folder: Path, config: pb.ModelConfig, more: int = 0) -> list[Path]:
+    """Folders of the versions that Triton loads, oldest first, and of as many `more` before them."""
+    numbers = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+    return [folder / str(number) for number in numbers[-(config.version_policy.latest.num_versions or 1) - more :]]
+
+
+def configured(folder: Path) -> pb.ModelConfig:
+    """What config.pbtxt says; nothing if it cannot be read."""
+    try:
+        return text_format.Parse((folder / "config.pbtxt").read_text(encoding="utf-8"), pb.ModelConfig())
+    except (OSError, ValueError, text_format.ParseError):
+        return pb.ModelConfig()
+
+
+def render(config: pb.ModelConfig) -> str:
+    """The text of configs/tensorrt.pbtxt: the same face, batches and queue, over plans on GPUs."""
+    made = pb.ModelConfig()
+    made.CopyFrom(config)
+    made.backend, made.default_model_filename = NAME, PLAN
+    for group in made.instance_group:
+        group.kind = pb.ModelInstanceGroup.KIND_GPU
+    made.parameters.pop(CPU_ONLY, None)
+    return HEADER + str(text_format.MessageToString(made))
+
+
+def _tell(path: Path, text: str | None) -> None:
+    if text is None:
+        path.unlink(missing_ok=True)
+    elif not path.is_file() or path.read_text(encoding="utf-8") != text:
+        path.parent.mkdir(exist_ok=True)
+        _write(path, text)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    said = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(said, dict):
+        raise ValueError(f"{path}: not an object")
+    return said
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,348 @@
+"""Hand the newest version of a model over to every replica, or take it back from all of them.
+
+Run: python -m serving.reload wgan --servers HOST:PORT,HOST:PORT   (once)
+     python -m serving.reload --watch --servers dns:NAME:PORT      (whatever is published, and whatever replica joins)
+
+A hand-over has two halves. First each replica tries the version out, under a name that nobody is answered by, against
+its golden batch. When all of them agree, each loads it, one after the other, and is verified again. Requests go on all
+the while: Triton answers with the version before until the new one is ready, and ends what it has begun. The version
+before stays loaded; a request that names it is answered for one more hand-over, and one that names an older one is not.
+
+A replica that refuses or disagrees, though it does well with the version before, condemns the version: it is withdrawn
+in the repository and, where it was loaded, taken back. One that is gone from --servers meanwhile is passed over; a
+second one makes it the version's fault. One that is listed and does not answer, or that is wrong with the version
+before as well, keeps the hand-over from starting (it is tried again later); once it has started, it takes it back.
+While a hand-over runs, publishers of that model wait.
+
+A replica that starts loads the newest version by itself, tried out or not: what is published has passed the gate's own
+Triton. --watch sees it join, verifies it, and treats its verdict like any other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+import prometheus_client
+
+from serving import cli, replicas
+from serving import repository as repo
+from serving.errors import Refused, RepositoryError, ServerError, ServingError, Unreachable, Withdrawn
+from serving.replicas import Listed, Replica
+from serving.repository import REPOSITORY
+
+PATIENCE_S = 60.0
+"""Longer than a DNS name's time to live (30 s in a cluster): a pod that is gone is off the list by then."""
+POLL_S = 2.0
+RETRY_S = 0.5
+PAUSE_S = 60.0
+"""Between attempts to hand over a version that was neither loaded nor withdrawn."""
+MAY_BE_LOST = 1
+SETTLED_S = 30.0
+"""A version folder that lacks files and has not changed for so long is not being copied any more."""
+
+LOADED, ROLLED_BACK, FAILED = "loaded", "rolled_back", "failed"
+HAND_OVERS = prometheus_client.Counter("atelier_reload_total", "Hand-overs ended", ["model", "outcome"])
+SERVED = prometheus_client.Gauge("atelier_served_version", "Version that every replica serves, verified", ["model"])
+REPLICAS = prometheus_client.Gauge("atelier_reload_replicas", "Replicas that answer")
+ROUND = prometheus_client.Gauge("atelier_reload_last_round_timestamp_seconds", "When all replicas were last looked at")
+
+log = logging.getLogger("atelier.reload")
+
+
+@dataclass
+class Reloader:
+    """Keeps the replicas that `listed` names on the newest versions of `repository`."""
+
+    repository: Path
+    listed: Listed
+    atol: float | None = None
+    patience_s: float = PATIENCE_S
+    _agreed: dict[tuple[Replica, str], list[int]] = field(default_factory=dict)
+    _lost: int = 0
+
+    def replicas(self) -> list[Replica]:
+        return [Replica(address, self.repository) for address in self.listed()]
+
+    def hand_over(self, model: str) -> int:
+        """Returns the version that every replica serves now.
+
+        Raises Withdrawn where that is not the newest, which has been taken out of service; another ServingError where
+        nothing has changed.
+        """
+        with repo.held(self.repository, model):
+            version = repo.newest(self.repository, model)
+            if not repo.steps(self.repository, model):
+                self._try_out(model, version)
+            self._switch(model, version)
+        return version
+
+    def current(self, replica: Replica, model: str, served: Mapping[str, int]) -> bool:
+        """Whether nothing is to be done there: it serves the newest version, and has been verified."""
+        newest = repo.newest(self.repository, model)
+        return served.get(model) == newest and self._agreed.get((replica, model)) == self._made_of(model)
+
+    def forget(self, replica: Replica) -> None:
+        """It will have to be verified again."""
+        for known in [key for key in self._agreed if key[0] == replica]:
+            del self._agreed[known]
+
+    # --- the first half: nothing changes for those who are served
+
+    def _try_out(self, model: str, version: int) -> None:
+        try:
+            self._check(model, version)
+            self._on_each(lambda replica: self._attempt(replica, model, version))
+        except Refused as exc:
+            self._withdraw(model, version, exc)
+
+    def _check(self, model: str, version: int) -> None:
+        folder = self.repository / model / str(version)
+        try:
+            repo.check(folder, model)
+        except RepositoryError as exc:
+            changed = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+            if time.time() - changed > SETTLED_S:
+                raise Refused(str(exc)) from exc
+            raise
+
+    def _attempt(self, replica: Replica, model: str, version: int) -> None:
+        served = replica.serves()
+        if self.current(replica, model, served):
+            return
+        try:
+            if served.get(model) == version:  # it has joined with it
+                self._verify(replica, model, version)
+            else:
+                replica.try_out(model, version, self.atol)
+        except Unreachable:
+            raise
+        except ServingError as exc:
+            self._blame(replica, model, version, exc)
+
+    def _blame(self, replica: Replica, model: str, version: int, why: ServingError) -> NoReturn:
+        """The version, unless the replica is wrong with the one before as well."""
+        before = [each for each in repo.versions(self.repository, model) if each < version]
+        if before and model in replica.serves():
+            try:
+                replica.verify(model, before[-1], self.atol)
+            except Unreachable:
+                raise
+            except ServingError as exc:
+                raise ServerError(f"{why}; the server's fault, as {model} {before[-1]} fails there too: {exc}") from why
+        raise Refused(str(why)) from why
+
+    # --- the second half: one replica after the other
+
+    def _switch(self, model: str, version: int) -> None:
+        try:
+            self._on_each(lambda replica: self._load(replica, model, version))
+        except ServingError as exc:
+            if repo.steps(self.repository, model) or not self.replicas():
+                raise
+            self._withdraw(model, version, exc)
+
+    def _load(self, replica: Replica, model: str, version: int) -> None:
+        served = replica.serves()
+        if self.current(replica, model, served):
+            return
+        if served.get(model) != version:
+            replica.load(model)
+        self._verify(replica, model, version)
+
+    def _verify(self, replica: Replica, model: str, version: int) -> None:
+        worst = replica.verify(model, version, self.atol)
+        for ensemble in self._made_from(model) & set(replica.serves()):
+            replica.verify(ensemble, repo.newest(self.repository, ensemble), self.atol)
+            self._agreed[replica, ensemble] = self._made_of(ensemble)
+        self._agreed[replica, model] = self._made_of(model)
+        log.info("%s %d: %s serves it, largest difference %.2g", model, version, replica, worst)
+
+    def _withdraw(self, model: str, version: int, why: ServingError) -> NoReturn:
+        try:
+            repo.withdraw(self.repository, model)
+        except RepositoryError as exc:
+            raise ServerError(f"{model} {version} is refused: {why}; but it can't be withdrawn: {exc}") from why
+        back = repo.newest(self.repository, model)
+        away = repo.withdrawn(self.repository, model, version)
+        log.error("%s %d: withdrawn to %s, back to %d everywhere: %s", model, version, away, back, why)
+        for replica in self.replicas():
+            try:
+                self._load(replica, model, back)
+            except ServingError as exc:
+                log.error("%s %d: %s is not back on it: %s", model, back, replica, exc)
+        raise Withdrawn(f"{model} {version} is withdrawn, and {back} is served: {why}") from why
+
+    # --- every replica, while they come and go
+
+    def _on_each(self, act: Callable[[Replica], None]) -> None:
+        """Does it on every replica that is listed, those that join meanwhile included."""
+        self._lost = 0
+        done: set[Replica] = set()
+        while left := [replica for replica in self.replicas() if replica not in done]:
+            for replica in left:
+                self._patiently(replica, act)
+                done.add(replica)
+        if not done:
+            raise Unreachable("--servers: no replica is there; is one ready?")
+
+    def _patiently(self, replica: Replica, act: Callable[[Replica], None]) -> None:
+        end = time.monotonic() + self.patience_s
+        while True:
+            try:
+                return act(replica)
+            except ServingError as exc:
+                if replica not in self.replicas():
+                    return self._lose(replica, exc)
+                if not isinstance(exc, Unreachable) or time.monotonic() > end:
+                    raise
+            time.sleep(RETRY_S)
+
+    def _lose(self, replica: Replica, why: ServingError) -> None:
+        self._lost += 1
+        if self._lost > MAY_BE_LOST:
+            raise Refused(f"{self._lost} replicas were lost over it, the last one {replica}: {why}") from why
+        log.warning("%s: gone from --servers, going on without it: %s", replica, why)
+
+    def _made_of(self, model: str) -> list[int]:
+        """Of which versions: its own and, of an ensemble, those of its steps."""
+        return [repo.newest(self.repository, each) for each in (model, *repo.steps(self.repository, model))]
+
+    def _made_from(self, model: str) -> set[str]:
+        return {each for each in repo.models(self.repository) if model in repo.steps(self.repository, each)}
+
+
+@dataclass
+class Watch:
+    """Looks at the repository and at the replicas again and again, and hands over what is not where it should be."""
+
+    reloader: Reloader
+    _there: set[Replica] = field(default_factory=set)
+    _paused: dict[str, tuple[int, float]] = field(default_factory=dict)
+    _trouble: str = ""
+
+    def round(self) -> None:
+        try:
+            served = self._look()
+            for model in self._models() if served else ():
+                if not all(self.reloader.current(replica, model, its) for replica, its in served.items()):
+                    self._hand_over(model)
+            self._trouble = ""
+        except (ServingError, OSError) as exc:  # the repository's: said once, as long as it lasts
+            if str(exc) != self._trouble:
+                log.error("%s", exc)
+            self._trouble = str(exc)
+        ROUND.set_to_current_time()
+
+    def _look(self) -> dict[Replica, dict[str, int]]:
+        """What each replica serves that answers."""
+        served = {}
+        for replica in self.reloader.replicas():
+            with contextlib.suppress(ServingError):
+                if replica not in self._there:
+                    replica.end_trials(self._models())
+                served[replica] = replica.serves()
+        for replica in served.keys() - self._there:
+            log.info("%s: joined", replica)
+        for replica in self._there - served.keys():
+            log.info("%s: left", replica)
+            self.reloader.forget(replica)
+        if self._there != served.keys():
+            self._paused.clear()
+        self._there = set(served)
+        REPLICAS.set(len(served))
+        return served
+
+    def _models(self) -> list[str]:
+        """Those with versions; ensembles last, after their steps."""
+        repository = self.reloader.repository
+        whole = [model for model in repo.models(repository) if not repo.lacking(repository, model)]
+        return sorted(whole, key=lambda model: len(repo.steps(repository, model)))
+
+    def _hand_over(self, model: str) -> None:
+        newest = repo.newest(self.reloader.repository, model)
+        version, until = self._paused.get(model, (0, 0.0))
+        if version == newest and time.monotonic() < until:
+            return
+        try:
+            SERVED.labels(model).set(self.reloader.hand_over(model))
+            outcome = LOADED
+        except Withdrawn:
+            outcome = ROLLED_BACK
+        except (ServingError, OSError) as exc:
+            outcome = FAILED
+            self._paused[model] = (newest, time.monotonic() + PAUSE_S)
+            log.error("%s %d: not handed over, again in %.0f s: %s", model, newest, PAUSE_S, exc)
+        HAND_OVERS.labels(model, outcome).inc()
+
+
+# --- command line
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return cli.run(_watch if options.watch else _once, options)
+    except KeyboardInterrupt:
+        return 0
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser(prog="python -m serving.reload", description="The newest version on every replica, or none.")
+    parser.add_argument("model", nargs="?", help="hand over the newest version of this one, and end")
+    parser.add_argument("--watch", action="store_true", help="hand over whatever is published, until SIGTERM")
+    parser.add_argument("--servers", required=True, help="gRPC addresses HOST:PORT,HOST:PORT or dns:NAME:PORT")
+    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="default %(default)s")
+    parser.add_argument("--atol", type=float, help="largest difference allowed; default: what a version's card says")
+    waits = "how long a replica that is listed may be silent; default %(default)g"
+    parser.add_argument("--patience-s", type=float, default=PATIENCE_S, help=waits)
+    parser.add_argument("--metrics-port", type=int, default=0, help="with --watch: serve Prometheus there")
+    return parser
+
+
+def _reloader(options: argparse.Namespace) -> Reloader:
+    repo.models(options.repository)
+    return Reloader(options.repository, replicas.listed(options.servers), options.atol, options.patience_s)
+
+
+def _once(options: argparse.Namespace) -> str:
+    if not options.model:
+        raise ServerError("MODEL: name the one to hand over, or give --watch for all")
+    if gone := repo.lacking(options.repository, options.model):
+        raise RepositoryError(f"{options.repository}: no version of {', '.join(gone)}")
+    reloader = _reloader(options)
+    for each in (*repo.steps(options.repository, options.model), options.model):
+        version = reloader.hand_over(each)
+    return f"{options.model} {version}: served by {', '.join(map(str, reloader.replicas()))}"
+
+
+def _watch(options: argparse.Namespace) -> str:
+    if options.model:
+        raise ServerError(f"--watch: hands over every model; leave out {options.model}")
+    watch = Watch(_reloader(options))
+    if options.metrics_port:
+        _serve_metrics(options.metrics_port)
+    while True:
+        watch.round()
+        time.sleep(POLL_S)
+
+
+def _serve_metrics(port: int) -> None:
+    try:
+        prometheus_client.start_http_server(port)
+    except (OSError, OverflowError) as exc:
+        raise ServerError(f"--metrics-port {port}: {exc}; choose another") from exc
+
+
+if __name__ == "__main__":
+    sys.exit(main())

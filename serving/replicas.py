@@ -1,0 +1,130 @@
+"""The replicas of a Triton: where they are, what each serves, and what it is told to serve. serving.reload uses it."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tritonclient.grpc as triton
+from google.protobuf import json_format
+from tritonclient.grpc import model_config_pb2 as pb
+from tritonclient.utils import InferenceServerException
+
+from serving import repository as repo
+from serving import verify
+from serving.errors import ServerError, Unreachable
+
+TRIAL = "-trial"
+"""What a model is called while a version is tried out; no model's own name has a hyphen."""
+LOAD_TIMEOUT_S = 300.0
+ASK_TIMEOUT_S = 10.0
+DNS = "dns:"
+
+Listed = Callable[[], list[str]]
+"""Addresses of the replicas that there are now."""
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One of them, by the address of its gRPC port. What is asked of it raises Unreachable where nothing answers
+    there, ServerError with the server's reason where it says no."""
+
+    address: str
+    repository: Path
+
+    def __str__(self) -> str:
+        return self.address
+
+    def serves(self) -> dict[str, int]:
+        """The newest version that is ready, of each model that has one."""
+        with self._client("what it serves") as (client, _):
+            return verify.loaded(client, self.repository, ASK_TIMEOUT_S)
+
+    def load(self, model: str) -> None:
+        """Loads the versions that the repository has now. Those before answer until then; a request under way ends."""
+        with self._client(f"loading {model}") as (client, headers):
+            client.load_model(model, headers=headers, client_timeout=LOAD_TIMEOUT_S)
+
+    def verify(self, model: str, version: int, atol: float | None = None) -> float:
+        """The largest difference from the golden batch; of an ensemble, from what its steps answer."""
+        if repo.steps(self.repository, model):
+            return verify.verify_ensemble(self.address, model, version, self.repository, atol)
+        return verify.verify(self.address, model, version, self._folder(model, version) / repo.GOLDEN, atol)
+
+    def try_out(self, model: str, version: int, atol: float | None = None) -> float:
+        """The same of a version that it does not serve, which nobody else is answered by meanwhile."""
+        name, golden = f"{model}{TRIAL}", self._folder(model, version) / repo.GOLDEN
+        with self._client(f"trying out {model} {version}") as (client, headers):
+            try:
+                client.load_model(
+                    name,
+                    headers=headers,
+                    config=_trial_config(repo.config(self.repository, model), name),
+                    files=_files(self.repository / model, version),
+                    client_timeout=LOAD_TIMEOUT_S,
+                )
+                return verify.verify(self.address, name, version, golden, atol)
+            finally:
+                client.unload_model(name, headers=headers, client_timeout=ASK_TIMEOUT_S)
+
+    def end_trials(self, models: Sequence[str]) -> None:
+        """Unloads what a hand-over that was killed may have left there."""
+        with self._client("ending trials") as (client, headers):
+            for model in models:
+                client.unload_model(f"{model}{TRIAL}", headers=headers, client_timeout=ASK_TIMEOUT_S)
+
+    def _folder(self, model: str, version: int) -> Path:
+        return self.repository / model / str(version)
+
+    @contextlib.contextmanager
+    def _client(self, doing: str) -> Iterator[tuple[triton.InferenceServerClient, Mapping[str, str]]]:
+        headers = repo.control_headers(self.repository)
+        with verify.connect(self.address) as client:
+            try:
+                yield client, headers
+            except InferenceServerException as exc:
+                kind = Unreachable if exc.status() in (verify.UNAVAILABLE, verify.TOO_LATE) else ServerError
+                raise kind(f"{self}: {doing}: {' '.join(exc.message().split())}") from exc
+
+
+def _trial_config(config: pb.ModelConfig, name: str) -> str:
+    """One instance is enough; the version policy would leave out what has older ones beside it."""
+    config.name = name
+    config.ClearField("version_policy")
+    for group in config.instance_group:
+        group.count = 1
+    return str(json_format.MessageToJson(config, preserving_proto_field_name=True))
+
+
+def _files(folder: Path, version: int) -> dict[str, bytes]:
+    """A model with this version alone, as Triton's load request takes it."""
+    found = [*folder.glob("[!.]*"), folder / str(version) / repo.MODEL]
+    return {f"file:{path.relative_to(folder)}": path.read_bytes() for path in found if path.is_file()}
+
+
+def listed(servers: str) -> Listed:
+    """What `--servers` says: HOST:PORT,HOST:PORT or dns:NAME:PORT, which is looked up each time."""
+    if servers.startswith(DNS):
+        name, port = _split(servers.removeprefix(DNS), servers)
+        return lambda: _resolved(name, port)
+    addresses = ["{}:{}".format(*_split(each, servers)) for each in servers.split(",")]
+    return lambda: addresses
+
+
+def _split(address: str, servers: str) -> tuple[str, int]:
+    host, _, port = address.strip().rpartition(":")
+    if not (host and port.isdecimal() and 0 < int(port) < 65536):
+        raise ServerError(f"--servers {servers}: give HOST:PORT, more of them after commas, or dns:NAME:PORT")
+    return host, int(port)
+
+
+def _resolved(name: str, port: int) -> list[str]:
+    """No address is no replica: a headless Service without a ready pod has no name."""
+    try:
+        found = socket.getaddrinfo(name, port, family=socket.AF_INET, type=socket.SOCK_STREAM)
+    except socket.gaierror:
+        return []
+    return sorted({f"{where[0]}:{port}" for *_, where in found})

@@ -1,0 +1,315 @@
+"""TensorRT plans for a model repository, built on the GPU that will serve them.
+
+Run: python -m serving.tensorrt --repository /models     (an init container of Triton, which runs on that GPU)
+
+It builds what is missing among the versions in service, and what was built for another GPU, TensorRT or graph; then
+Triton, with --model-config-name=tensorrt, serves the model's plans. A model of which a plan can't be built is served by
+its ONNX graph: the log says why, and the exit status is 0, as there is something to serve. Replicas that run already
+serve meanwhile what they have loaded. Without a GPU or TensorRT nothing changes, and the exit status is 2.
+
+A plan computes in half precision, in which the pictures differ from the graph's by a few levels: `gpu_atol` in
+config.pbtxt is what serving.verify allows. It takes pictures whose sides are up to 1.4 times the root of max_pixels;
+Triton refuses longer ones, which the graph takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tritonclient.grpc import model_config_pb2 as pb
+
+from serving import cli, plans
+from serving import repository as repo
+from serving.errors import PlanError, RepositoryError
+from serving.plans import Target
+from serving.repository import REPOSITORY
+
+TIMINGS = ".tensorrt-timings"
+"""At the repository's root: what the builder has measured, for the next plan."""
+LIMIT_S = 900.0
+TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
+"""Where NVIDIA's images have it, beside the PATH."""
+SMALLEST_SIDE, USUAL_SIDE, LARGEST_SIDE = 16, 512, 2048
+"""Of a picture of free size. The largest is that of a model with no max_pixels; of others it follows from these."""
+LONGEST = 2
+"""How many times as long as it is wide a picture of max_pixels may be."""
+ERRORS_SHOWN = 5
+
+Range = tuple[list[int], list[int], list[int]]
+"""The smallest shape of an input, the usual one that kernels are chosen for, and the largest."""
+
+log = logging.getLogger("atelier.tensorrt")
+
+
+# --- what builds, and for which GPU
+
+Command = Callable[[Path, Path, Path, dict[str, Range]], list[str]]
+"""What builds a plan, from the paths of its graph, of the plan and of the timings, and the shapes of its inputs."""
+
+
+@dataclass(frozen=True)
+class Builder:
+    """TensorRT as it is here, and the GPU it builds for."""
+
+    target: Target
+    command: Command
+
+
+def builder() -> Builder:
+    """TensorRT's API, or else trtexec. Raises PlanError where there is neither, or no GPU."""
+    try:
+        import tensorrt_bindings
+    except ImportError:  # not installed, or without TensorRT's libraries
+        command, version = _trtexec()
+    else:
+        command, version = _api_command, str(tensorrt_bindings.__version__)
+    return Builder(Target(gpu(), version), command)
+
+
+def _trtexec() -> tuple[Command, str]:
+    found = shutil.which("trtexec") or shutil.which(TRTEXEC)
+    version = os.environ.get("TRT_VERSION", "").partition("+")[0]  # which NVIDIA's images set
+    if not found or not version:
+        lacking = "$TRT_VERSION" if found else "tensorrt_bindings or trtexec"
+        raise PlanError(f"no TensorRT here (no {lacking}); the image serving-gpu of deploy/images has it")
+    return partial(_trtexec_command, found), version
+
+
+def _api_command(graph: Path, plan: Path, timings: Path, shapes: dict[str, Range]) -> list[str]:
+    from serving.planner import Order
+
+    order = graph.with_suffix(".json")
+    Order(str(graph), str(plan), str(timings), shapes).write(order)
+    return [sys.executable, "-m", "serving.planner", str(order)]
+
+
+def _trtexec_command(trtexec: str, graph: Path, plan: Path, timings: Path, shapes: dict[str, Range]) -> list[str]:
+    def said(which: int) -> str:
+        return ",".join(f"{name}:{'x'.join(map(str, limits[which]))}" for name, limits in shapes.items())
+
+    files = [f"--onnx={graph}", f"--saveEngine={plan}", f"--timingCacheFile={timings}"]
+    ranges = [f"--minShapes={said(0)}", f"--optShapes={said(1)}", f"--maxShapes={said(2)}"]
+    return [trtexec, *files, *ranges, "--stronglyTyped", "--skipInference"]
+
+
+def gpu() -> str:
+    """The GPU of this machine; several must be of one kind. Raises PlanError."""
+    command = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except OSError as exc:
+        raise PlanError(f"no NVIDIA GPU here (nvidia-smi: {exc.strerror})") from exc
+    except subprocess.CalledProcessError as exc:
+        raise PlanError(f"no NVIDIA GPU here (nvidia-smi: {' '.join((exc.stdout + exc.stderr).split())})") from exc
+    kinds = sorted({line.strip() for line in said.splitlines() if line.strip()})
+    if len(kinds) != 1:
+        raise PlanError(f"GPUs of one kind are needed, and there are {' and '.join(kinds) or 'none'}")
+    return kinds[0].replace(", ", ", compute capability ")
+
+
+# --- a plan
+
+
+def build(version: Path, config: pb.ModelConfig, by: Builder, timings: Path, limit_s: float = LIMIT_S) -> None:
+    """Puts a plan, and a record of what it is for, beside the graph. Raises PlanError; then there is neither."""
+    made = version / f".{plans.PLAN}-{uuid.uuid4().hex}"
+    try:
+        _clear(version)
+        with tempfile.TemporaryDirectory(prefix="atelier-plan-") as scratch:
+            graph = Path(scratch) / repo.MODEL
+            graph.write_bytes(half(version / repo.MODEL))
+            shapes = ranges(config, version / repo.GOLDEN)
+            _run(by.command(graph, made, timings, shapes), made, limit_s)
+        with made.open("rb") as file:
+            os.fsync(file.fileno())
+        made.replace(version / plans.PLAN)
+        plans.record(version, by.target, config)
+    except OSError as exc:
+        with contextlib.suppress(OSError):
+            plans.forget(version)
+        raise PlanError(f"{exc.strerror} ({exc.filename})") from exc
+    finally:
+        made.unlink(missing_ok=True)
+
+
+def _clear(version: Path) -> None:
+    """Of a plan that is no good any more, and of what a builder that was killed has left."""
+    plans.forget(version)
+    for path in version.glob(f".{plans.PLAN}-*"):
+        path.unlink(missing_ok=True)
+
+
+def _run(command: list[str], made: Path, limit_s: float) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=limit_s, check=False)
+    except subprocess.TimeoutExpired as exc:
+        raise PlanError(f"not built in {limit_s:g} s; --limit-s allows more") from exc
+    if done.returncode or not made.is_file() or not made.stat().st_size:
+        raise PlanError(_reasons(done))
+
+
+def _reasons(done: subprocess.CompletedProcess[str]) -> str:
+    """TensorRT's errors, a line each; if it names none, the last thing it said."""
+    lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    errors = [line.partition("[E]")[2].strip().removeprefix("[TRT] ") for line in lines if "[E]" in line]
+    ended = f"it ended with status {done.returncode}"
+    return "\n".join((errors or lines[-ERRORS_SHOWN:] or [ended])[:ERRORS_SHOWN])
+
+
+def half(graph: Path) -> bytes:
+    """The graph with floats of 16 bits inside; what it takes and gives keeps its types.
+
+    TensorRT computes in a graph's own types: since 11 there is no switch that lets it choose.
+    """
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of weights too small for 16 bits
+            # No operator is left out: TensorRT computes all in halves, unlike ONNX Runtime on a CPU.
+            made = OnnxModel(convert_float_to_float16(onnx.load(graph), keep_io_types=True, op_block_list=[]))
+        made.topological_sort()
+        return bytes(made.model.SerializeToString())
+    except Exception as exc:  # onnx and the converter have no base class for their errors
+        raise PlanError(f"{graph.name} can't be read ({' '.join(str(exc).split())})") from exc
+
+
+def ranges(config: pb.ModelConfig, golden: Path) -> dict[str, Range]:
+    """Between which shapes each input may be, from config.pbtxt; a vector of free length is as long as in `golden`."""
+    largest = config.max_batch_size
+    batch = ([1], [largest], [largest]) if largest else ([], [], [])
+    made: dict[str, Range] = {}
+    for tensor in config.input:
+        sizes = [_sizes(tensor, k, config, golden) for k in range(len(tensor.dims))]
+        smallest, usual, most = (batch[k] + [each[k] for each in sizes] for k in range(3))
+        made[tensor.name] = (smallest, usual, most)
+    return made
+
+
+def _sizes(tensor: pb.ModelInput, k: int, config: pb.ModelConfig, golden: Path) -> tuple[int, int, int]:
+    if tensor.dims[k] > 0:
+        return (tensor.dims[k],) * 3
+    if len(tensor.dims) == 1:
+        return (_width(tensor.name, golden),) * 3
+    pixels = plans.max_pixels(config)
+    most = math.isqrt(LONGEST * pixels) if pixels else LARGEST_SIDE
+    return SMALLEST_SIDE, min(USUAL_SIDE, most), most
+
+
+def _width(name: str, golden: Path) -> int:
+    try:
+        with np.load(golden) as arrays:
+            return int(arrays[name].shape[-1])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as exc:
+        raise PlanError(f"{golden.name}: no length of {name} in it ({exc})") from exc
+
+
+# --- a repository
+
+
+def settle(repository: Path, models: Sequence[str], limit_s: float = LIMIT_S) -> dict[str, bool]:
+    """Builds the plans that `models` lack, and has Triton serve those of each model that has all of them.
+
+    Returns for each whether it does; the log says why one does not. Raises PlanError where no plan can be built at
+    all, and RepositoryError.
+    """
+    by = builder()
+    with _writing(repository):
+        if plans.target(repository) != by.target:
+            (repository / TIMINGS).unlink(missing_ok=True)
+            plans.set_target(repository, by.target)
+    return {model: _settle(repository, model, by, limit_s) for model in models}
+
+
+def _settle(repository: Path, model: str, by: Builder, limit_s: float) -> bool:
+    folder, config = repository / model, repo.config(repository, model)
+    with repo.held(repository, model), _writing(repository):
+        plans.settle(folder)  # what was built for another GPU is not served while a plan for this one is built
+    for version in plans.in_service(folder, config):
+        _ensure(version, config, by, repository / TIMINGS, limit_s)
+    with repo.held(repository, model), _writing(repository):
+        for version in plans.in_service(folder, config, more=sys.maxsize):
+            if not plans.is_good(version, by.target, config):
+                plans.forget(version)
+        return plans.settle(folder)
+
+
+def _ensure(version: Path, config: pb.ModelConfig, by: Builder, timings: Path, limit_s: float) -> None:
+    """Another replica that starts beside this one waits here for the plan, and finds it."""
+    model = version.parent.name
+    with repo.held(version.parent, version.name):
+        if plans.is_good(version, by.target, config):
+            return
+        began = time.monotonic()
+        try:
+            repo.check(version, model)
+            build(version, config, by, timings, limit_s)
+        except (PlanError, RepositoryError) as exc:
+            for reason in str(exc).splitlines():
+                log.error("%s %s: no plan: %s", model, version.name, reason)
+        else:
+            log.info("%s %s: plan for %s, %.0f s", model, version.name, by.target, time.monotonic() - began)
+
+
+def plannable(repository: Path, names: Sequence[str] = ()) -> list[str]:
+    """The named models, or all that take plans. Raises RepositoryError for one that is not there, or takes none."""
+    known = repo.models(repository)
+    for name in names:
+        if name not in known:
+            raise RepositoryError(f"--model {name}: not in {repository}, which has {', '.join(known)}")
+        if not plans.takes_plans(repo.config(repository, name)):
+            raise RepositoryError(f"--model {name}: Triton does not run its graph itself, so it has no plan")
+    return list(names) or [name for name in known if plans.takes_plans(repo.config(repository, name))]
+
+
+@contextlib.contextmanager
+def _writing(repository: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise RepositoryError(f"--repository {repository}: {exc.strerror} ({exc.filename})") from exc
+
+
+# --- command line
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    return cli.run(_plan, _parser().parse_args(arguments))
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser(prog="python -m serving.tensorrt", description="TensorRT plans, for the GPU of this machine.")
+    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="model repository; default %(default)s")
+    parser.add_argument("--model", action="append", default=[], help="for this one (again for more); default all")
+    parser.add_argument("--limit-s", type=float, default=LIMIT_S, help="seconds for each plan; default %(default)g")
+    return parser
+
+
+def _plan(options: argparse.Namespace) -> str:
+    models = plannable(options.repository, options.model)
+    served = settle(options.repository, models, options.limit_s)
+    return "\n".join(f"{model}: {'plans' if good else 'ONNX'} will be served" for model, good in served.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""Workers of one run: shares of a batch, and who may be one."""
+
+from __future__ import annotations
+
+import pytest
+
+from training import catalog, distributed, run
+from training.errors import BadInput
+
+
+def worker(rank: int, of: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun's environment."""
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", str(of))
+
+
+@pytest.mark.parametrize(("batch", "workers"), [(4, 1), (4, 2), (12, 3)])
+def test_shares_are_equal_and_make_the_batch(batch: int, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of ranks, each member once."""
+    members: list[int] = []
+    for rank in range(workers):
+        worker(rank, workers, monkeypatch)
+        share = list(range(batch))[distributed.share(batch)]
+        assert len(share) == batch // workers
+        members += share
+    assert members == list(range(batch))
+
+
+def test_a_batch_that_cannot_be_shared_names_its_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And both numbers."""
+    worker(0, 3, monkeypatch)
+    with pytest.raises(BadInput, match=r"^--batch: 4 can't be shared evenly by 3 workers"):
+        distributed.share(4)
+
+
+@pytest.mark.parametrize("model", [model for model in catalog.trained() if not catalog.multinode(model)])
+def test_a_model_for_one_worker_refuses_several(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Batch norm and a critic see a whole batch; under torchrun such a model's run ends in one line."""
+    worker(0, 2, monkeypatch)
+    assert run.main([model, "--preset", "tiny"]) == 2
+    told = capsys.readouterr()
+    assert (told.out, told.err.count("\n")) == ("", 1)
+    assert told.err.startswith(f"training.run: WORLD_SIZE: {model} is for one worker, not 2; several train ")

@@ -1,0 +1,116 @@
+"""What `python -m serving.reload` is told, and what it concludes without a server: its addresses, and who is lost."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import stand_in
+
+from serving import replicas
+from serving import repository as repo
+from serving.errors import ServerError, Unreachable, Withdrawn
+from serving.reload import Reloader, Watch
+from serving.replicas import Replica
+
+NOBODY = "127.0.0.1:1"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "serving.reload", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        pytest.param(["wgan"], "--servers", id="no servers"),
+        pytest.param(["--servers", NOBODY], "MODEL: name the one to hand over, or give --watch", id="nothing to do"),
+        pytest.param(["wgan", "--watch", "--servers", NOBODY], "--watch: hands over every model", id="one and all"),
+        pytest.param(["other", "--servers", NOBODY], "no version of other", id="unknown model"),
+        pytest.param(["wgan", "--servers", "localhost"], "--servers localhost: give HOST:PORT", id="no port"),
+        pytest.param(["wgan", "--servers", "a:8001,b:99999"], "give HOST:PORT", id="no such port"),
+        pytest.param(["wgan", "--servers", "dns:replicas"], "dns:NAME:PORT", id="a name without port"),
+        pytest.param(["wgan", "--servers", "dns:nobody.invalid:8001"], "no replica is there", id="no such name"),
+        pytest.param(["wgan", "--servers", NOBODY, "--patience-s", "0"], NOBODY, id="nobody there"),
+        pytest.param(
+            ["--watch", "--servers", NOBODY, "--metrics-port", "70000"], "--metrics-port 70000", id="metrics port"
+        ),
+    ],
+)
+def test_bad_input(repository: Path, arguments: list[str], says: str) -> None:
+    """A mistake is one line on stderr and status 2; nothing in the repository has changed."""
+    done = run("--repository", str(repository), *arguments)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert says in done.stderr
+    assert repo.versions(repository, "wgan") == [1, 2]
+
+
+def test_no_repository(tmp_path: Path) -> None:
+    """A volume that is not there is named before anything else is tried."""
+    done = run("--watch", "--servers", NOBODY, "--repository", str(tmp_path / "absent"))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"--repository {tmp_path / 'absent'}: no such folder" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("servers", "addresses"),
+    [
+        pytest.param("a:8001, b:8002", ["a:8001", "b:8002"], id="a list"),
+        pytest.param("dns:localhost:8001", ["127.0.0.1:8001"], id="a name"),
+        pytest.param("dns:nobody.invalid:8001", [], id="a name of nobody, as a Service without a ready pod"),
+    ],
+)
+def test_servers(servers: str, addresses: list[str]) -> None:
+    """A list stays as it is given; a name is every address that it has at the moment."""
+    assert replicas.listed(servers)() == addresses
+
+
+def _lost(monkeypatch: pytest.MonkeyPatch, there: list[str]) -> None:
+    """Replicas that serve version 1, and are gone as soon as they try another one out."""
+
+    def gone(replica: Replica, *_: object) -> float:
+        there.remove(replica.address)
+        raise Unreachable(f"{replica}: socket closed")
+
+    monkeypatch.setattr(Replica, "serves", lambda replica: {"wgan": 1})
+    monkeypatch.setattr(Replica, "load", lambda *_: None)
+    monkeypatch.setattr(Replica, "verify", lambda *_: 0.0)
+    monkeypatch.setattr(Replica, "try_out", gone)
+
+
+def test_a_version_that_ends_its_servers(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One replica may be lost by chance; a second one over the same version condemns it, before it ends them all."""
+    there = ["a:1", "b:1", "c:1"]
+    _lost(monkeypatch, there)
+    with pytest.raises(Withdrawn, match="wgan 2 is withdrawn, and 1 is served: 2 replicas were lost over it"):
+        Reloader(repository, lambda: list(there)).hand_over("wgan")
+    assert there == ["c:1"]
+    assert repo.versions(repository, "wgan") == [1]
+
+
+def test_the_only_replica_is_lost(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a replica nothing has been handed over, and nothing is withdrawn."""
+    there = ["a:1"]
+    _lost(monkeypatch, there)
+    with pytest.raises(ServerError, match="no replica is there"):
+        Reloader(repository, lambda: list(there)).hand_over("wgan")
+    assert repo.versions(repository, "wgan") == [1, 2]
+
+
+def test_trouble_with_the_volume_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    """A repository that is gone for a while ends no watch, and does not fill its log."""
+    monkeypatch.setattr(Replica, "end_trials", lambda *_: None)
+    monkeypatch.setattr(Replica, "serves", lambda replica: {"wgan": 2})
+    monkeypatch.setattr(Replica, "verify", lambda *_: 0.0)
+    repository, away = stand_in.repository(tmp_path / "repository"), tmp_path / "away"
+    watch = Watch(Reloader(repository, lambda: ["a:1"]))
+    watch.round()
+    repository.rename(away)
+    for _ in range(3):
+        watch.round()
+    away.rename(repository)
+    watch.round()
+    assert [record.getMessage() for record in caplog.records] == [f"--repository {repository}: no such folder"]

@@ -1,0 +1,122 @@
+"""Several workers at one run, each with its share of every batch: what torchrun's environment says of them, and how
+they agree. Run: torchrun --nproc-per-node 2 -m training.run style --styles DIR
+
+All draw the same batch from the same seed and take their share of it; gradients are averaged. So a run is the same
+whatever their number, but for rounding. Alone, every function here does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from training.errors import BadInput
+
+# How long a worker waits for the others when no connection breaks: evaluation and export take the leader minutes, on a
+# CPU up to half an hour. A worker that dies is noticed at once.
+PATIENCE = timedelta(hours=1)
+T = TypeVar("T")
+
+
+def workers() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def leads() -> bool:
+    """The worker that writes the run's directory, evaluates and publishes."""
+    return rank() == 0
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """In the group of workers: gradients on GPUs go over NCCL, all else over gloo."""
+    if workers() == 1:
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def own_folder(run: Path) -> Iterator[Path]:
+    """The run's directory for the leader; for others one of the same name that goes with them."""
+    if leads():
+        yield run
+        return
+    with tempfile.TemporaryDirectory(prefix="atelier-worker-") as folder:
+        yield Path(folder, run.name)
+
+
+def share(batch: int) -> slice:
+    """This worker's part of a batch that all draw alike. Raises BadInput if it can't be shared evenly: a mean of
+    unequal shares' means is not the batch's mean."""
+    each, over = divmod(batch, workers())
+    if over:
+        raise BadInput(f"--batch: {batch} can't be shared evenly by {workers()} workers; give a multiple of that")
+    return slice(rank() * each, (rank() + 1) * each)
+
+
+def averaged(net: nn.Module) -> nn.Module:
+    """`net`, with gradients that backward() averages over the workers."""
+    return net if workers() == 1 else nn.parallel.DistributedDataParallel(net, gradient_as_bucket_view=True)
+
+
+def mean(figures: dict[str, float]) -> dict[str, float]:
+    """Of all workers' figures."""
+    if workers() == 1:
+        return figures
+    values = torch.tensor(list(figures.values()), dtype=torch.float64)
+    dist.all_reduce(values)
+    return dict(zip(figures, (values / workers()).tolist(), strict=True))
+
+
+def anyone(yes: bool) -> bool:
+    """Whether a worker says so: what one is told, all do, after the same step."""
+    if workers() == 1:
+        return yes
+    told = torch.tensor(int(yes))
+    dist.all_reduce(told, dist.ReduceOp.MAX)
+    return bool(told)
+
+
+def from_leader(value: T) -> T:
+    """The leader's value, for all."""
+    if workers() == 1:
+        return value
+    carrier = [value]
+    dist.broadcast_object_list(carrier, src=0)
+    return carrier[0]
+
+
+def meet() -> bool:
+    """True when all workers are here, False once one has gone. In dist.barrier() no SIGTERM would be heard."""
+    if workers() == 1:
+        return True
+    try:
+        here = dist.all_reduce(torch.zeros(1), async_op=True)
+        assert here is not None
+        while not here.is_completed():
+            time.sleep(0.1)
+        here.wait()
+    except RuntimeError:  # gloo has no other
+        return False
+    return True

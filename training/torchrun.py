@@ -1,0 +1,48 @@
+"""torchrun, for a Job. Run: python -m training.torchrun --nproc-per-node 2 -m training.run style --styles DIR
+
+Takes torchrun's options, and two things more. It ends with the exit status of its workers, by which a Job's
+podFailurePolicy decides: torchrun ends with 1 whatever they said. With --unless FILE it ends at once if that is there:
+a pod that takes over after the others are done would wait for them for ever.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from torch.distributed import run
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from training.errors import BAD_INPUT, REFUSED, STOPPED
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--unless", type=Path)
+    own, torchruns = parser.parse_known_args(arguments)
+    if own.unless and own.unless.is_file():
+        print(own.unless.read_text(), end="")
+        return 0
+    try:
+        run.main(torchruns)
+    except ChildFailedError as error:
+        return _status(error)
+    except SignalException as stop:
+        return 128 + stop.sigval
+    return 0
+
+
+def _status(error: ChildFailedError) -> int:
+    """What a worker said, if one did: the others may have ended before it only because they lost it."""
+    said = [failure.exitcode for failure in error.failures.values()]
+    for status in (BAD_INPUT, REFUSED, STOPPED):
+        if status in said:
+            return status
+    first = error.get_first_failure()[1].exitcode
+    return first if first > 0 else 128 - first  # a signal's number, as a shell would tell it
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
