@@ -1,0 +1,99 @@
+"""Prometheus takes the rules, and each alert fires when it should and only then."""
+
+from __future__ import annotations
+
+import copy
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import prometheus
+import pytest
+import yaml
+
+CASES = Path(__file__).with_name("alerts.yaml")
+
+
+Manifests = list[prometheus.Manifest]
+
+
+@pytest.fixture(scope="module")
+def monitored(tmp_path_factory: pytest.TempPathFactory) -> Manifests:
+    return prometheus.rendered(tmp_path_factory.mktemp("overlay"))
+
+
+def promtool(*arguments: object) -> subprocess.CompletedProcess[str]:
+    prometheus.need_prometheus()
+    return subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True, timeout=120)
+
+
+def judged(manifests: Manifests, folder: Path) -> subprocess.CompletedProcess[str]:
+    """`promtool test rules` on alerts.yaml. It compares all annotations, of which summaries are enough to hold."""
+    for manifest in copy.deepcopy(prometheus.of_kind(manifests, "PrometheusRule")):
+        for rule in (rule for group in manifest["spec"]["groups"] for rule in group["rules"] if "alert" in rule):
+            rule["annotations"] = {"summary": rule["annotations"]["summary"]}
+        name = manifest["metadata"]["name"].removeprefix("atelier-")
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(manifest["spec"]))
+    shutil.copy(CASES, folder / "cases.yaml")
+    return promtool("test", "rules", folder / "cases.yaml")
+
+
+def alerts(manifests: Manifests) -> dict[str, dict[str, Any]]:
+    return {rule["alert"]: rule for group in prometheus.groups(manifests) for rule in group["rules"] if "alert" in rule}
+
+
+def cases(alert: str) -> list[dict[str, Any]]:
+    tests = yaml.safe_load(CASES.read_text())["tests"]
+    return [case for test in tests for case in test.get("alert_rule_test", []) if case["alertname"] == alert]
+
+
+def test_prometheus_takes_the_rules(monitored, tmp_path):
+    """`promtool check rules` finds nothing, and as many rules as the manifests hold."""
+    groups = prometheus.groups(monitored)
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": groups}))
+    done = promtool("check", "rules", "--lint-fatal", tmp_path / "rules.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{sum(len(group['rules']) for group in groups)} rules found" in done.stdout
+
+
+def test_alerts_fire_when_they_should(monitored, tmp_path):
+    """alerts.yaml holds: labels and summaries of what fires, and silence else."""
+    done = judged(monitored, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("was", "becomes"), [("for: 15m", "for: 0s"), ("> 0.01", "> 0"), (" offset 30m", "")])
+def test_a_changed_alert_is_noticed(was, becomes, monitored, tmp_path):
+    """The cases can fail: alerts without their patience, their thresholds or their memory don't pass."""
+    text = yaml.safe_dump(monitored)
+    assert was in text
+    assert judged(yaml.safe_load(text.replace(was, becomes)), tmp_path).returncode == 1
+
+
+def test_each_alert_has_a_case_of_either_kind(monitored):
+    """Every alert is seen to fire, and seen to be silent while its series are there."""
+    for alert in alerts(monitored):
+        assert any(case.get("exp_alerts") for case in cases(alert)), f"{alert} is never seen to fire"
+        assert any(not case.get("exp_alerts") for case in cases(alert)), f"{alert} is never seen to be silent"
+
+
+def test_what_alerts_say_is_filled_in(monitored):
+    """Every label that a summary or description names is one that the alert carries when it fires."""
+    for name, alert in alerts(monitored).items():
+        (labels, *_) = [set(each["exp_labels"]) for case in cases(name) for each in case.get("exp_alerts", [])]
+        said = alert["annotations"]["summary"] + alert["annotations"]["description"]
+        assert set(re.findall(r"\$labels\.(\w+)", said)) <= labels, name
+        assert alert["labels"]["severity"] in ("critical", "warning")
+
+
+def test_runbook_knows_each_alert(monitored):
+    """The page that the annotation names has the heading, and under it a row for each alert, and for no other."""
+    for name, alert in alerts(monitored).items():
+        page, _, anchor = alert["annotations"]["runbook"].partition("#")
+        text = (prometheus.DEPLOY.parent / page).read_text()
+        heading = next((line for line in text.splitlines() if re.fullmatch(rf"#+ {anchor}", line, re.IGNORECASE)), None)
+        assert heading, f"{page} has no heading {anchor}"
+        section = text.partition(f"\n{heading}\n")[2].partition("\n#")[0]
+        assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set(alerts(monitored)), name
