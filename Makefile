@@ -8,10 +8,10 @@ TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 MODEL ?= wgan
 
-.PHONY: help setup demo test check fix generate serve train evaluate bench images clean
+.PHONY: help setup demo test check fix generate serve train evaluate bench load-tune overload images clean
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 # Each stamp is newer than the pyproject files it was installed from, so that a second call installs nothing.
 $(VENV)/.serving: pyproject.toml clients/pyproject.toml
@@ -64,6 +64,18 @@ bench: $(VENV)/.everything  ## the ratios of the README: serving against ONNX Ru
 	PYTHONPATH=. $(BIN)/python tests/load/bench_training.py --network four-conv --out out/bench_four_conv.png
 	$(if $(ATELIER_DATA),PYTHONPATH=. $(BIN)/python tests/load/bench_painter.py)
 	$(if $(ATELIER_DATA),PYTHONPATH=. $(BIN)/python tests/load/bench_fast_slow.py)
+
+load-tune: $(VENV)/.everything  ## which batching, instances and threads serve MODEL=wgan best; writes tests/load/evidence
+	$(BIN)/python -m tests.load.tune $(MODEL)
+
+overload: $(VENV)/.everything  ## ten minutes of twice what MODEL=wgan can: what it still answers, and how late
+	$(BIN)/python -m tests.load.overload $(MODEL)
+
+load: $(VENV)/.everything  ## MODEL=wgan under load: 1, 8, 32 callers, then rates up to its knee; a page in out/load
+	$(BIN)/python -m tests.load --model $(MODEL)
+
+load-report: $(VENV)/.everything  ## every way to serve every model, side by side (25 minutes), into README and deploy/README
+	$(BIN)/python -m tests.load --report --write README.md --write deploy/README.md
 
 images:  ## build the CPU images with podman or docker
 	deploy/images/build.sh

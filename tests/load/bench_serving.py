@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import tritonclient.grpc as triton
 from PIL import Image
 
@@ -38,6 +37,7 @@ from serving.embedded import Embedded
 from serving.errors import ServingError
 from serving.repository import MODEL, REPOSITORY, newest
 from serving.spec import ModelSpec
+from tests.load.questions import LAST_STAGE, SIDES, drawn, folder, graph
 from training.catalog import spec
 
 SHARES = (50, 95, 99)
@@ -46,16 +46,11 @@ STAGES = ("queue", "compute_input", "compute_infer", "compute_output")
 
 def in_process(repository: Path, model: ModelSpec) -> Callable[..., np.ndarray]:
     """The same graph, called with the model's inputs in order."""
-    return graph(repository / model.name / str(newest(repository, model.name)) / MODEL, model)
+    return ordered(folder(repository, model.name) / MODEL, model)
 
 
-def graph(path: Path, model: ModelSpec) -> Callable[..., np.ndarray]:
-    """With as many threads as the server's, and ONNX Runtime's defaults otherwise."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = model.threads
-    options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [tensor.name for tensor in model.inputs]
+def ordered(path: Path, model: ModelSpec) -> Callable[..., np.ndarray]:
+    session, names = graph(path, model), [tensor.name for tensor in model.inputs]
     return lambda *arrays: session.run(None, dict(zip(names, arrays, strict=True)))[0]
 
 
@@ -164,10 +159,8 @@ def stages_us(client: triton.InferenceServerClient) -> np.ndarray:
 
 # --- style, upscaler, colorizer: as many pictures at once as there are cores for ---
 
-SIDES = {"style": 256, "upscaler": 128, "colorizer": 256}
 LEAST_SIDE = 16
 BATCH = 4
-LAST_STAGE = 2.0  # the colorizer works out both, whichever is asked for
 
 
 def bench_pictures(repository: Path, name: str, pictures: int, rounds: int, side: int) -> dict[str, Any]:
@@ -180,7 +173,7 @@ def bench_pictures(repository: Path, name: str, pictures: int, rounds: int, side
         return [array[k * count : (k + 1) * count] for array in inputs]
 
     with (
-        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory() as scratch,
         Embedded(repository, models=[name]) as server,
         atelier.Client(server.grpc) as client,
         triton.InferenceServerClient(server.grpc) as bare,
@@ -195,7 +188,7 @@ def bench_pictures(repository: Path, name: str, pictures: int, rounds: int, side
             "Triton through the SDK": lambda: by_two(ask, pictures),
         }
         if name == "style":
-            plain = graph(johnson(Path(folder) / MODEL, len(model.inputs[1].members)), model)
+            plain = ordered(johnson(Path(scratch) / MODEL, len(model.inputs[1].members)), model)
             ways["Johnson's network, plain"] = lambda: by_two(lambda k: plain(*rows(k)), pictures)
         times: dict[str, list[float]] = {way: [] for way in ways}
         for measured in range(-1, rounds):  # one round of warm-up
@@ -217,19 +210,6 @@ def bench_pictures(repository: Path, name: str, pictures: int, rounds: int, side
         ratios["ours_to_johnsons"] = ratio(*johnsons, alone)
     print("throughput: " + ", ".join(f"{which.replace('_', ' ')} {value:.2f}" for which, value in ratios.items()))
     return {"pictures": pictures, "rounds": rounds, "side": side, **{k: round(v, 3) for k, v in ratios.items()}}
-
-
-def drawn(model: ModelSpec, count: int, side: int) -> tuple[np.ndarray, ...]:
-    """Rows of its inputs: pictures of noise, and what is asked of each."""
-    channels = model.inputs[0].shape[-1]
-    pictures = np.random.default_rng(0).integers(0, 256, (count, side, side, channels), np.uint8)
-    match model.name:
-        case "style":
-            return pictures, np.eye(1, len(model.inputs[1].members), dtype=np.float32).repeat(count, 0)
-        case "colorizer":
-            return pictures, np.full((count, 1), LAST_STAGE, np.float32)
-        case _:
-            return (pictures,)
 
 
 def through_sdk(client: atelier.Client, name: str, pictures: np.ndarray) -> Callable[[int], object]:

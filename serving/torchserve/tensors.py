@@ -1,0 +1,57 @@
+"""Tensors as TorchServe carries them: bytes, as its API knows no others and JSON spells out each number.
+
+A tensor is its dimensions as little-endian int32, then its elements; dtype and rank are the model's to say. A reply
+begins with how many requests shared its batch, as int32; after a 0 come the words of a refusal instead of tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "TYPE_FP32": np.dtype("<f4"),
+    "TYPE_INT32": np.dtype("<i4"),
+    "TYPE_UINT8": np.dtype("u1"),
+}
+"""By their names in config.pbtxt."""
+NUMBER = np.dtype("<i4")
+
+
+def packed(array: Array) -> bytes:
+    return np.array(array.shape, NUMBER).tobytes() + array.tobytes()
+
+
+def unpacked(data: bytes | memoryview, dtype: np.dtype[Any], rank: int) -> tuple[Array, int]:
+    """The tensor at the start of `data`, a view of it, and how many bytes it takes up. Raises ValueError."""
+    head = rank * NUMBER.itemsize
+    if len(data) < head:
+        raise ValueError(f"{len(data)} bytes, fewer than the dimensions take")
+    shape = np.frombuffer(data, NUMBER, rank).tolist()
+    count = math.prod(shape)
+    if min(shape) < 0 or len(data) - head < count * dtype.itemsize:
+        raise ValueError(f"{len(data) - head} bytes of elements, too few for {dtype} of {shape}")
+    return np.frombuffer(data, dtype, count, head).reshape(shape), head + count * dtype.itemsize
+
+
+def reply(batch: int, arrays: Iterable[Array]) -> bytes:
+    return _number(batch) + b"".join(map(packed, arrays))
+
+
+def refusal(words: str) -> bytes:
+    return _number(0) + words.encode()
+
+
+def opened(data: bytes) -> tuple[int, memoryview]:
+    """How many requests shared the batch, 0 for a refusal, and what follows that number."""
+    return int(np.frombuffer(data, NUMBER, 1)[0]), memoryview(data)[NUMBER.itemsize :]
+
+
+def _number(value: int) -> bytes:
+    return np.array(value, NUMBER).tobytes()

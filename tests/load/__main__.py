@@ -1,0 +1,246 @@
+"""The load generator. Run: python -m tests.load --model classifier      (last line of stdout: one JSON object)
+
+    … --model classifier=3 --model style=1     a mix: three requests to the classifier for each to style
+    … --callers 8 --callers 32                 closed loop only
+    … --rate 50 --rate 100 --p99-ms 200        open loop only; the highest rate that keeps within the limit
+    … --way sdk --url localhost:8001           through the SDK, to a server that runs already
+    … --agree --way sdk --callers 64           beside NVIDIA's perf_analyzer
+    … --report --write README.md               every way to serve, side by side
+
+Without a load it takes 1, 8 and 32 callers, then rates up to what these reached. Table, pictures and an HTML page go
+into out/load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from serving import cli
+from serving.errors import RepositoryError, ServingError
+from serving.repository import REPOSITORY, models
+from tests.load import knee, page, perf_analyzer, plots, servers, side_by_side, tables
+from tests.load.generator import Generator
+from tests.load.plan import Closed, Plan, mixed
+from tests.load.result import HEAD, Result, rows, server_lines
+from tests.load.targets import Target
+
+OUT = Path("out/load")
+WIDTHS = (16, 11, 10, 8, 7, *[7] * 5, 7, 1)
+AGREE_CALLERS = {"classifier": 8}
+AGREE_CALLERS_ELSE = 2
+"""perf_analyzer counts requests that begin and end within a window, which must be long beside the latency."""
+COUNTERPARTS = ("triton", "tritonclient", "sdk", "sdk-threads")
+
+
+class Unready(ServingError):
+    """Options that don't go together; the text names one and says what to give."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        return cli.run(options.command or _loads, options)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> cli.Parser:
+    lines = __doc__.splitlines()
+    parser = cli.Parser(
+        prog="python -m tests.load",
+        description="\n".join(lines[2:]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", action="append", default=[], type=_weighted, metavar="NAME[=WEIGHT]", help="again for a mix")
+    add("--repository", type=Path, default=REPOSITORY, help="what is served, and what is right; default %(default)s")
+    add("--way", choices=servers.WAYS, default="triton", help="default %(default)s, which starts an embedded server")
+    add("--url", help="gRPC address of a Triton that runs already, without http://")
+    add("--callers", action="append", type=_whole, metavar="N", help="closed loop (again for more)")
+    add("--rate", action="append", type=_positive, metavar="PER_S", help="open loop (again for more)")
+    add("--p99-ms", type=_positive, help=f"for the knee; default {knee.SLOWER:g} times the fewest callers' median")
+    add("--duration-s", type=_positive, help="of each window; default 5, of --report and --agree their own")
+    add("--requests", type=_whole, default=0, help="of each window, instead of a duration")
+    add("--warmup-s", type=_positive, default=1.0, help="default %(default)s")
+    add("--processes", type=_whole, default=1, help="of the generator; default %(default)s")
+    add("--seed", type=int, default=0, help="of the arrivals and the mix; default %(default)s")
+    add("--out", type=Path, default=OUT, help="default %(default)s")
+    add("--quick", action="store_true", help="with --report or --agree: short windows, one round")
+    written = "with --report: put tables between their markers there (again for more files)"
+    add("--write", type=Path, action="append", default=[], metavar="README.md", help=written)
+    add("--dry-run", action="store_true", help="print the options and exit")
+    commands = parser.add_mutually_exclusive_group()
+    commands.add_argument("--agree", dest="command", action="store_const", const=_agree, help="beside perf_analyzer")
+    commands.add_argument("--report", dest="command", action="store_const", const=_report, help="side by side")
+    return parser
+
+
+def _weighted(text: str) -> tuple[str, float]:
+    name, given, weight = text.partition("=")
+    return name, _positive(weight) if given else 1.0
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: must be more than 0")
+    return number
+
+
+def _whole(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be 1 or more")
+    return number
+
+
+def _printed(options: argparse.Namespace) -> str:
+    return json.dumps({key: value for key, value in vars(options).items() if key != "command"}, default=str)
+
+
+# --- loads on one target
+
+
+def _loads(options: argparse.Namespace) -> str:
+    weights = dict(options.model) or {"wgan": 1.0}
+    _check(options, weights)
+    if options.dry_run:
+        return _printed(options)
+    mix = mixed(weights, options.repository)
+    with _target(options, list(weights)) as target, Generator(options.processes) as generator:
+        plan = Plan(
+            target=target, load=Closed(1), mix=mix, warmup_s=options.warmup_s, duration_s=options.duration_s or 5.0,
+            requests=options.requests, processes=options.processes, seed=options.seed,
+        )  # fmt: skip
+        print(_line(HEAD), flush=True)
+        given = options.callers or options.rate
+        callers = (options.callers or ()) if given else knee.CALLERS
+        rates = (options.rate or ()) if given else None
+        results = knee.stages(generator, plan, callers, rates, _show)
+    return _told(options, "+".join(weights), results)
+
+
+def _check(options: argparse.Namespace, weights: dict[str, float]) -> None:
+    if options.write or options.quick:
+        raise Unready("--write and --quick: go with --report or --agree")
+    if options.url and options.way not in servers.ELSEWHERE:
+        raise Unready(f"--url: goes with --way {', '.join(servers.ELSEWHERE)}, not {options.way}")
+    if "painter" in weights and options.way in ("in-process", "tritonclient", "torchserve"):
+        raise Unready(f"--model painter: streams, which --way {options.way} can't; use triton or sdk")
+    most = options.callers and min(options.callers)
+    if most and most < options.processes:
+        raise Unready(f"--callers {most}: fewer than --processes {options.processes}; give one process each")
+
+
+def _target(options: argparse.Namespace, names: Sequence[str]) -> AbstractContextManager[Target]:
+    if options.url:
+        return servers.elsewhere(options.way, options.url, names)
+    return servers.WAYS[options.way](options.repository, names)
+
+
+def _show(result: Result) -> None:
+    for row in rows(result):
+        print(_line(row), flush=True)
+    for line in server_lines(result):
+        print(f"    {line}", flush=True)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, WIDTHS, strict=True)).rstrip()
+
+
+def _told(options: argparse.Namespace, models: str, results: Sequence[Result]) -> str:
+    """Writes what there is to see; returns the JSON line."""
+    folder = options.out / f"{models}-{options.way}"
+    limit_ms = options.p99_ms or knee.limit_ms(results)
+    found = knee.knee(results, limit_ms) if limit_ms else None
+    verdict = _verdict(found, limit_ms)
+    print(verdict)
+    told = {
+        "models": models,
+        "knee_per_s": found.data()["load"] if found else None,
+        "limit_p99_ms": limit_ms,
+        "machine": tables.machine(),
+        "results": [result.data() for result in results],
+    }
+    about = f"{results[0].plan.target.name}, {date.today()}, {told['machine']}"
+    pictures = plots.all_of(results, limit_ms, folder)
+    page.write(folder / "report.html", f"{models} under load", about, verdict, results, pictures)
+    _write_json(folder / "results.json", told)
+    print(f"{folder / 'report.html'}: the page; beside it {', '.join(path.name for path in pictures)}, results.json")
+    return json.dumps(told)
+
+
+def _verdict(found: Result | None, limit_ms: float | None) -> str:
+    if limit_ms is None:
+        return "No limit for the 99th percentile: give --p99-ms, or callers beside the rates."
+    if found is None:
+        return f"No rate kept the 99th percentile under {limit_ms:.4g} ms without errors."
+    total = f"{found.plan.load} (p99 {found.percentile_ms(99):.4g} ms)"
+    return f"Knee: {total} is the highest rate that kept the 99th percentile under {limit_ms:.4g} ms."
+
+
+def _write_json(path: Path, told: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+# --- beside perf_analyzer, and side by side
+
+
+def _agree(options: argparse.Namespace) -> str:
+    if options.dry_run:
+        return _printed(options)
+    if options.way not in COUNTERPARTS:
+        raise Unready(f"--way {options.way}: perf_analyzer asks a Triton; give {', '.join(COUNTERPARTS)}")
+    perf_analyzer.find()
+    found = []
+    for model in [name for name, _ in options.model] or ["style", "classifier"]:
+        (share,) = mixed({model: 1}, options.repository)
+        with servers.WAYS[options.way](options.repository, [model]) as target:
+            callers = min(options.callers or [AGREE_CALLERS.get(model, AGREE_CALLERS_ELSE)])
+            rounds, window_s = (1, 3.0) if options.quick else (5, options.duration_s or 12.0)
+            found.append(perf_analyzer.agree(target, share, callers, rounds=rounds, window_s=window_s).data())
+        print(f"{model}: throughput {found[-1]['throughput_ratio']}, p50 {found[-1]['p50_ratio']} of perf_analyzer's")
+    told = {"machine": tables.machine(), "way": options.way, "agreement": found}
+    _write_json(options.out / "agreement.json", told)
+    return json.dumps(told)
+
+
+def _report(options: argparse.Namespace) -> str:
+    tables.check_markers(options.write)
+    if options.dry_run:
+        return _printed(options)
+    names = [name for name, _ in options.model] or [n for n in models(options.repository) if n != "painter"]
+    if "painter" in names:
+        raise RepositoryError("--model painter: streams, which the other ways can't; leave it out")
+    times = side_by_side.QUICK if options.quick else side_by_side.Times()
+    if options.duration_s:
+        times = replace(times, duration_s=options.duration_s)
+    compared = side_by_side.compare(options.repository, names, times, lambda line: print(line, flush=True))
+    made = tables.table(compared, times)
+    told = {"machine": tables.machine(), "rounds": times.rounds, "models": tables.data(compared)}
+    windows = [
+        {"model": row.model, "way": row.way, **result.data()}
+        for row in compared
+        for results in row.results.values()
+        for result in results
+    ]
+    _write_json(options.out / "report.json", told | {"windows": windows})
+    (options.out / "report.md").write_text(made + "\n", encoding="utf-8")
+    for path in options.write:
+        tables.write(path, compared, times)
+    print(made)
+    return json.dumps(told)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""What the server says of itself, and what it costs: Triton's statistics, CPU time, memory."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from serving.errors import ServerError
+
+STAGES = ("queue", "compute_input", "compute_infer", "compute_output")
+SAMPLE_S = 1.0
+TIMEOUT_S = 30.0
+
+
+@dataclass
+class Counts:
+    """Of one model, all versions: requests by stage in nanoseconds, and batches by their size."""
+
+    answered: int = 0
+    failed: int = 0
+    inferences: int = 0
+    executions: int = 0
+    ns: Counter[str] = field(default_factory=Counter)
+    batches: Counter[int] = field(default_factory=Counter)
+
+    def minus(self, before: Counts) -> Counts:
+        return Counts(
+            self.answered - before.answered,
+            self.failed - before.failed,
+            self.inferences - before.inferences,
+            self.executions - before.executions,
+            self.ns - before.ns,
+            self.batches - before.batches,
+        )
+
+    def data(self) -> dict[str, Any]:
+        """Means for a request in milliseconds, and for a batch."""
+        stages = {f"{stage}_ms": 1e-6 * self.ns[stage] / max(1, self.answered) for stage in STAGES}
+        return stages | {
+            "answered": self.answered,
+            "failed": self.failed,
+            "mean_batch": self.inferences / max(1, self.executions),
+            "batches": {str(size): count for size, count in sorted(self.batches.items())},
+        }
+
+
+def statistics(url: str, models: Iterable[str]) -> dict[str, Counts]:
+    """What Triton has counted so far, of these models and of the steps of ensembles among them.
+
+    Raises ServerError where no Triton answers, or it does not know one of the models.
+    """
+    if not url:
+        return {}
+    try:
+        with triton.InferenceServerClient(url) as client:
+            wanted = dict.fromkeys(each for model in models for each in (model, *_steps(client, model)))
+            return {model: _counts(client, model) for model in wanted}
+    except InferenceServerException as exc:
+        raise ServerError(f"--url {url}: {exc.message()}; is a server with these models running there?") from exc
+
+
+def _steps(client: triton.InferenceServerClient, model: str) -> list[str]:
+    config = client.get_model_config(model, client_timeout=TIMEOUT_S).config
+    return [step.model_name for step in config.ensemble_scheduling.step]
+
+
+def _counts(client: triton.InferenceServerClient, model: str) -> Counts:
+    counts = Counts()
+    for stats in client.get_inference_statistics(model, client_timeout=TIMEOUT_S).model_stats:
+        counts.answered += stats.inference_stats.success.count
+        counts.failed += stats.inference_stats.fail.count
+        counts.inferences += stats.inference_count
+        counts.executions += stats.execution_count
+        counts.ns.update({stage: getattr(stats.inference_stats, stage).ns for stage in STAGES})
+        counts.batches.update({batch.batch_size: batch.compute_infer.count for batch in stats.batch_stats})
+    return counts
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Of a server's processes: CPU seconds, and memory in bytes at seconds from the start. Memory that processes share
+    counts once (PSS)."""
+
+    cpu_s: float
+    memory: Sequence[tuple[float, int]]
+
+    def data(self) -> dict[str, Any]:
+        sizes = [size / 2**20 for _, size in self.memory]
+        return {"cpu_s": self.cpu_s, "memory_mib": sizes[-1], "memory_most_mib": max(sizes)}
+
+
+class Watch:
+    """Samples the memory of processes in a thread, from `start` to `stop`."""
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        self._pids = pids
+        self._ended = threading.Event()
+        self._memory: list[tuple[float, int]] = []
+        self._thread = threading.Thread(target=self._sample)
+
+    def start(self) -> None:
+        self._began, self._before_s = time.monotonic(), cpu_s(self._pids)
+        self._thread.start()
+
+    def stop(self) -> Usage | None:
+        used = cpu_s(self._pids) - self._before_s
+        self._ended.set()
+        self._thread.join()
+        return Usage(used, self._memory) if self._pids else None
+
+    def _sample(self) -> None:
+        while self._pids:
+            self._memory.append((time.monotonic() - self._began, memory(self._pids)))
+            if self._ended.wait(SAMPLE_S):
+                return
+
+
+def cpu_s(pids: Sequence[int]) -> float:
+    """That these processes and their children have used."""
+    total = 0.0
+    for process in _family(pids):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+def memory(pids: Sequence[int]) -> int:
+    total = 0
+    for process in _family(pids):
+        with contextlib.suppress(psutil.Error):
+            total += process.memory_full_info().pss
+    return total
+
+
+def _family(pids: Sequence[int]) -> Iterator[psutil.Process]:
+    found: set[psutil.Process] = set()
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            found |= {process, *process.children(recursive=True)}
+    yield from found

@@ -1,0 +1,137 @@
+"""What a server does with twice what it can: how much it still answers, how late, and whether its memory grows.
+
+Run: python -m tests.load.overload classifier --minutes 10 (last line of stdout: one JSON object)
+
+First its capacity, with as many callers as fill a batch of every instance; then requests at twice that rate, whether
+or not they are answered. Promised are: nothing but answers and `overloaded`; answers at 0.9 of the capacity; 99 of 100
+of them within the queue's timeout and what a full server takes for a request; memory that stays within a tenth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from serving import cli
+from serving.errors import ServingError
+from serving.repository import REPOSITORY
+from serving.spec import ModelSpec
+from tests.load.generator import Generator
+from tests.load.plan import Closed, Open, Plan, mixed
+from tests.load.result import Result
+from tests.load.servers import triton
+from tests.load.tune import batched, machine, positive
+
+TIMES = 2.0
+LEAST_GOODPUT = 0.9
+MOST_MEMORY = 1.1
+MINUTE_S = 60.0
+TIMEOUT_MARGIN_S = 30.0
+"""beyond the queue's own timeout: the server says no, and not the client's deadline"""
+
+
+def measured(
+    spec: ModelSpec, repository: Path, *, seconds: float, minutes: float, say: Callable[[Result], None]
+) -> tuple[Result, Result]:
+    """At capacity, and at twice that, on a server of its own."""
+    assert spec.batching, f"{spec.name} is not batched"
+    patience_s = 1e-6 * spec.batching.queue_timeout_us + TIMEOUT_MARGIN_S
+    with ExitStack() as stack:
+        target = replace(stack.enter_context(triton(repository, [spec.name])), timeout_s=patience_s)
+        generator = stack.enter_context(Generator())
+        full = Closed(spec.instances * spec.max_batch)
+        plan = Plan(target=target, load=full, mix=mixed({spec.name: 1}, repository), warmup_s=2.0, duration_s=seconds)
+        say(capacity := generator.run(plan))
+        if not capacity.per_s:
+            raise ServingError(f"{spec.name}: no right answer within {seconds:g} s; give more --seconds")
+        over = replace(plan, load=Open(TIMES * capacity.per_s), duration_s=MINUTE_S * minutes)
+        say(result := generator.run(over))
+        return capacity, result
+
+
+def report(spec: ModelSpec, capacity: Result, over: Result) -> dict[str, Any]:
+    assert spec.batching
+    assert over.usage, "memory was not watched"
+    promised_ms = spec.batching.queue_timeout_us / 1000 + capacity.percentile_ms(99)
+    early, late = _thirds(over.usage.memory)
+    p99_ms = round(over.percentile_ms(99), 1) if over.total.right else None
+    found = {
+        "capacity_per_s": round(capacity.per_s, 2),
+        "offered_per_s": round(over.total.asked / over.window_s, 2),
+        "goodput": round(over.per_s / capacity.per_s, 3),
+        "p99_ms": p99_ms,
+        "promised_ms": round(promised_ms, 1),
+        "memory_mib": [round(early / 2**20), round(late / 2**20)],
+        "refused": round(over.total.failures["overloaded"] / max(1, over.total.asked), 3),
+    }
+    kept = {
+        "only_overloaded": set(over.total.failures) <= {"overloaded"},
+        "goodput": over.per_s >= LEAST_GOODPUT * capacity.per_s,
+        "p99": p99_ms is not None and p99_ms <= promised_ms,
+        "memory": late <= MOST_MEMORY * early,
+    }
+    return found | {"errors": dict(over.total.failures), "kept": kept, "doubts": over.doubts()}
+
+
+def _thirds(memory: Sequence[tuple[float, int]]) -> tuple[float, float]:
+    """Medians of the second and of the last third: in the first the queue fills."""
+    sizes = [size for _, size in memory]
+    third = max(1, len(sizes) // 3)
+    return statistics.median(sizes[third : 2 * third] or sizes), statistics.median(sizes[-third:])
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    kept = found["kept"]
+    early, late = found["memory_mib"]
+    p99_ms = "-" if found["p99_ms"] is None else f"{found['p99_ms']:.0f} ms"
+    promises = {
+        "only_overloaded": f"refused {found['refused']:.0%}; errors: {found['errors'] or 'none'}",
+        "goodput": f"goodput {found['goodput']:.2f} of capacity, {found['capacity_per_s']:.4g}/s",
+        "p99": f"p99 of answers {p99_ms}, promised {found['promised_ms']:.0f} ms",
+        "memory": f"memory {early:.0f} MiB, then {late:.0f} MiB",
+    }
+    doubts = [f"DOUBTFUL: {doubt}" for doubt in found["doubts"]]
+    return [f"{'kept  ' if kept[name] else 'MISSED'}  {text}" for name, text in promises.items()] + doubts
+
+
+# --- command line
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return cli.run(_overloaded, _parser().parse_args(arguments))
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser(prog="python -m tests.load.overload", description=__doc__.splitlines()[0])
+    parser.add_argument("model", help="one with a dynamic batcher")
+    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="default %(default)s")
+    parser.add_argument(
+        "--seconds", type=positive(float), default=20.0, help="to find the capacity; default %(default)s"
+    )
+    parser.add_argument("--minutes", type=positive(float), default=10.0, help="of overload; default %(default)s")
+    return parser
+
+
+def _overloaded(options: argparse.Namespace) -> str:
+    spec = batched(options.model)
+    say = partial(_say, sys.stderr.write)
+    capacity, over = measured(spec, options.repository, seconds=options.seconds, minutes=options.minutes, say=say)
+    found = report(spec, capacity, over)
+    about = {"bench": "overload", "model": spec.name, **machine(), "minutes": options.minutes}
+    return "\n".join([*lines(found), json.dumps(about | found)])
+
+
+def _say(write: Callable[[str], object], result: Result) -> None:
+    write(f"{result.plan.load}: {result.per_s:.4g}/s answered\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""NVIDIA's perf_analyzer as a second opinion: the same server, the same closed loop, the same requests.
+
+It is in no Debian package and in tritonclient's wheels up to 2.48.0 only, of which one is fetched into out/; it needs
+Debian's libb64-0d and a libcudart.so.12, which the nvidia-pytriton wheel brings along under another name.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serving import wheel
+from serving.errors import ServerError
+from tests.load.generator import Generator
+from tests.load.plan import Closed, Plan, Share
+from tests.load.targets import Target
+
+CACHE = Path(__file__).parents[2] / "out" / "perf_analyzer"
+WHEEL = "tritonclient==2.48.0"
+INSIDE = "tritonclient-2.48.0.data/data/bin/perf_analyzer"
+WINDOWS = 3
+"""It takes so many at least, and reports them together."""
+
+
+class Missing(ServerError):
+    """perf_analyzer can't be had on this machine; the text says what is in the way."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    per_s: float
+    p50_ms: float
+
+
+def find(cache: Path = CACHE) -> Path:
+    """The program, fetched at need. Raises Missing."""
+    program = cache / "perf_analyzer"
+    if not program.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        _fetch(program)
+    tried = subprocess.run([program, "--help"], env=_environment(cache), capture_output=True, text=True, check=False)
+    if tried.returncode == wheel.LIBRARY_MISSING:
+        reason = tried.stderr.strip().rpartition("libraries: ")[2]
+        raise Missing(f"perf_analyzer: {reason}; `apt install libb64-0d`")
+    return program
+
+
+def _fetch(program: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=program.parent) as folder:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, WHEEL]
+        done = subprocess.run(pip, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise Missing(f"perf_analyzer: pip can't fetch {WHEEL} ({done.stderr.strip().splitlines()[-1]})")
+        (found,) = Path(folder).glob("*.whl")
+        with zipfile.ZipFile(found) as archive:
+            unpacked = Path(archive.extract(INSIDE, folder))
+        unpacked.chmod(0o755)
+        unpacked.replace(program)  # at once, for those who fetch it at the same time
+
+
+def _environment(cache: Path) -> dict[str, str]:
+    """With libcudart under the name that it is asked for by."""
+    libraries = wheel.find().libraries
+    for runtime in libraries.glob("libcudart*.so.12*"):
+        link = cache / "libcudart.so.12"
+        if not link.exists():
+            own = cache / f".cudart-{os.getpid()}"
+            own.symlink_to(runtime)
+            own.replace(link)
+    return {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join([str(cache), str(libraries)])}
+
+
+def measure(url: str, share: Share, callers: int, window_s: float, cache: Path = CACHE) -> Measured:
+    """Raises ServerError with its last words if it fails."""
+    program = find(cache)
+    with tempfile.TemporaryDirectory() as folder:
+        data, table = Path(folder) / "data.json", Path(folder) / "table.csv"
+        data.write_text(json.dumps({"data": [_row(question.inputs) for question in share.questions]}))
+        command = [program, "-m", share.model, "-u", url, "-i", "grpc", "--concurrency-range", callers]
+        command += ["-p", round(1000 * window_s / WINDOWS), "-s", 10**6, "--max-trials", WINDOWS]
+        command += ["--input-data", data, "-f", table]
+        done = subprocess.run(map(str, command), env=_environment(cache), capture_output=True, text=True, check=False)
+        if done.returncode or not table.exists():
+            raise ServerError(f"perf_analyzer failed: {(done.stdout + done.stderr).strip()[-500:]}")
+        with table.open() as file:
+            (row,) = csv.DictReader(file)
+    return Measured(float(row["Inferences/Second"]), float(row["p50 latency"]) / 1000)
+
+
+def _row(inputs: Any) -> dict[str, Any]:
+    """Its format: flat, and without the batch dimension."""
+    return {name: {"content": array.ravel().tolist(), "shape": list(array.shape[1:])} for name, array in inputs.items()}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What both measured, in turn."""
+
+    model: str
+    callers: int
+    ours: Sequence[Measured]
+    theirs: Sequence[Measured]
+
+    @property
+    def per_s(self) -> float:
+        """Ours for each of theirs, between medians."""
+        return statistics.median(m.per_s for m in self.ours) / statistics.median(m.per_s for m in self.theirs)
+
+    @property
+    def p50(self) -> float:
+        return statistics.median(m.p50_ms for m in self.ours) / statistics.median(m.p50_ms for m in self.theirs)
+
+    def data(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "callers": self.callers,
+            "rounds": len(self.ours),
+            "ours_per_s": round(statistics.median(m.per_s for m in self.ours), 2),
+            "theirs_per_s": round(statistics.median(m.per_s for m in self.theirs), 2),
+            "throughput_ratio": round(self.per_s, 3),
+            "p50_ratio": round(self.p50, 3),
+        }
+
+
+def agree(
+    target: Target, share: Share, callers: int, *, rounds: int = 5, window_s: float = 3.0, cache: Path = CACHE
+) -> Agreement:
+    """Windows of both in turn, so that what else the machine does befalls both. `target` asks a Triton, in any way."""
+    find(cache)
+    ours, theirs = [], []
+    plan = Plan(target=target, load=Closed(callers), mix=[share], warmup_s=window_s / WINDOWS, duration_s=window_s)
+    with Generator() as generator:
+        for _ in range(rounds):
+            result = generator.run(plan)
+            if result.failures:
+                raise ServerError(f"{share.model}: {result.failures} requests failed: {result.total.examples}")
+            ours.append(Measured(result.per_s, result.percentile_ms(50)))
+            theirs.append(measure(target.statistics, share, callers, window_s, cache))
+    return Agreement(share.model, callers, ours, theirs)

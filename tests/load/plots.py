@@ -1,0 +1,90 @@
+"""Pictures of what the load generator found, as PNG files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from tests.load.plan import Open
+from tests.load.result import Result, percentile_ms
+
+SIZE = (7.2, 4.0)
+SHOWN = (50.0, 95.0, 99.0)
+STEPS = 400
+LEAST_SHARE = 1e-4
+
+
+def all_of(results: Sequence[Result], limit_ms: float | None, folder: Path) -> list[Path]:
+    """Those for which there is something to show."""
+    folder.mkdir(parents=True, exist_ok=True)
+    right = [result for result in results if result.total.right]
+    drawn = []
+    if len(at_rates := [result for result in right if isinstance(result.plan.load, Open)]) > 1:
+        drawn.append(_saved(folder / "latency.png", lambda axes: _against_rate(axes, at_rates, limit_ms)))
+    if right:
+        drawn.append(_saved(folder / "distribution.png", lambda axes: _distribution(axes, right)))
+    if any(counts.batches for result in right for counts in result.counts.values()):
+        drawn.append(_saved(folder / "batches.png", lambda axes: _batches(axes, right)))
+    return drawn
+
+
+def _saved(path: Path, draw: Callable[[Axes], None]) -> Path:
+    figure, axes = plt.subplots(figsize=SIZE, layout="constrained")
+    draw(axes)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=140)
+    plt.close(figure)
+    return path
+
+
+def _against_rate(axes: Axes, results: Sequence[Result], limit_ms: float | None) -> None:
+    rates = [result.plan.load.per_s for result in results]
+    for percentile in SHOWN:
+        axes.plot(rates, [result.percentile_ms(percentile) for result in results], "o-", label=f"p{percentile:g}")
+    if limit_ms:
+        axes.axhline(limit_ms, color="0.5", linestyle="--", linewidth=1, label=f"limit of p99, {limit_ms:.3g} ms")
+    axes.set(xlabel="requests a second that arrive", ylabel="latency, ms", yscale="log", xlim=(0, None))
+    axes.set_title("Latency against rate, open loop", loc="left")
+    axes.legend(frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
+
+
+def _distribution(axes: Axes, results: Sequence[Result]) -> None:
+    """The share of the requests that takes longer, which shows the tail as large as the rest."""
+    colours = plt.get_cmap("viridis")
+    for place, result in enumerate(results):
+        least = max(LEAST_SHARE, 1 / result.total.right)
+        slower = [least ** (step / STEPS) for step in range(STEPS + 1)]
+        times = [percentile_ms(result.total, 100 * (1 - share)) for share in slower]
+        axes.plot(times, slower, color=colours(place / len(results)), label=str(result.plan.load), drawstyle="steps")
+    axes.set(xlabel="latency, ms", ylabel="share of the requests that take longer", xscale="log", yscale="log")
+    axes.set_title("Distribution of latency", loc="left")
+    axes.legend(frameon=False, fontsize="small", loc="lower left")
+
+
+def _batches(axes: Axes, results: Sequence[Result]) -> None:
+    """How the requests of each load were batched: the share of them that were in a batch of each size."""
+    sizes = sorted({size for result in results for counts in result.counts.values() for size in counts.batches})
+    bottom = [0.0] * len(results)
+    colours = plt.get_cmap("viridis")
+    for place, size in enumerate(sizes):
+        shares = [_share(result, size) for result in results]
+        if any(shares):
+            colour = colours(place / max(1, len(sizes) - 1))
+            axes.barh(range(len(results)), shares, left=bottom, color=colour, label=str(size))
+            bottom = [start + share for start, share in zip(bottom, shares, strict=True)]
+    axes.set_yticks(range(len(results)), [str(result.plan.load) for result in results])
+    axes.invert_yaxis()
+    axes.set(xlabel="share of the requests, by the size of their batch", xlim=(0, 1))
+    axes.set_title("Batches that Triton made", loc="left")
+    axes.legend(frameon=False, fontsize="small", ncols=2, bbox_to_anchor=(1, 1), loc="upper left")
+
+
+def _share(result: Result, size: int) -> float:
+    members = [(s, s * count) for counts in result.counts.values() for s, count in counts.batches.items()]
+    return sum(number for s, number in members if s == size) / max(1, sum(number for _, number in members))

@@ -1,0 +1,162 @@
+"""What each model is asked under load, and what a right answer is.
+
+Models of fixed size are asked their golden batch, and the painter its golden painting. Where a request chooses the
+size, pictures are drawn at the size of the benchmarks, and ONNX Runtime in process says what is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from serving.errors import RepositoryError
+from serving.repository import GOLDEN, MODEL, newest
+from serving.spec import Ensemble, ModelSpec, Served, Tensor
+from training import catalog
+
+Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]
+
+SIDES = {"style": 256, "upscaler": 128, "colorizer": 256}
+LAST_STAGE = 2.0  # the colorizer works out both, whichever is asked for
+ITERATIONS = 3
+"""of the painter: few, as it is the stream that is of interest"""
+COUNT = 4
+"""of each model, so that answers which were swapped show"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One request: a batch of one, or without a batch dimension where the model has none.
+
+    `outputs` is every output of the model, with what is right, or the first of a stream's answers; a number may
+    differ from that by `atol`.
+    """
+
+    model: str
+    inputs: Arrays
+    outputs: Arrays
+    atol: float
+    streamed: bool = False
+
+
+def questions(repository: Path, model: str, count: int = COUNT) -> list[Question]:
+    """Raises RepositoryError for a model without a version or a golden batch."""
+    asked = served(model)
+    given, right = _asked(repository, asked, count)
+    atol = _atol(asked)
+    if not asked.max_batch:
+        return [Question(model=model, inputs=given, outputs=right, atol=atol, streamed=True)]
+    rows = range(len(next(iter(given.values()))))
+    return [
+        Question(
+            model=model,
+            inputs={name: array[row : row + 1] for name, array in given.items()},
+            outputs={name: array[row : row + 1] for name, array in right.items()},
+            atol=atol,
+        )
+        for row in rows
+    ]
+
+
+def served(model: str) -> Served:
+    """Its spec. Raises RepositoryError for one that there is not."""
+    known = catalog.names()
+    if model not in known:
+        raise RepositoryError(f"--model {model}: there is {', '.join(known)}")
+    return catalog.served(model)
+
+
+def _asked(repository: Path, asked: Served, count: int) -> tuple[Arrays, Arrays]:
+    if isinstance(asked, Ensemble):
+        given = _golden(repository, asked.steps[0].model, asked.steps[0].model.inputs)
+        given = {asked.steps[0].inputs[name]: array[:count] for name, array in given.items()}
+        known = ensemble(repository, asked)(given)
+        return given, {tensor.name: known[tensor.name] for tensor in asked.outputs}
+    if asked.name in SIDES:
+        inputs = drawn(asked, count, SIDES[asked.name])
+        given = {tensor.name: array for tensor, array in zip(asked.inputs, inputs, strict=True)}
+        return given, in_process(repository, asked)(given)
+    given, right = (_golden(repository, asked, tensors) for tensors in (asked.inputs, asked.outputs))
+    if asked.decoupled:  # the golden painting is the start of any longer one
+        longer = np.array([ITERATIONS], np.int32)
+        return given | {"iterations": longer, "every": longer}, right | {"total": longer}
+    return tuple({name: array[:count] for name, array in part.items()} for part in (given, right))
+
+
+def _golden(repository: Path, model: ModelSpec, tensors: Sequence[Tensor]) -> dict[str, Array]:
+    with np.load(folder(repository, model.name) / GOLDEN) as arrays:
+        return {tensor.name: arrays[tensor.name] for tensor in tensors}
+
+
+def _atol(asked: Served) -> float:
+    """Each step of an ensemble rounds."""
+    return sum(step.model.golden_atol for step in asked.steps) if isinstance(asked, Ensemble) else asked.golden_atol
+
+
+def folder(repository: Path, model: str) -> Path:
+    """Of the newest version."""
+    return repository / model / str(newest(repository, model))
+
+
+def drawn(model: ModelSpec, count: int, side: int) -> tuple[np.ndarray, ...]:
+    """Rows of its inputs: pictures of noise, and what is asked of each."""
+    channels = model.inputs[0].shape[-1]
+    pictures = np.random.default_rng(0).integers(0, 256, (count, side, side, channels), np.uint8)
+    match model.name:
+        case "style":
+            return pictures, np.eye(1, len(model.inputs[1].members), dtype=np.float32).repeat(count, 0)
+        case "colorizer":
+            return pictures, np.full((count, 1), LAST_STAGE, np.float32)
+        case _:
+            return (pictures,)
+
+
+def in_process(repository: Path, model: ModelSpec) -> Callable[[Arrays], dict[str, Array]]:
+    """The newest version's graph, without a server."""
+    session = graph(folder(repository, model.name) / MODEL, model)
+    outputs = [tensor.name for tensor in model.outputs]
+    return lambda given: dict(zip(outputs, session.run(outputs, dict(given)), strict=True))
+
+
+def ensemble(repository: Path, made_of: Ensemble) -> Callable[[Arrays], dict[str, Array]]:
+    """Its steps one after the other, without a server; gives every tensor of theirs."""
+    steps = [(step, in_process(repository, step.model)) for step in made_of.steps]
+
+    def run(given: Arrays) -> dict[str, Array]:
+        known = dict(given)
+        for step, answer in steps:
+            outputs = answer({own: known[name] for own, name in step.inputs.items()})
+            known |= {name: outputs[own] for own, name in step.outputs.items()}
+        return known
+
+    return run
+
+
+def graph(path: Path, model: ModelSpec) -> onnxruntime.InferenceSession:
+    """With as many threads as the server's, and ONNX Runtime's defaults otherwise."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = model.threads
+    options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def wrong(answer: Arrays, question: Question, *, closely: bool = True) -> str | None:
+    """What is wrong with an answer, if anything is. Names, shapes and dtypes always; numbers where `closely`."""
+    for name, right in question.outputs.items():
+        had = answer.get(name)
+        if had is None:
+            return f"{question.model}: no {name}"
+        if (had.shape, had.dtype) != (right.shape, right.dtype):
+            return f"{question.model}: {name} is {had.dtype} {had.shape}, and must be {right.dtype} {right.shape}"
+        if closely:
+            most = float(np.abs(had.astype(np.float64) - right).max(initial=0))
+            if not most <= question.atol:  # NaN is wrong, too
+                return f"{question.model}: {name} is off by {most:g}, allowed {question.atol:g}"
+    return None

@@ -1,0 +1,174 @@
+"""What a run of the load generator found: percentiles, throughput, errors, and whether to believe them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from tests.load.loop import Part, Tally
+from tests.load.measure import Counts, Usage
+from tests.load.plan import Open, Plan
+from tests.load.targets import Awaited
+
+PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
+BUSY = 0.85
+"""Cores. The loop of one process runs on one core, and so much of it leaves no room for bursts."""
+LATE = 0.01
+"""Share of the requests."""
+WAITING = 0.1
+"""Share of the median latency which the generator itself may add."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """`parts` are the generator's processes, `counts` what Triton counted by model, `usage` what the server cost."""
+
+    plan: Plan
+    parts: Sequence[Part]
+    window_s: float
+    counts: Mapping[str, Counts]
+    usage: Usage | None
+
+    @cached_property
+    def models(self) -> dict[str, Tally]:
+        return {share.model: _sum(part.tallies[share.model] for part in self.parts) for share in self.plan.mix}
+
+    @cached_property
+    def total(self) -> Tally:
+        return _sum(self.models.values())
+
+    @property
+    def per_s(self) -> float:
+        """Right answers."""
+        return self.throughput(self.total)
+
+    def throughput(self, tally: Tally) -> float:
+        """Right answers a second: within the window, or of as many requests as were to be sent."""
+        return (tally.right if self.plan.requests else tally.done) / self.window_s
+
+    def percentile_ms(self, percentile: float) -> float:
+        return percentile_ms(self.total, percentile)
+
+    @property
+    def failures(self) -> int:
+        return self.total.failures.total()
+
+    def doubts(self) -> list[str]:
+        """Why the generator, rather than the server, may be what was measured."""
+        found, late = [], self.total.late / max(1, self.total.asked)
+        busiest = max(part.busy for part in self.parts)
+        waits_ms = max(part.delays_us[0] for part in self.parts) / 1000
+        if isinstance(self.plan.target, Awaited) and busiest > BUSY:
+            found.append(f"a process of it is busy for {busiest:.2f} of a core; use more --processes")
+        if isinstance(self.plan.load, Open) and late > LATE:
+            found.append(f"{late:.1%} of the requests were sent more than 1 ms after they were due")
+        if self.total.right and waits_ms > WAITING * self.percentile_ms(50):
+            found.append(f"it waited {waits_ms:.1f} ms for a core each time (median), of a latency that it measures")
+        return found
+
+    def data(self) -> dict[str, Any]:
+        """All of it as JSON."""
+        load = self.plan.load
+        return {
+            "target": self.plan.target.name,
+            "loop": "open" if isinstance(load, Open) else "closed",
+            "load": load.per_s if isinstance(load, Open) else load.callers,
+            "window_s": _rounded(self.window_s),
+            "total": self._outcome(self.total),
+            "models": {model: self._outcome(tally) for model, tally in self.models.items()},
+            "server": _rounded({model: counts.data() for model, counts in self.counts.items()}),
+            "usage": _rounded(self.usage.data()) if self.usage else None,
+            "generator": {
+                "processes": [
+                    _rounded({"busy": part.busy, "delay_p50_ms": part.delays_us[0] / 1000}) for part in self.parts
+                ],
+                "doubts": self.doubts(),
+            },
+        }
+
+    def _outcome(self, tally: Tally) -> dict[str, Any]:
+        return {
+            "requests": tally.asked,
+            "per_s": _rounded(self.throughput(tally)),
+            "latency_ms": _rounded(latencies(tally)),
+            "late": tally.late,
+            "errors": dict(tally.failures),
+            "examples": tally.examples,
+        }
+
+
+def latencies(tally: Tally) -> dict[str, float]:
+    """Milliseconds by percentile, of right answers; nothing where there are none."""
+    if not tally.right:
+        return {}
+    found = {f"p{percentile:g}": percentile_ms(tally, percentile) for percentile in PERCENTILES}
+    return found | {"max": tally.latency.get_max_value() / 1000, "mean": tally.latency.get_mean_value() / 1000}
+
+
+def percentile_ms(tally: Tally, percentile: float) -> float:
+    return float(tally.latency.get_value_at_percentile(percentile)) / 1000
+
+
+def _sum(tallies: Any) -> Tally:
+    total = Tally()
+    for tally in tallies:
+        total.add(tally)
+    return total
+
+
+def _rounded(value: Any) -> Any:
+    """To four digits, all through."""
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+# --- for people
+
+
+HEAD = ("target", "load", "model", "requests", "per s", *(f"p{p:g}" for p in PERCENTILES), "max ms", "errors")
+
+
+def rows(result: Result) -> list[tuple[str, ...]]:
+    """One for each model, and one for all where there are several."""
+    lines = list(result.models.items())
+    if len(lines) > 1:
+        lines.append(("all", result.total))
+    return [_row(result, model, tally) for model, tally in lines]
+
+
+def _row(result: Result, model: str, tally: Tally) -> tuple[str, ...]:
+    errors = ", ".join(f"{count} {kind}" for kind, count in tally.failures.items()) or "-"
+    found = latencies(tally)
+    times = (f"{found[name]:.4g}" if found else "-" for name in (*(f"p{p:g}" for p in PERCENTILES), "max"))
+    return (
+        result.plan.target.name,
+        str(result.plan.load),
+        model,
+        str(tally.asked),
+        f"{result.throughput(tally):.4g}",
+        *times,
+        errors,
+    )
+
+
+def server_lines(result: Result) -> list[str]:
+    """What Triton counted meanwhile, and what the server and the generator took."""
+    lines = []
+    for model, counts in result.counts.items():
+        if counts.answered:
+            data = counts.data()
+            times = ", ".join(
+                f"{stage} {data[f'{stage}_ms']:.3g}" for stage in ("queue", "compute_infer", "compute_output")
+            )
+            lines.append(f"{model} in Triton: {times} ms a request, {data['mean_batch']:.3g} a batch")
+    if result.usage:
+        used = result.usage.data()
+        cores, memory = used["cpu_s"] / result.window_s, used["memory_most_mib"]
+        lines.append(f"server: {cores:.2f} cores, {memory:.0f} MiB at most")
+    busy = ", ".join(f"{part.busy:.2f}" for part in result.parts)
+    lines.append(f"generator: {busy} cores" + "".join(f"; DOUBTFUL: {doubt}" for doubt in result.doubts()))
+    lines += [f"{kind}: {text}" for kind, text in result.total.examples.items()]
+    return lines

@@ -1,0 +1,113 @@
+"""The SDK as a target: what an application would call, pictures in and pictures out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+import atelier
+from atelier import errors
+from atelier.painting import CONTENT_LAYERS, OPTIMIZERS, STARTS, STYLE_LAYERS, Stroke
+from tests.load.questions import Array, Arrays, Question, served
+from tests.load.targets import Ask, Awaited, Run, Threaded, failed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sdk(Awaited):
+    """Through `AsyncClient`."""
+
+    url: str
+
+    @contextlib.asynccontextmanager
+    async def opened(self, questions: Sequence[Question]) -> AsyncIterator[Sequence[Ask]]:
+        async with atelier.AsyncClient(self.url, timeout_s=self.timeout_s) as client:
+            yield [partial(self._asked, prepared(client, question), question) for question in questions]
+
+    async def _asked(self, call: Callable[[], Any], question: Question) -> Arrays:
+        try:
+            if question.model == "painter":
+                return outputs(question, [stroke async for stroke in call()])
+            return outputs(question, await call())
+        except errors.AtelierError as exc:
+            raise failed(type(exc), exc) from exc
+
+
+@dataclass(frozen=True, kw_only=True)
+class SdkThreads(Threaded):
+    """Through `Client`, which all threads share."""
+
+    url: str
+
+    @contextlib.contextmanager
+    def opened(self, questions: Sequence[Question]) -> Iterator[Sequence[Run]]:
+        with atelier.Client(self.url, timeout_s=self.timeout_s) as client:
+            yield [partial(self._asked, prepared(client, question), question) for question in questions]
+
+    def _asked(self, call: Callable[[], Any], question: Question) -> Arrays:
+        try:
+            return outputs(question, list(call()))
+        except errors.AtelierError as exc:
+            raise failed(type(exc), exc) from exc
+
+
+def prepared(client: atelier.Client | atelier.AsyncClient, question: Question) -> Callable[[], Any]:
+    """The method that asks the same, with its arguments."""
+    first, *rest = question.inputs.values()
+    match question.model:
+        case "classifier":
+            return partial(client.classify, first)
+        case "style":
+            names = served("style").inputs[1].members
+            return partial(client.stylize, _picture(first), dict(zip(names, rest[0][0].tolist(), strict=True)))
+        case "colorizer":
+            return partial(client.colorize, _picture(first), stage=float(rest[0][0, 0]))
+        case "upscaler":
+            return partial(client.upscale, _picture(first))
+        case "painter":
+            return partial(client.paint, **_painting(question.inputs))
+        case _:
+            return partial(client.generate, first, model=question.model)
+
+
+def _picture(pixels: Array) -> Image.Image:
+    """Of a batch of one; a gray one has no channels in Pillow."""
+    return Image.fromarray(pixels.squeeze())
+
+
+def _painting(given: Arrays) -> dict[str, Any]:
+    """The painter's inputs as `paint` takes them."""
+    knobs = {name: array[0].item() for name, array in given.items() if array.shape == (1,)}
+    layers = {"content_layers": CONTENT_LAYERS, "style_layers": STYLE_LAYERS}
+    named = {name: dict(zip(names, given[name].tolist(), strict=True)) for name, names in layers.items()}
+    pictures = {name: Image.fromarray(given[name]) for name in ("content", "style")}
+    chosen = {"start": STARTS[knobs["start"]], "optimizer": OPTIMIZERS[knobs["optimizer"]]}
+    return knobs | named | pictures | chosen
+
+
+def outputs(question: Question, results: Sequence[Any]) -> Arrays:
+    """What came back, as the model itself would answer."""
+    match question.model:
+        case "classifier":
+            rows = [list(result.probabilities.values()) for result in results]
+            return {"probabilities": np.array(rows, np.float32)}
+        case "painter":
+            return _stroke(results[0])
+        case _:
+            return {"image": np.stack([np.asarray(picture) for picture in results])}
+
+
+def _stroke(stroke: Stroke) -> Arrays:
+    losses = [stroke.content_loss, stroke.style_loss, stroke.total_variation]
+    return {
+        "image": np.asarray(stroke.image),
+        "iteration": np.array([stroke.iteration], np.int32),
+        "total": np.array([stroke.total], np.int32),
+        "losses": np.array(losses, np.float32),
+        "objective": np.array([stroke.objective], np.float32),
+    }

@@ -1,0 +1,126 @@
+"""Every way to serve a model beside the others, in one run on one machine: `python -m tests.load --report`.
+
+Rounds go through the ways in turn, and a figure is the median of its rounds, so that what else the machine does
+befalls all of them. What callers reach at best is a way's capacity; in open loop each gets shares of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from serving.errors import ServingError
+from tests.load.generator import Generator
+from tests.load.plan import Closed, Open, Plan, mixed
+from tests.load.result import Result
+from tests.load.servers import WAYS
+from tests.load.targets import Target
+
+COMPARED = ("in-process", "triton", "unbatched", "torchserve")
+CALLERS = (1, 8, 32)
+SHARES = (0.5, 0.9)
+FIRST_S = {"torchserve": 15.0}
+"""How long a way is asked before it is measured. Java compiles as it goes: of the classifier, TorchServe's first ten
+thousand requests take it up to 1.6 times the CPU of later ones."""
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Row:
+    """One way to serve one model: its results by load, a callers' count or a share of the capacity."""
+
+    model: str
+    way: str
+    results: dict[float, list[Result]] = field(default_factory=dict)
+
+    def median(self, load: float, figure: Callable[[Result], float]) -> float:
+        return statistics.median(map(figure, self.results[load]))
+
+    def per_s(self, load: float) -> float:
+        return self.median(load, lambda result: result.per_s)
+
+    def p(self, load: float, percentile: float) -> float:
+        """Milliseconds; 0 where nothing was answered."""
+        return self.median(load, lambda result: result.percentile_ms(percentile))
+
+    @property
+    def capacity(self) -> float:
+        return max(self.per_s(callers) for callers in CALLERS)
+
+    @property
+    def failed(self) -> int:
+        return sum(result.failures for results in self.results.values() for result in results)
+
+    @property
+    def memory_mib(self) -> float | None:
+        sizes = [
+            result.usage.data()["memory_most_mib"]
+            for results in self.results.values()
+            for result in results
+            if result.usage
+        ]
+        return max(sizes) if sizes else None
+
+
+@dataclass(frozen=True)
+class Times:
+    """Of one window, and how many rounds of them; `first` is what part of FIRST_S is given."""
+
+    rounds: int = 3
+    duration_s: float = 2.0
+    warmup_s: float = 0.5
+    first: float = 1.0
+
+
+QUICK = Times(rounds=1, duration_s=0.5, warmup_s=0.1, first=0.0)
+
+
+def compare(repository: Path, models: Sequence[str], times: Times, say: Say) -> list[Row]:
+    """A way that can't start is left out, with a line that says why."""
+    with Generator() as generator:
+        return [row for model in models for row in _compared(generator, repository, model, times, say)]
+
+
+def _compared(generator: Generator, repository: Path, model: str, times: Times, say: Say) -> list[Row]:
+    mix = mixed({model: 1}, repository)
+    with contextlib.ExitStack() as stack:
+        plans = {}
+        for way in COMPARED:
+            try:
+                target: Target = stack.enter_context(WAYS[way](repository, [model]))
+            except ServingError as exc:
+                say(f"{model}: left out {way}: {exc}")
+                continue
+            plans[way] = Plan(target=target, load=Closed(1), mix=mix, duration_s=times.duration_s,
+                              warmup_s=times.warmup_s)  # fmt: skip
+            if first_s := times.first * FIRST_S.get(way, 0.0):
+                generator.run(replace(plans[way], load=Closed(max(CALLERS)), duration_s=first_s))
+        rows = {way: Row(model, way) for way in plans}
+        for number in range(times.rounds):
+            for callers in CALLERS:
+                for way in turned(plans, number):
+                    _add(rows[way], callers, generator.run(replace(plans[way], load=Closed(callers), seed=number)))
+        for number in range(times.rounds):
+            for share in SHARES:
+                for way in turned(plans, number):
+                    if rate := share * rows[way].capacity:
+                        _add(rows[way], share, generator.run(replace(plans[way], load=Open(rate), seed=number)))
+    for row in rows.values():
+        say(f"{model}: {row.way} {row.capacity:.4g}/s" + (f", {row.failed} failed" if row.failed else ""))
+    return list(rows.values())
+
+
+def turned(ways: Any, number: int) -> list[str]:
+    """Each goes first as often: what ran before leaves its mark on the caches."""
+    names = list(ways)
+    first = number % len(names)
+    return names[first:] + names[:first]
+
+
+def _add(row: Row, load: float, result: Result) -> None:
+    row.results.setdefault(load, []).append(result)

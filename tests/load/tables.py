@@ -1,0 +1,158 @@
+"""What people read of a comparison: tables in Markdown, which the files that show them hold between markers.
+
+`<!-- load-report -->` and `<!-- /load-report -->` enclose every way to serve every model, `<!-- capacity -->` and
+`<!-- /capacity -->` what a replica of Triton does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import platform
+from collections.abc import Callable, Iterable, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from serving.errors import RepositoryError
+from serving.spec import Ensemble
+from tests.load.questions import served
+from tests.load.side_by_side import CALLERS, SHARES, Row, Times
+
+HEAD = (
+    "model", "way", *(f"{callers} caller{'s' * (callers != 1)}, /s" for callers in CALLERS), "of in process",
+    f"p99 at {CALLERS[-1]}, ms", *(f"p50, p99 at {share:.0%}, ms" for share in SHARES), "MiB", "failed",
+)  # fmt: skip
+
+MOST = max(SHARES)
+SPARE = 0.7
+"""How much of its capacity a replica is given; deploy/README.md has the formula."""
+TARGETS = (10, 100, 1000)
+CAPACITY_HEAD = (
+    "model", "requests/s of a replica", f"p50, p99 at {MOST:.0%} of that, ms",
+    *(f"replicas for {target}/s" for target in TARGETS),
+)  # fmt: skip
+
+
+def data(rows: Sequence[Row]) -> dict[str, Any]:
+    return {
+        row.model: {
+            each.way: {
+                "per_s": {str(callers): _short(each.per_s(callers)) for callers in CALLERS},
+                "of_in_process": _short(_ratio(each, rows)),
+                "p99_ms": {str(load): _short(each.p(load, 99)) for load in each.results},
+                "failed": each.failed,
+                "memory_mib": _short(each.memory_mib),
+            }
+            for each in rows
+            if each.model == row.model
+        }
+        for row in rows
+    }
+
+
+def table(rows: Sequence[Row], times: Times) -> str:
+    """Every way, beside the others."""
+    windows = [result for row in rows for results in row.results.values() for result in results]
+    doubtful = sum(bool(result.doubts()) for result in windows)
+    how = f"medians of {times.rounds} rounds of {times.duration_s:g} s"
+    head = f"Measured on {date.today()}, {how}: {machine()}; {_threads(rows)}."
+    note = f"The generator doubts {doubtful} of its {len(windows)} windows." if doubtful else ""
+    lines = [f"| {' | '.join(HEAD)} |", f"|---|---|{'---:|' * (len(HEAD) - 2)}"]
+    lines += [f"| {' | '.join(_cells(row, rows))} |" for row in rows]
+    return "\n".join([f"{head} {note}".rstrip(), "", *lines])
+
+
+def capacity(rows: Sequence[Row], times: Times) -> str:
+    """What one Triton does with all of the machine, and how many a target needs."""
+    head = f"Measured on {date.today()}, medians of {times.rounds} rounds: {machine()}; {_threads(rows)}."
+    lines = [f"| {' | '.join(CAPACITY_HEAD)} |", f"|---|{'---:|' * (len(CAPACITY_HEAD) - 1)}"]
+    for row in rows:
+        if row.way == "triton":
+            latency = f"{_figure(row.p(MOST, 50))}, {_figure(row.p(MOST, 99))}" if MOST in row.results else "-"
+            needed = (str(math.ceil(target / (SPARE * row.capacity)) + 1) for target in TARGETS)
+            lines.append(f"| {' | '.join([row.model, _figure(row.capacity, 4), latency, *needed])} |")
+    return "\n".join([head, "", *lines])
+
+
+MARKED: dict[str, Callable[[Sequence[Row], Times], str]] = {"load-report": table, "capacity": capacity}
+
+
+def _cells(row: Row, rows: Sequence[Row]) -> list[str]:
+    ratio, memory = _ratio(row, rows), row.memory_mib
+    return [
+        row.model,
+        row.way,
+        *(_figure(row.per_s(callers), 4) for callers in CALLERS),
+        "-" if ratio is None else f"{ratio:.2f}",
+        _figure(row.p(CALLERS[-1], 99)) if row.p(CALLERS[-1], 99) else "-",
+        *(
+            f"{_figure(row.p(share, 50))}, {_figure(row.p(share, 99))}" if share in row.results else "-"
+            for share in SHARES
+        ),
+        "-" if memory is None else f"{memory:.0f}",
+        str(row.failed or "-"),
+    ]
+
+
+def _ratio(row: Row, rows: Sequence[Row]) -> float | None:
+    """Of capacities."""
+    ceilings = [each.capacity for each in rows if (each.model, each.way) == (row.model, "in-process")]
+    return row.capacity / ceilings[0] if ceilings and ceilings[0] else None
+
+
+def _figure(value: float, digits: int = 3) -> str:
+    """Never as a power of ten."""
+    return f"{float(f'{value:.{digits}g}'):g}"
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
+
+
+def _threads(rows: Sequence[Row]) -> str:
+    """Instances and threads of each model; an ensemble has those of its steps."""
+    models = [served(model) for model in dict.fromkeys(row.model for row in rows)]
+    alone = [model for model in models if not isinstance(model, Ensemble)]
+    return "instances x threads " + ", ".join(f"{m.name} {m.instances} x {m.threads}" for m in alone)
+
+
+def machine() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{os.cpu_count()} cores of {line.partition(':')[2].strip()}, generator beside the server"
+    return f"{os.cpu_count()} cores, {platform.machine()}, generator beside the server"
+
+
+def check_markers(paths: Iterable[Path]) -> None:
+    """Raises RepositoryError for a file that no table can be written into: before measuring, not after."""
+    for path in paths:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as exc:
+            raise RepositoryError(f"--write {path}: {exc.strerror}") from exc
+        if not any(_is_marked(text, name) for name in MARKED):
+            pairs = " or ".join(" and ".join(_markers(name)) for name in MARKED)
+            raise RepositoryError(f"--write {path}: needs the lines {pairs}, once, in this order")
+
+
+def write(path: Path, rows: Sequence[Row], times: Times) -> None:
+    """Puts each table between its markers, where the file has them."""
+    text = path.read_text(encoding="utf-8")
+    for name, made in MARKED.items():
+        if _is_marked(text, name):
+            begin, end = _markers(name)
+            before, _, rest = text.partition(begin)
+            text = f"{before}{begin}\n\n{made(rows, times)}\n\n{end}{rest.partition(end)[2]}"
+    path.write_text(text, encoding="utf-8")
+
+
+def _markers(name: str) -> tuple[str, str]:
+    return f"<!-- {name} -->", f"<!-- /{name} -->"
+
+
+def _is_marked(text: str, name: str) -> bool:
+    begin, end = _markers(name)
+    return text.count(begin) == text.count(end) == 1 and text.index(begin) < text.index(end)

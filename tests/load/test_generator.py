@@ -1,0 +1,272 @@
+"""The load generator itself, on stand-ins for a server whose behaviour is known."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving.errors import ServerError
+from tests.load import __main__ as command
+from tests.load import knee, measure, page, plots, side_by_side, tables
+from tests.load.generator import Generator
+from tests.load.loop import Load, Part, Tally
+from tests.load.plan import Closed, Open, Plan, Share
+from tests.load.questions import Question
+from tests.load.result import Result
+from tests.load.targets import Arrays, Ask, Awaited, Failed, Run, Threaded
+
+RIGHT = {"number": np.ones((1, 1), np.float32)}
+QUESTION = Question(model="stand-in", inputs=RIGHT, outputs=RIGHT, atol=0.1)
+MIX = [Share("stand-in", 1, [QUESTION])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stalling(Awaited):
+    """Answers one request after the other; the first takes `stall_s`, the others nothing."""
+
+    stall_s: float
+
+    @contextlib.asynccontextmanager
+    async def opened(self, questions: Sequence[Question]) -> AsyncIterator[Sequence[Ask]]:
+        turn, first = asyncio.Lock(), [True]
+
+        async def ask() -> Arrays:
+            async with turn:
+                if first:
+                    first.clear()
+                    await asyncio.sleep(self.stall_s)
+            return RIGHT
+
+        yield [ask] * len(questions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faulty(Threaded):
+    """Goes through `answers` for ever: arrays, or kinds of failures."""
+
+    answers: tuple[object, ...]
+
+    @contextlib.contextmanager
+    def opened(self, questions: Sequence[Question]) -> Iterator[Sequence[Run]]:
+        rest = itertools.cycle(self.answers)
+
+        def run() -> Arrays:
+            answer = next(rest)
+            if isinstance(answer, str):
+                raise Failed(answer, f"{answer} as told")
+            if answer is None:
+                raise ZeroDivisionError("by zero")
+            return {"number": np.asarray(answer, np.float32)}
+
+        yield [run] * len(questions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Closing(Awaited):
+    """Can't be opened."""
+
+    @contextlib.asynccontextmanager
+    async def opened(self, questions: Sequence[Question]) -> AsyncIterator[Sequence[Ask]]:
+        raise ServerError("--url nowhere: nothing answers there")
+        yield []
+
+
+@pytest.fixture(scope="module")
+def generator() -> Iterator[Generator]:
+    with Generator(1) as generator:
+        yield generator
+
+
+def test_open_loop_counts_the_wait_of_requests_that_came_during_a_stall(generator: Generator) -> None:
+    """The server stalls once, for half of the arrivals: half of the latencies must say so, where a closed loop with
+    one caller has a single one."""
+    stalling = Stalling(name="stalling", stall_s=1.0)
+    plan = Plan(target=stalling, load=Open(100.0), mix=MIX, warmup_s=0.001, requests=200, seed=1)
+    opened = generator.run(plan).total
+    closed = generator.run(replace(plan, load=Closed(1))).total
+
+    assert 0.3 < slower(opened, 0.1) < 0.7
+    assert closed.asked == closed.right == 200
+    assert slower(closed, 0.5) <= 1 / 200
+
+
+def slower(tally: Tally, seconds: float) -> float:
+    """Share of the requests."""
+    counted = sum(
+        item.count_added_in_this_iter_step
+        for item in tally.latency.get_recorded_iterator()
+        if item.value_iterated_to > 1e6 * seconds
+    )
+    return counted / tally.asked
+
+
+def test_each_failure_is_of_its_kind_and_no_latency(generator: Generator) -> None:
+    answers = ([[1.05]], [[2.0]], [1.0], "overloaded", "deadline", None)
+    plan = Plan(
+        target=Faulty(name="faulty", answers=answers), load=Closed(1), mix=MIX, warmup_s=0.0, requests=60,
+        closely_every=1,
+    )  # fmt: skip
+    total = generator.run(plan).total
+    assert total.failures == Counter({"wrong answer": 20, "overloaded": 10, "deadline": 10, "other": 10})
+    assert (total.right, total.latency.get_total_count()) == (10, 10)
+    assert "ZeroDivisionError" in total.examples["other"]
+
+
+def test_answers_that_are_not_compared_closely_must_have_the_shape(generator: Generator) -> None:
+    faulty = Faulty(name="faulty", answers=([[2.0]], [1.0]))
+    plan = Plan(target=faulty, load=Closed(1), mix=MIX, warmup_s=0.0, requests=40, closely_every=10**6)
+    total = generator.run(plan).total
+    assert total.failures == Counter({"wrong answer": 20}), "one in two has another shape"
+
+
+def test_a_target_that_cannot_be_opened_is_told_and_the_processes_go_on() -> None:
+    fine = Faulty(name="fine", answers=([[1.0]],))
+    plan = Plan(target=Closing(name="closing"), load=Closed(2), mix=MIX, warmup_s=0.0, requests=10, processes=2)
+    with Generator(2) as generator:
+        with pytest.raises(ServerError, match="nothing answers there"):
+            generator.run(plan)
+        assert generator.run(replace(plan, target=fine)).total.right == 10
+
+
+def test_arrivals_are_drawn_by_the_seed_and_shared_by_processes() -> None:
+    """The same seed draws the same; two processes have other arrivals each, and the rate together."""
+
+    def due(seed: int, place: int, processes: int = 2) -> list[float]:
+        faulty = Faulty(name="none", answers=())
+        load = Load(Plan(target=faulty, load=Open(50.0), mix=MIX, processes=processes, seed=seed), place)
+        load.started, load.begin, load.end = 0.0, 0.0, 100.0
+        return list(load._due(Open(50.0)))
+
+    assert due(1, 0) == due(1, 0)
+    assert due(1, 0) != due(2, 0)
+    assert due(1, 0) != due(1, 1)
+    assert len(due(1, 0)) + len(due(1, 1)) == pytest.approx(5000, abs=5 * 5000**0.5)
+    gaps = np.diff(due(1, 0, processes=1))
+    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.1), "as a Poisson process has it"
+
+
+def part(delay_us: int = 10, busy: float = 0.1, late: int = 0, latency_us: int = 10_000, asked: int = 100) -> Part:
+    tally = Tally(asked=asked, right=asked, done=asked, late=late)
+    tally.latency.record_value(latency_us, asked)
+    return Part({"stand-in": tally}, busy, 0.0, (delay_us, delay_us))
+
+
+def made(load: Open | Closed, **of_part: float) -> Result:
+    plan = Plan(target=Stalling(name="none", stall_s=0), load=load, mix=MIX)
+    counts = measure.Counts(answered=100, inferences=100, executions=50)
+    counts.batches.update({1: 20, 2: 40})
+    return Result(plan, [part(**of_part)], 5.0, {"stand-in": counts}, None)
+
+
+@pytest.mark.parametrize(
+    ("of_part", "says"),
+    [
+        ({}, None),
+        ({"busy": 0.95}, "--processes"),
+        ({"late": 5}, "5.0% of the requests"),
+        ({"delay_us": 5000}, "waited 5.0 ms"),
+    ],
+    ids=["none", "busy", "late", "waiting"],
+)
+def test_it_says_when_it_is_itself_the_bottleneck(of_part: dict[str, float], says: str | None) -> None:
+    doubts = made(Open(20.0), **of_part).doubts()
+    assert len(doubts) == (says is not None)
+    assert not says or says in doubts[0]
+
+
+def test_the_knee_is_the_highest_rate_below_the_first_that_is_too_slow() -> None:
+    """A rate beyond one that failed does not count, however well it went."""
+    latencies = {10: 20, 20: 40, 30: 200, 40: 50}
+    results = [made(Open(rate), latency_us=1000 * ms) for rate, ms in latencies.items()]
+    found = knee.knee(results, 100.0)
+    assert found is results[1]
+    assert knee.knee(results, 10.0) is None
+    assert knee.limit_ms([made(Closed(1), latency_us=10_000)]) == pytest.approx(50, rel=0.01)
+
+
+def test_a_tally_of_two_processes_is_that_of_all_their_requests() -> None:
+    result = Result(made(Closed(2)).plan, [part(latency_us=1000), part(latency_us=9000)], 5.0, {}, None)
+    assert (result.total.asked, result.per_s) == (200, 40)
+    assert result.percentile_ms(50) == pytest.approx(1, rel=0.01)
+    assert result.percentile_ms(99) == pytest.approx(9, rel=0.01)
+    assert json.dumps(result.data())
+
+
+def test_pictures_and_page_stand_alone(tmp_path: Path) -> None:
+    results = [made(Closed(1)), made(Open(10.0)), made(Open(20.0), latency_us=30_000)]
+    pictures = plots.all_of(results, 50.0, tmp_path)
+    assert [path.name for path in pictures] == ["latency.png", "distribution.png", "batches.png"]
+    page.write(tmp_path / "report.html", "a <b>", "about", "verdict", results, pictures)
+    text = (tmp_path / "report.html").read_text()
+    assert "a &lt;b&gt;" in text
+    assert text.count("data:image/png;base64,") == 3
+    assert "http" not in text
+    assert "$" not in text
+
+
+def test_tables_go_between_their_markers_and_nowhere_else(tmp_path: Path) -> None:
+    row, ceiling = (side_by_side.Row("classifier", way) for way in ("triton", "in-process"))
+    for load in side_by_side.CALLERS:
+        row.results[load], ceiling.results[load] = [made(Closed(load))], [made(Closed(load), asked=200)]
+    readme, page = tmp_path / "README.md", tmp_path / "page.md"
+    readme.write_text("before\n<!-- load-report -->\nold\n<!-- /load-report -->\nafter\n")
+    page.write_text("<!-- capacity -->\n<!-- /capacity -->\nafter\n")
+    for path in (readme, page):
+        tables.check_markers([path])
+        tables.write(path, [ceiling, row], side_by_side.QUICK)
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
+    assert "| classifier | triton | 20 | 20 | 20 | 0.50 |" in text
+    assert "| classifier | 20 | - | 2 | 9 | 73 |" in page.read_text(), "ceil(target / (0.7 x 20)) + 1"
+    tables.check_markers([readme, page])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--model", "walrus"], "--model walrus"),
+        (["--model", "wgan=0"], "--model"),
+        (["--rate", "-1"], "--rate"),
+        (["--callers", "0"], "--callers"),
+        (["--model", "painter", "--way", "in-process"], "--model painter"),
+        (["--way", "in-process", "--url", "localhost:1"], "--url"),
+        (["--callers", "1", "--processes", "2"], "--callers 1"),
+        (["--report", "--write", "/nowhere/README.md"], "--write /nowhere/README.md"),
+        (["--repository", "/nowhere"], "/nowhere"),
+        (["--url", "localhost:1", "--callers", "1", "--requests", "1"], "localhost:1"),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line_and_status_2(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    try:
+        status = command.main([*arguments, "--out", str(tmp_path / "out")])
+    except SystemExit as exc:
+        status = exc.code
+    said = capsys.readouterr().err
+    assert (status, said.count("\n")) == (2, 1), said
+    assert says in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_says_its_options_without_a_server() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.load", "--model", "classifier=3", "--dry-run"],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["model"] == [["classifier", 3.0]]

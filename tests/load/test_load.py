@@ -1,0 +1,73 @@
+"""A short load on every served model: no request may fail or be answered wrongly. How long it takes is not judged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from conftest import need_tritonserver
+
+from serving.repository import REPOSITORY
+from tests.load import servers
+from tests.load.generator import Generator
+from tests.load.plan import Closed, Open, Plan, mixed
+from tests.load.result import Result, rows, server_lines
+from tests.load.sdk import Sdk
+from tests.load.targets import Triton
+from training.catalog import names
+
+FEW, MANY = 8, 100
+REQUESTS = {"classifier": MANY, "wgan": MANY // 2}
+RATE = 40.0
+STREAMS = 2
+"""of the painter at once; it refuses more"""
+
+
+@pytest.fixture(scope="module")
+def target() -> Iterator[Triton]:
+    need_tritonserver()
+    with servers.triton(REPOSITORY) as target:
+        yield target
+
+
+@pytest.fixture(scope="module")
+def generator() -> Iterator[Generator]:
+    with Generator(2) as generator:
+        yield generator
+
+
+def all_right(result: Result, requests: int) -> None:
+    told = "\n".join([*(" ".join(row) for row in rows(result)), *server_lines(result)])
+    assert (result.total.asked, result.total.right, result.failures) == (requests, requests, 0), told
+
+
+@pytest.mark.parametrize("model", names())
+def test_every_model_answers_rightly_under_load(target: Triton, generator: Generator, model: str) -> None:
+    """Callers that wait, then requests that come by themselves; every answer is compared number by number."""
+    requests = REQUESTS.get(model, FEW)
+    streams = model == "painter"
+    plan = Plan(
+        target=target, load=Closed(STREAMS if streams else 4), mix=mixed({model: 1}), warmup_s=0.01,
+        requests=requests, processes=2, closely_every=1,
+    )  # fmt: skip
+    closed = generator.run(plan)
+    all_right(closed, requests)
+
+    # Triton counts a request just after it has answered, and is asked just after the window has begun.
+    assert 0 < closed.counts[model].answered <= requests + 4
+    assert closed.usage is not None
+    assert closed.usage.memory
+    if not streams:  # two more might come while two are under way
+        all_right(generator.run(Plan(**vars(plan) | {"load": Open(RATE)})), requests)
+
+
+def test_a_mix_through_the_sdk_answers_rightly(target: Triton, generator: Generator) -> None:
+    """Each model gets requests, about as its weight says."""
+    mix = mixed({"classifier": 6, "wgan": 2, "style": 1, "wgan_x4": 1})
+    sdk = Sdk(name="SDK", url=target.url)
+    plan = Plan(target=sdk, load=Closed(8), mix=mix, warmup_s=0.01, requests=40, processes=2, closely_every=1)
+    result = generator.run(plan)
+    all_right(result, 40)
+    asked = {model: tally.asked for model, tally in result.models.items()}
+    assert all(asked.values()), asked
+    assert max(asked, key=asked.__getitem__) == "classifier"

@@ -1,0 +1,229 @@
+"""Which batch limit, queue delay, instances and threads serve a model best: one thing changed at a time.
+
+Run: make load-tune MODEL=classifier, or python -m tests.load.tune classifier (last line of stdout: one JSON object)
+
+Every setting is served and asked in turn, in each of several rounds, by one caller and by many; ratios are to the
+spec's own setting in the same round. Writes tests/load/evidence/<model>.md, which the numbers in its spec rest on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tritonclient.grpc import model_config_pb2 as pb
+
+from serving import cli
+from serving.errors import RepositoryError
+from serving.repository import REPOSITORY
+from serving.spec import ModelSpec
+from tests.load.generator import Generator
+from tests.load.plan import Closed, Plan, Share, mixed
+from tests.load.questions import served
+from tests.load.result import Result
+from tests.load.servers import changed, in_process, triton, unbatched
+from tests.load.targets import Target
+
+EVIDENCE = Path(__file__).with_name("evidence")
+CORES = os.cpu_count() or 1
+BATCHES = (1, 4, 8, 16, 32, 64)
+DELAYS_US = (0, 500, 2000)
+SHAPES = ((1, 1), (1, CORES), (CORES, 1), (CORES, CORES), (CORES + 1, 1))
+"""instances and threads"""
+ONE, MANY = 1, 32
+HEAD = ("setting", "p50 of 1 caller, ms", "pictures/s of 32", "p99, ms", "a batch", "to the spec's")
+
+Opened = Callable[[], AbstractContextManager[Target]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    instances: int
+    threads: int
+    max_batch: int
+    delay_us: int
+
+    def __str__(self) -> str:
+        return f"{self.instances} x {self.threads} threads, batches to {self.max_batch}, delay {self.delay_us} us"
+
+    def apply(self, name: str, model: pb.ModelConfig) -> None:
+        """Makes the model's config.pbtxt say so, and leaves the others'."""
+        if model.name != name:
+            return
+        model.max_batch_size = self.max_batch
+        model.dynamic_batching.max_queue_delay_microseconds = self.delay_us
+        model.instance_group[0].count = self.instances
+        model.parameters["intra_op_thread_count"].string_value = str(self.threads)
+        for warmup in model.model_warmup:
+            warmup.batch_size = min(warmup.batch_size, self.max_batch)
+
+
+def of(spec: ModelSpec) -> Setting:
+    assert spec.batching, f"{spec.name} is not batched"
+    return Setting(spec.instances, spec.threads, spec.max_batch, spec.batching.queue_delay_us)
+
+
+def settings(own: Setting) -> list[Setting]:
+    """The spec's own first, then each that differs from it in one thing."""
+    shaped = [replace(own, instances=instances, threads=threads) for instances, threads in SHAPES]
+    batched = [replace(own, max_batch=size) for size in BATCHES]
+    delayed = [replace(own, delay_us=delay) for delay in DELAYS_US]
+    return list(dict.fromkeys([own, *shaped, *batched, *delayed]))
+
+
+def ways(spec: ModelSpec, repository: Path) -> dict[str, Opened]:
+    """What is compared, by its name in the table; the spec's own setting first."""
+    found: dict[str, Opened] = {
+        str(setting): partial(_set, repository, spec.name, setting) for setting in settings(of(spec))
+    }
+    found["no dynamic batching"] = partial(unbatched, repository, [spec.name])
+    return found | {"ONNX Runtime in process": partial(in_process, repository, [spec.name])}
+
+
+@contextmanager
+def _set(repository: Path, name: str, setting: Setting) -> Iterator[Target]:
+    with changed(repository, partial(setting.apply, name)) as copy, triton(copy, [name]) as target:
+        yield target
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one way gave, a Result of each round."""
+
+    one: Sequence[Result]
+    many: Sequence[Result]
+
+    def data(self, own: Row) -> dict[str, Any]:
+        """Medians; `to_own` is that of the rounds' ratios."""
+        return {
+            "p50_ms": _median(result.percentile_ms(50) for result in self.one),
+            "per_s": _median(result.per_s for result in self.many),
+            "p99_ms": _median(result.percentile_ms(99) for result in self.many),
+            "batch": _median(_mean_batch(result) for result in self.many),
+            "to_own": _median(a.per_s / b.per_s for a, b in zip(self.many, own.many, strict=True)),
+            "errors": sum(result.failures for result in (*self.one, *self.many)),
+        }
+
+
+def _median(values: Iterator[float]) -> float:
+    return float(f"{statistics.median(values):.4g}")
+
+
+def _mean_batch(result: Result) -> float:
+    return float(next((counts.data()["mean_batch"] for counts in result.counts.values()), 1.0))
+
+
+def sweep(
+    asked: dict[str, Opened], mix: Sequence[Share], *, rounds: int, seconds: float, say: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
+    found: dict[str, list[tuple[Result, Result]]] = {name: [] for name in asked}
+    with Generator() as generator:
+        for number in range(rounds):
+            for name, opened in asked.items():
+                with opened() as target:
+                    plan = Plan(target=target, load=Closed(ONE), mix=mix, duration_s=seconds)
+                    one, many = generator.run(plan), generator.run(replace(plan, load=Closed(MANY)))
+                found[name].append((one, many))
+                say(f"round {number + 1}: {name}: {many.per_s:.4g}/s")
+    rows = {name: Row(*zip(*results, strict=True)) for name, results in found.items()}
+    own = next(iter(rows.values()))
+    return {name: row.data(own) for name, row in rows.items()}
+
+
+# --- what is written
+
+
+def table(data: dict[str, dict[str, Any]]) -> list[str]:
+    lines = [f"| {' | '.join(HEAD)} |", f"|{' --- |' * len(HEAD)}"]
+    for name, row in data.items():
+        shown = (f"{row[key]:.4g}" for key in ("p50_ms", "per_s", "p99_ms", "batch", "to_own"))
+        failed = f" ({row['errors']} errors)" if row["errors"] else ""
+        lines.append(f"| {name}{failed} | {' | '.join(shown)} |")
+    return lines
+
+
+def page(model: str, data: dict[str, dict[str, Any]], about: dict[str, Any]) -> str:
+    head = (
+        f"# {model}: what batching, instances and threads give\n\n"
+        f"Written by `python -m tests.load.tune {model}` on {about['date']}: {about['machine']}, {about['cores']} "
+        f"cores, the generator beside the server, medians of {about['rounds']} rounds of {about['seconds']:g} s each. "
+        f"The first row is the spec's own setting; each other changes one thing."
+    )
+    return "\n".join([head, "", *table(data), ""])
+
+
+# --- command line
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    return cli.run(_tuned, options)
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser(prog="python -m tests.load.tune", description=__doc__.splitlines()[0])
+    parser.add_argument("model", help="one with a dynamic batcher")
+    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="default %(default)s")
+    parser.add_argument("--rounds", type=positive(int), default=3, help="default %(default)s")
+    parser.add_argument("--seconds", type=positive(float), default=3.0, help="of each window; default %(default)s")
+    parser.add_argument("--out", type=Path, default=EVIDENCE, help="folder of the page; default %(default)s")
+    return parser
+
+
+def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        value = kind(text)
+        if not 0 < value < 1e6:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    return number
+
+
+def _tuned(options: argparse.Namespace) -> str:
+    spec = batched(options.model)
+    say = partial(print, file=sys.stderr, flush=True)
+    mix = mixed({spec.name: 1}, options.repository)
+    asked = ways(spec, options.repository)
+    data = sweep(asked, mix, rounds=options.rounds, seconds=options.seconds, say=say)
+    about = machine() | {"rounds": options.rounds, "seconds": options.seconds}
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / f"{spec.name}.md").write_text(page(spec.name, data, about))
+    return "\n".join([*table(data), json.dumps({"bench": "tune", "model": spec.name, **about, "settings": data})])
+
+
+def batched(model: str) -> ModelSpec:
+    """Its spec. Raises RepositoryError for a model that has no batcher of its own."""
+    spec = served(model)
+    if not isinstance(spec, ModelSpec) or spec.batching is None:
+        raise RepositoryError(f"MODEL {model}: has no dynamic batcher; name one that has, such as classifier")
+    return spec
+
+
+def machine() -> dict[str, Any]:
+    return {"date": date.today().isoformat(), "machine": _processor(), "cores": CORES}
+
+
+def _processor() -> str:
+    names = [line.partition(": ")[2] for line in _cpuinfo() if line.startswith("model name")]
+    return names[0].strip() if names else platform.machine()
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+if __name__ == "__main__":
+    sys.exit(main())
