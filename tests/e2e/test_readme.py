@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
-TARGETS = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+TARGETS = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
 
 # Those that need neither a server nor minutes; what they write goes to the test's own folder.
 QUICK = [c for c in COMMANDS if "--dry-run" in c or "serving.repository" in c]
@@ -25,6 +25,7 @@ def test_readme_has_its_commands() -> None:
         "make test",
         "python clients/walk.py --steps 20",
         "kubectl apply -f deploy/train-wgan.yaml",
+        "kubectl apply -k deploy/",
     ):
         assert command in COMMANDS
     assert len(QUICK) >= 3
@@ -43,6 +44,8 @@ def test_command_exists(command: str) -> None:
             assert (ROOT / script).is_file()
         case ["kubectl", "apply", "-f", manifest]:
             assert (ROOT / manifest).is_file()
+        case ["kubectl", "apply", "-k", folder]:
+            assert (ROOT / folder / "kustomization.yaml").is_file()
         case _:
             pytest.fail(f"README has a command that no test knows: {command}")
 
