@@ -30,7 +30,8 @@ demo: $(VENV)/.serving  ## the shortest way to a picture: start the server, rend
 	$(BIN)/python clients/walk.py --steps 20 --out out/walk.gif
 
 test: check  ## install everything, check, run all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	@# In the order of the files: e2e, which takes longest, comes first.
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.everything  ## lint, types, generated files; changes nothing
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -42,10 +43,10 @@ LEGS, STEPS = 4, 6  # walk.py's, and what it is asked for
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def engine() -> Iterator[Engine]:
     need_engine()
     need(shutil.which("kubectl"), "kubectl is not installed")
-    engine = Engine(tmp_path_factory.mktemp("engine"))
+    engine = Engine(Path(tempfile.mkdtemp(prefix="podman-")))  # podman takes paths of 50 characters at most
     try:
         engine.install()
         yield engine
