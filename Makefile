@@ -29,8 +29,8 @@ setup: $(VENV)/.everything  ## install everything into .venv: serving, clients, 
 demo: $(VENV)/.serving  ## the shortest way to a picture: start the server, render out/walk.gif, stop
 	$(BIN)/python clients/walk.py --steps 20 --out out/walk.gif
 
+# Tests run in the order of their files, as those of e2e, the longest, come first then.
 test: check  ## install everything, check, run all tests
-	@# In the order of the files: e2e, which takes longest, comes first.
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.everything  ## lint, types, generated files; changes nothing
