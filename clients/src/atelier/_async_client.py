@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 from tritonclient.grpc import service_pb2_grpc
 
-from atelier import _address, colorizing, paths, styling, upscaling
+from atelier import _address, _wire, colorizing, paths, styling, upscaling
 from atelier._contract import Tensors
 from atelier._failures import Late, Refused, answered
 from atelier._protocol import Core, Flow, Open, Pause, Probe, Read, Step, batches
@@ -346,7 +346,11 @@ class _Stream:
                 while self._unsent:
                     await self._call.write(self._unsent.pop())
                 found = await self._call.read()
-                return answered(None if found is grpc.aio.EOF else found, self._request)
+                reply = answered(None if found is grpc.aio.EOF else found, self._request)
+                if reply is not None and _wire.is_final(reply.infer_response):
+                    await self._call.done_writing()
+                    await self._call.read()
+                return reply
         except TimeoutError as exc:
             raise Late from exc
         except Refused:

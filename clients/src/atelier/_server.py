@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import grpc
 from tritonclient.grpc import service_pb2_grpc
 
-from atelier import _address
+from atelier import _address, _wire
 from atelier._failures import Late, answered
 from atelier._protocol import Open, Send
 from atelier.errors import Cancelled
@@ -74,7 +74,12 @@ class _Stream:
         timer.daemon = True
         timer.start()
         try:
-            return answered(next(self._call, None), self._request)
+            reply = answered(next(self._call, None), self._request)
+            if reply is not None and _wire.is_final(reply.infer_response):
+                # Left to end by itself: cancelled just then, it could leave Triton 2.51 unable to unload the model.
+                self._ended.set()
+                next(self._call, None)
+            return reply
         except BaseException as exc:
             self.cancel()
             if self._late:
