@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,14 +120,20 @@ def _pip() -> tuple[list[str], dict[str, str]]:
     """What pip needs in a build to reach what it reaches here: its certificates, and folders of wheels."""
     mounts: list[str] = []
     environment = {}
-    if bundle := os.environ.get("PIP_CERT"):
+    for bundle in _pip_setting("cert"):
         mounts += ["--volume", f"{bundle}:{CERTIFICATE}:ro"]
         environment["PIP_CERT"] = CERTIFICATE
-    for folder in os.environ.get("PIP_FIND_LINKS", "").split():
-        if Path(folder).is_dir():
-            mounts += ["--volume", f"{folder}:{folder}:ro"]
-            environment["TORCH_INDEX"] = ""  # the wheels at hand come first
+    if folders := [each for each in _pip_setting("find-links") if Path(each).is_dir()]:
+        mounts += [word for folder in folders for word in ("--volume", f"{folder}:{folder}:ro")]
+        environment |= {"PIP_FIND_LINKS": " ".join(folders), "TORCH_INDEX": ""}  # the wheels at hand come first
     return mounts, environment
+
+
+def _pip_setting(name: str) -> list[str]:
+    """Of pip's environment, which comes first in its list, or else of its files."""
+    told = _checked([sys.executable, "-m", "pip", "config", "list"]).stdout
+    found = re.findall(rf"^[\w:]+\.{name}='(.*)'$", told, re.MULTILINE)
+    return found[0].replace("\\n", " ").split() if found else []
 
 
 def _checked(command: list[Any], environment: Mapping[str, str] | None = None) -> Done:
