@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import stand_in
+from fleet import Fleet, fleet
 
 from serving import wheel
 from serving.embedded import Embedded
@@ -94,3 +95,25 @@ classifier_server = served(stand_in.CLASSIFIER)
 upscaler_server = served(stand_in.UPSCALER)
 colorizer_server = served(stand_in.COLORIZER)
 ensemble_server = served(stand_in.WGAN_X4)
+
+
+@pytest.fixture
+def classifiers(tmp_path: Path) -> Path:
+    """A model repository of the test's own: the stand-in classifier, versions 1 and 2."""
+    need_tritonserver()
+    return stand_in.repository(tmp_path / "repository", spec=stand_in.CLASSIFIER)
+
+
+def replicas(count: int) -> Callable[[Path], Iterator[Fleet]]:
+    """A fixture: so many real servers of that repository, of the test's own."""
+
+    @pytest.fixture
+    def several(classifiers: Path) -> Iterator[Fleet]:
+        with fleet(classifiers, count) as servers:
+            yield servers
+
+    return several
+
+
+two = replicas(2)
+three = replicas(3)

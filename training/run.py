@@ -121,6 +121,8 @@ def _run(model: str, preset: str, rest: list[str]) -> int:
     if preset not in recipe.PRESETS:
         raise BadInput(f"--preset: no {preset!r}; {model} has {', '.join(recipe.PRESETS)}")
     asked, options = _parse(model, preset, recipe, rest)
+    if asked.export not in (ONNX, ONNX_AND_PLAN):
+        raise BadInput(f"--export: no {asked.export!r}; give {ONNX} or {ONNX_AND_PLAN}")
     if asked.dry_run:
         print(json.dumps(dataclasses.asdict(options), indent=2, default=str))
         return 0
@@ -129,8 +131,8 @@ def _run(model: str, preset: str, rest: list[str]) -> int:
     if asked.publish is not None and model not in catalog.names():
         raise BadInput(f"--publish: {model} is not served; its weights stay in {asked.runs / name / 'candidate'}")
 
-    if asked.export != ONNX:
-        _check_export(model, asked.export)
+    if asked.export == ONNX_AND_PLAN:
+        _check_plan(model)
 
     # Heavy imports come after the cheap refusals.
     from training import devices, distributed
@@ -243,12 +245,10 @@ def _one_line(box: str) -> str:
     return " ".join(" ".join(first).split()).rstrip(" .")
 
 
-def _check_export(model: str, formats: str) -> None:
+def _check_plan(model: str) -> None:
     """Before hours of training, too: a plan needs TensorRT and a GPU."""
     from serving import pbtxt, tensorrt
 
-    if formats != ONNX_AND_PLAN:
-        raise BadInput(f"--export: no {formats!r}; give {ONNX} or {ONNX_AND_PLAN}")
     if model not in catalog.names() or not pbtxt.plan_files(catalog.spec(model)):
         raise BadInput(f"--export: Triton does not run the graph of {model} itself, so it has no plan; give onnx")
     try:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import fleet
@@ -26,24 +26,6 @@ from serving.errors import Withdrawn
 from serving.reload import Watch
 
 PATIENCE_S = 60.0
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    need_tritonserver()
-    return stand_in.repository(tmp_path / "repository", spec=stand_in.CLASSIFIER)
-
-
-@pytest.fixture
-def two(repository: Path) -> Iterator[Fleet]:
-    with fleet.fleet(repository, 2) as replicas:
-        yield replicas
-
-
-@pytest.fixture
-def three(repository: Path) -> Iterator[Fleet]:
-    with fleet.fleet(repository, 3) as replicas:
-        yield replicas
 
 
 def test_ten_publishes_and_two_bad_ones(three: Fleet, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -84,10 +66,10 @@ def test_versions_named_in_requests(two: Fleet, tmp_path: Path) -> None:
             client.infer(MODEL, [given], "2", client_timeout=30)
 
 
-def test_a_bad_version_that_replicas_started_with(repository: Path, tmp_path: Path) -> None:
+def test_a_bad_version_that_replicas_started_with(classifiers: Path, tmp_path: Path) -> None:
     """What was loaded without being tried out is verified where it is met, and taken back."""
-    bad = fleet.publish_disagreeing(repository, tmp_path)
-    with fleet.fleet(repository, 2) as replicas:
+    bad = fleet.publish_disagreeing(classifiers, tmp_path)
+    with fleet.fleet(classifiers, 2) as replicas:
         assert replicas.serve() == [bad, bad]
         with pytest.raises(Withdrawn, match=f"classifier {bad} is withdrawn, and 2 is served: .* golden batch"):
             replicas.reloader().hand_over(MODEL)
@@ -132,10 +114,10 @@ def test_an_ensemble_follows_its_steps(tmp_path: Path) -> None:
         assert (alone.serve("wgan"), alone.serve("wgan_x4")) == ([2], [1])
 
 
-def test_guarded(repository: Path, tmp_path: Path) -> None:
+def test_guarded(classifiers: Path, tmp_path: Path) -> None:
     """Servers that load models only for who has the repository's key are handed its versions as any others are."""
     volume = tmp_path / "volume"
-    repo.seed(repository, volume)
+    repo.seed(classifiers, volume)
     with Embedded(volume, control_key=repo.control_key(volume)) as server:
         guarded = Fleet(volume, [server])
         version = fleet.publish(volume, tmp_path)

@@ -27,18 +27,6 @@ NOBODY = "127.0.0.1:1"
 
 
 @pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    need_tritonserver()
-    return stand_in.repository(tmp_path / "repository", spec=stand_in.CLASSIFIER)
-
-
-@pytest.fixture
-def two(repository: Path) -> Iterator[Fleet]:
-    with fleet.fleet(repository, 2) as replicas:
-        yield replicas
-
-
-@pytest.fixture
 def dies(two: Fleet, monkeypatch: pytest.MonkeyPatch) -> Embedded:
     """The second replica, which is killed at the moment when it is to load the version for good."""
     load, last = Replica.load, two.servers[1]
@@ -138,19 +126,19 @@ def test_half_copied(two: Fleet, tmp_path: Path, damage: Callable[[Path], None])
 
 
 @pytest.fixture
-def read_only(repository: Path) -> Iterator[Callable[[], None]]:
+def read_only(classifiers: Path) -> Iterator[Callable[[], None]]:
     """Makes the repository what a volume is that was mounted read-only."""
     mounted: list[str] = []
 
     def mount() -> None:
-        for options in (["--bind", str(repository)], ["-o", "remount,ro,bind"]):
-            done = subprocess.run(["mount", *options, str(repository)], capture_output=True, text=True)
+        for options in (["--bind", str(classifiers)], ["-o", "remount,ro,bind"]):
+            done = subprocess.run(["mount", *options, str(classifiers)], capture_output=True, text=True)
             need(done.returncode == 0, f"mounting a folder read-only needs root: {done.stderr.strip()}")
-            mounted.append(str(repository))
+            mounted.append(str(classifiers))
 
     yield mount
     if mounted:
-        subprocess.run(["umount", str(repository)], check=True)
+        subprocess.run(["umount", str(classifiers)], check=True)
 
 
 def test_read_only_volume(two: Fleet, read_only: Callable[[], None], tmp_path: Path, caplog) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -149,3 +151,11 @@ def _family(pids: Sequence[int]) -> Iterator[psutil.Process]:
             process = psutil.Process(pid)
             found |= {process, *process.children(recursive=True)}
     yield from found
+
+
+def processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()

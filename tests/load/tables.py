@@ -6,10 +6,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-import platform
 from collections.abc import Callable, Iterable, Sequence
 from datetime import date
 from pathlib import Path
@@ -17,8 +15,10 @@ from typing import Any
 
 from serving.errors import RepositoryError
 from serving.spec import Ensemble
+from tests.load.knee import CALLERS
+from tests.load.measure import processor
 from tests.load.questions import served
-from tests.load.side_by_side import CALLERS, SHARES, Row, Times
+from tests.load.side_by_side import SHARES, Row, Times
 
 HEAD = (
     "model", "way", *(f"{callers} caller{'s' * (callers != 1)}, /s" for callers in CALLERS), "of in process",
@@ -119,11 +119,7 @@ def _threads(rows: Sequence[Row]) -> str:
 
 
 def machine() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return f"{os.cpu_count()} cores of {line.partition(':')[2].strip()}, generator beside the server"
-    return f"{os.cpu_count()} cores, {platform.machine()}, generator beside the server"
+    return f"{os.cpu_count()} cores of {processor()}, generator beside the server"
 
 
 def check_markers(paths: Iterable[Path]) -> None:

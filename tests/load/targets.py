@@ -9,6 +9,7 @@ raises `Failed`; it never tries again. Prepare everything in `opened`: what a ca
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
@@ -66,17 +67,17 @@ class Target:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Awaited(Target):
+class Awaited(Target, ABC):
+    @abstractmethod
     def opened(self, questions: Sequence[Question]) -> AbstractAsyncContextManager[Sequence[Ask]]:
         """A call for each question, in order. Entered once in each process of the generator, in its event loop."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Threaded(Target):
+class Threaded(Target, ABC):
+    @abstractmethod
     def opened(self, questions: Sequence[Question]) -> AbstractContextManager[Sequence[Run]]:
         """A call for each question, in order, which several threads may make at once."""
-        raise NotImplementedError
 
 
 # --- Triton, by prepared messages

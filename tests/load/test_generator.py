@@ -217,7 +217,7 @@ def test_pictures_and_page_stand_alone(tmp_path: Path) -> None:
 
 def test_tables_go_between_their_markers_and_nowhere_else(tmp_path: Path) -> None:
     row, ceiling = (side_by_side.Row("classifier", way) for way in ("triton", "in-process"))
-    for load in side_by_side.CALLERS:
+    for load in knee.CALLERS:
         row.results[load], ceiling.results[load] = [made(Closed(load))], [made(Closed(load), asked=200)]
     readme, page = tmp_path / "README.md", tmp_path / "page.md"
     readme.write_text("before\n<!-- load-report -->\nold\n<!-- /load-report -->\nafter\n")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +28,7 @@ from serving.errors import RepositoryError
 from serving.repository import REPOSITORY
 from serving.spec import ModelSpec
 from tests.load.generator import Generator
+from tests.load.measure import processor
 from tests.load.plan import Closed, Plan, Share, mixed
 from tests.load.questions import served
 from tests.load.result import Result
@@ -212,17 +212,7 @@ def batched(model: str) -> ModelSpec:
 
 
 def machine() -> dict[str, Any]:
-    return {"date": date.today().isoformat(), "machine": _processor(), "cores": CORES}
-
-
-def _processor() -> str:
-    names = [line.partition(": ")[2] for line in _cpuinfo() if line.startswith("model name")]
-    return names[0].strip() if names else platform.machine()
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
+    return {"date": date.today().isoformat(), "machine": processor(), "cores": CORES}
 
 
 if __name__ == "__main__":

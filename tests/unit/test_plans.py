@@ -199,9 +199,10 @@ def test_export_is_refused_before_the_training(
         ("wgan", "onnx,tensorrt", "--export: no NVIDIA GPU here"),
         ("painter", "onnx,tensorrt", "--export: Triton does not run the graph of painter itself"),
         ("wgan", "tensorrt", "--export: no 'tensorrt'; give onnx or onnx,tensorrt"),
+        ("wgan", "tensorrt --dry-run", "--export: no 'tensorrt'; give onnx or onnx,tensorrt"),
     ]
     for model, formats, reason in cases:
-        assert invoke(tmp_path, f"--export={formats}", model=model) == 2
+        assert invoke(tmp_path, *f"--export={formats}".split(), model=model) == 2
         said = capsys.readouterr().err
         assert reason in said
         assert said.count("\n") == 1

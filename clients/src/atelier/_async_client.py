@@ -333,7 +333,7 @@ class AsyncClient:
 
 
 class _Stream:
-    """Answers under way to one request, which never ends; see the other client's."""
+    """Answers under way to one request; see the other client's."""
 
     def __init__(self, call: Any, request: Any) -> None:
         self._call, self._request = call, request

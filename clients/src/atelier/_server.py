@@ -93,7 +93,7 @@ class _Stream:
         self._ended.set()
 
     def _requests(self) -> Iterator[Any]:
-        """Without an end: Triton 2.51 can't unload a model any more of which a stream was cancelled after that."""
+        """It ends after the answers: of a stream cancelled after its end Triton 2.51 can't unload the model."""
         yield self._request
         self._ended.wait()
 
