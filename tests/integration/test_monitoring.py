@@ -23,6 +23,7 @@ from prometheus import NAMESPACE, Manifest, Pod, Prometheus
 from serving.embedded import Embedded
 
 BUSY, CALM = "atelier-triton-busy", "atelier-triton-calm"
+OF_EACH_REPLICA = ("pod_model:atelier_requests:rate5m", "pod:atelier_queue_seconds:per_request2m")
 CALLERS = 6
 NOT_HERE = {
     "kube_": "kube-state-metrics watches an API server, and there is none",
@@ -69,7 +70,10 @@ def watched(tmp_path_factory: pytest.TempPathFactory, monitored: list[Manifest])
         scrapes = prometheus.scrape_configs(prometheus.of_kind(monitored, "PodMonitor"), pods)
         held.enter_context(_load(busy.grpc, CALLERS))
         held.enter_context(_load(calm.grpc, 1))
-        yield held.enter_context(prometheus.running(folder, scrapes, prometheus.groups(monitored)))
+        found = held.enter_context(prometheus.running(folder, scrapes, prometheus.groups(monitored)))
+        for rule in OF_EACH_REPLICA:  # a busy one may miss its first scrapes
+            found.wait(f"count(count by (pod) ({rule})) == 2")
+        yield found
 
 
 @contextlib.contextmanager
