@@ -64,7 +64,7 @@ def _distribution(axes: Axes, results: Sequence[Result]) -> None:
         axes.plot(times, slower, color=colours(place / len(results)), label=str(result.plan.load), drawstyle="steps")
     axes.set(xlabel="latency, ms", ylabel="share of the requests that take longer", xscale="log", yscale="log")
     axes.set_title("Distribution of latency", loc="left")
-    axes.legend(frameon=False, fontsize="small", loc="lower left")
+    axes.legend(frameon=False, fontsize="small", bbox_to_anchor=(1, 1), loc="upper left")
 
 
 def _batches(axes: Axes, results: Sequence[Result]) -> None:
