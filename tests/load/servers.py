@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +37,16 @@ def unbatched(repository: Path, models: Sequence[str] = ()) -> Iterator[Triton]:
     """The same models without dynamic batching, from a copy of the repository."""
     with changed(repository, without_batching) as copy, triton(copy, models) as target:
         yield Triton(**vars(target) | {"name": "triton unbatched"})
+
+
+@contextlib.contextmanager
+def preempting(repository: Path, models: Sequence[str] = ()) -> Iterator[Triton]:
+    """The same server, each of whose threads may preempt the one that wakes it: serving/keeper.py forbids that."""
+    with triton(repository, models) as target:
+        for pid in target.pids:
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                os.sched_setscheduler(int(thread.name), os.SCHED_OTHER, os.sched_param(0))
+        yield Triton(**vars(target) | {"name": "triton preempting"})
 
 
 @contextlib.contextmanager

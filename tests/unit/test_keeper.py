@@ -86,6 +86,16 @@ def test_server_killed(keeper: Keeper, name: str, tmp_path: Path) -> None:
     gone(name, tmp_path / "folder")
 
 
+def test_no_thread_preempts_the_one_that_wakes_it(keeper: Keeper, name: str) -> None:
+    """The server and its children are scheduled as a batch; the keeper and what started it as before."""
+    before = os.sched_getscheduler(0)
+    process = keeper(FAMILY.format(name=name, trap=""))
+    policies = {pid: os.sched_getscheduler(pid) for pid in traces.processes(name)}
+    assert policies.pop(process.pid) == before == os.sched_getscheduler(0)
+    assert set(policies.values()) == {os.SCHED_BATCH}
+    assert len(policies) == 2
+
+
 def test_keeper_killed(keeper: Keeper, name: str) -> None:
     """Should the keeper itself be killed, the kernel ends the server."""
     process = keeper(FAMILY.format(name=name, trap="trap 'kill 0' TERM;"))
