@@ -261,7 +261,7 @@ def _misspell(repository: Path) -> None:
 
 def _threads(repository: Path) -> None:
     config = repository / "wgan" / "config.pbtxt"
-    config.write_text(config.read_text().replace('string_value: "2"', 'string_value: "many"'))
+    config.write_text(config.read_text().replace('string_value: "1"', 'string_value: "many"'))
 
 
 @pytest.mark.parametrize(

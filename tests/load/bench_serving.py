@@ -7,10 +7,10 @@ Run: make bench      (last line of stdout: one JSON object)
     PYTHONPATH=. python tests/load/bench_serving.py --model style          pictures a second, beside Johnson's network
     PYTHONPATH=. python tests/load/bench_serving.py --model upscaler       pictures a second; so for colorizer
 
-All sides run the same inputs in the same run, in turn, with the same threads; figures are medians. wgan and the
-classifier get one request at a time, the others two. In process is ONNX Runtime at its best: its threads spin while
-they wait. A pause before each turn of wgan lets them sleep, or they would take their cores away from the server; the
-others run on the callers' own threads.
+All sides run the same inputs in the same run, in turn, with the same threads; figures are medians. wgan gets one call
+at a time, in process with the threads that its instances have together, the classifier one request, the others two.
+In process is ONNX Runtime at its best: its threads spin while they wait. A pause before each turn of wgan lets them
+sleep, or they would take their cores away from the server; the others run on the callers' own threads.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ def show(name: str, values: list[float]) -> None:
 
 def bench_wgan(repository: Path, frames: int, rounds: int) -> dict[str, Any]:
     wgan = spec("wgan")
-    run = in_process(repository, wgan)
+    threads = wgan.instances * wgan.threads
+    run = in_process(repository, replace(wgan, threads=threads))
     latents = np.random.default_rng(0).standard_normal((frames, 100)).astype(np.float32)
     alone: list[float] = []
     served: list[float] = []
@@ -85,13 +87,14 @@ def bench_wgan(repository: Path, frames: int, rounds: int) -> dict[str, Any]:
             served.append(seconds(lambda: client.generate(latents)))
 
     ratio = statistics.median(s / a for s, a in zip(served, alone, strict=True))
-    print(f"{frames} frames, {rounds} rounds in turn, {wgan.threads} threads, {os.cpu_count()} cores")
+    print(f"{frames} frames, {rounds} rounds in turn, {threads} threads, {os.cpu_count()} cores")
     show("ONNX Runtime in process", alone)
     show("Triton through the SDK", served)
     print(f"served / in process: {ratio:.2f} (median of the rounds' ratios)")
     return {
         "frames": frames,
         "rounds": rounds,
+        "threads": threads,
         "ratio": round(ratio, 3),
         "in_process_s": statistics.median(alone),
         "served_s": statistics.median(served),
@@ -274,7 +277,7 @@ def main() -> None:
         parser.exit(2, f"bench_serving: {error}\n")
     about = {"bench": "serving", "model": args.model, "version": version}
     machine = {"threads": spec(args.model).threads, "cores": os.cpu_count(), "machine": platform.machine()}
-    print(json.dumps(about | measured | machine))
+    print(json.dumps(about | machine | measured))
 
 
 if __name__ == "__main__":

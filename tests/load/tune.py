@@ -2,8 +2,9 @@
 
 Run: make load-tune MODEL=classifier, or python -m tests.load.tune classifier (last line of stdout: one JSON object)
 
-Every setting is served and asked in turn, in each of several rounds, by one caller and by many; ratios are to the
-spec's own setting in the same round. Writes tests/load/evidence/<model>.md, which the numbers in its spec rest on.
+Every setting is served and asked in turn, in each of several rounds: by one caller, by many, and at nine tenths of what
+the spec's own setting reached in that round, which ratios are to as well. Writes tests/load/evidence/<model>.md, which
+the numbers in its spec rest on.
 """
 
 from __future__ import annotations
@@ -24,25 +25,28 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2 as pb
 
 from serving import cli
-from serving.errors import RepositoryError
+from serving.errors import RepositoryError, ServingError
 from serving.repository import REPOSITORY
 from serving.spec import ModelSpec
 from tests.load.generator import Generator
 from tests.load.measure import processor
-from tests.load.plan import Closed, Plan, Share, mixed
+from tests.load.plan import Closed, Open, Plan, Share, mixed
 from tests.load.questions import served
 from tests.load.result import Result
-from tests.load.servers import changed, in_process, triton, unbatched
+from tests.load.servers import changed, in_process, preempting, triton, unbatched
 from tests.load.targets import Target
 
 EVIDENCE = Path(__file__).with_name("evidence")
 CORES = os.cpu_count() or 1
-BATCHES = (1, 4, 8, 16, 32, 64)
 DELAYS_US = (0, 500, 2000)
 SHAPES = ((1, 1), (1, CORES), (CORES, 1), (CORES, CORES), (CORES + 1, 1))
 """instances and threads"""
-ONE, MANY = 1, 32
-HEAD = ("setting", "p50 of 1 caller, ms", "pictures/s of 32", "p99, ms", "a batch", "to the spec's")
+PREFERRED = ((1,), (2,))
+ONE, MANY, BUSY = 1, 32, 0.9
+HEAD = (
+    "setting", "p50 of 1 caller, ms", "pictures/s of 32", "to the spec's", "a batch", "p99, ms", "slowest, ms",
+    "p50 at 0.9 of the spec's, ms", "p99 there, ms",
+)  # fmt: skip
 
 Opened = Callable[[], AbstractContextManager[Target]]
 
@@ -53,9 +57,11 @@ class Setting:
     threads: int
     max_batch: int
     delay_us: int
+    preferred: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.instances} x {self.threads} threads, batches to {self.max_batch}, delay {self.delay_us} us"
+        batches = f"batches to {self.max_batch}" + "".join(f", {size} preferred" for size in self.preferred)
+        return f"{self.instances} x {self.threads} threads, {batches}, delay {self.delay_us} us"
 
     def apply(self, name: str, model: pb.ModelConfig) -> None:
         """Makes the model's config.pbtxt say so, and leaves the others'."""
@@ -63,6 +69,7 @@ class Setting:
             return
         model.max_batch_size = self.max_batch
         model.dynamic_batching.max_queue_delay_microseconds = self.delay_us
+        model.dynamic_batching.preferred_batch_size[:] = self.preferred
         model.instance_group[0].count = self.instances
         model.parameters["intra_op_thread_count"].string_value = str(self.threads)
         for warmup in model.model_warmup:
@@ -71,15 +78,17 @@ class Setting:
 
 def of(spec: ModelSpec) -> Setting:
     assert spec.batching, f"{spec.name} is not batched"
-    return Setting(spec.instances, spec.threads, spec.max_batch, spec.batching.queue_delay_us)
+    batching = spec.batching
+    return Setting(spec.instances, spec.threads, spec.max_batch, batching.queue_delay_us, batching.preferred)
 
 
 def settings(own: Setting) -> list[Setting]:
     """The spec's own first, then each that differs from it in one thing."""
     shaped = [replace(own, instances=instances, threads=threads) for instances, threads in SHAPES]
-    batched = [replace(own, max_batch=size) for size in BATCHES]
+    batched = [replace(own, max_batch=size) for size in (max(1, own.max_batch // 2), 2 * own.max_batch)]
     delayed = [replace(own, delay_us=delay) for delay in DELAYS_US]
-    return list(dict.fromkeys([own, *shaped, *batched, *delayed]))
+    preferring = [replace(own, preferred=sizes) for sizes in ((), *PREFERRED)]
+    return list(dict.fromkeys([own, *shaped, *batched, *delayed, *preferring]))
 
 
 def ways(spec: ModelSpec, repository: Path) -> dict[str, Opened]:
@@ -87,6 +96,7 @@ def ways(spec: ModelSpec, repository: Path) -> dict[str, Opened]:
     found: dict[str, Opened] = {
         str(setting): partial(_set, repository, spec.name, setting) for setting in settings(of(spec))
     }
+    found["the spec's, threads preempt"] = partial(preempting, repository, [spec.name])
     found["no dynamic batching"] = partial(unbatched, repository, [spec.name])
     return found | {"ONNX Runtime in process": partial(in_process, repository, [spec.name])}
 
@@ -99,20 +109,24 @@ def _set(repository: Path, name: str, setting: Setting) -> Iterator[Target]:
 
 @dataclass(frozen=True)
 class Row:
-    """What one way gave, a Result of each round."""
+    """What one way gave, a Result of each round: of one caller, of many, and where requests come at a rate."""
 
     one: Sequence[Result]
     many: Sequence[Result]
+    busy: Sequence[Result]
 
     def data(self, own: Row) -> dict[str, Any]:
-        """Medians; `to_own` is that of the rounds' ratios."""
+        """Medians, but for the slowest answer of all; `to_own` is that of the rounds' ratios."""
         return {
             "p50_ms": _median(result.percentile_ms(50) for result in self.one),
             "per_s": _median(result.per_s for result in self.many),
-            "p99_ms": _median(result.percentile_ms(99) for result in self.many),
-            "batch": _median(_mean_batch(result) for result in self.many),
             "to_own": _median(a.per_s / b.per_s for a, b in zip(self.many, own.many, strict=True)),
-            "errors": sum(result.failures for result in (*self.one, *self.many)),
+            "batch": _median(_mean_batch(result) for result in self.many),
+            "p99_ms": _median(result.percentile_ms(99) for result in self.many),
+            "slowest_ms": max(result.percentile_ms(100) for result in (*self.one, *self.many, *self.busy)),
+            "busy_p50_ms": _median(result.percentile_ms(50) for result in self.busy),
+            "busy_p99_ms": _median(result.percentile_ms(99) for result in self.busy),
+            "errors": sum(result.failures for result in (*self.one, *self.many, *self.busy)),
         }
 
 
@@ -127,15 +141,20 @@ def _mean_batch(result: Result) -> float:
 def sweep(
     asked: dict[str, Opened], mix: Sequence[Share], *, rounds: int, seconds: float, say: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
-    found: dict[str, list[tuple[Result, Result]]] = {name: [] for name in asked}
+    found: dict[str, list[tuple[Result, Result, Result]]] = {name: [] for name in asked}
     with Generator() as generator:
         for number in range(rounds):
+            rate = 0.0  # the first way's own
             for name, opened in asked.items():
                 with opened() as target:
                     plan = Plan(target=target, load=Closed(ONE), mix=mix, duration_s=seconds)
-                    one, many = generator.run(plan), generator.run(replace(plan, load=Closed(MANY)))
-                found[name].append((one, many))
-                say(f"round {number + 1}: {name}: {many.per_s:.4g}/s")
+                    one, many = (generator.run(replace(plan, load=Closed(callers))) for callers in (ONE, MANY))
+                    if not (rate := rate or BUSY * many.per_s):
+                        raise ServingError(f"{name}: no right answer within {seconds:g} s; give more --seconds")
+                    busy = generator.run(replace(plan, load=Open(rate)))
+                found[name].append((one, many, busy))
+                waited_ms = busy.percentile_ms(50)
+                say(f"round {number + 1}: {name}: {many.per_s:.4g}/s, p50 {waited_ms:.4g} ms at {rate:.4g}/s")
     rows = {name: Row(*zip(*results, strict=True)) for name, results in found.items()}
     own = next(iter(rows.values()))
     return {name: row.data(own) for name, row in rows.items()}
@@ -147,7 +166,7 @@ def sweep(
 def table(data: dict[str, dict[str, Any]]) -> list[str]:
     lines = [f"| {' | '.join(HEAD)} |", f"|{' --- |' * len(HEAD)}"]
     for name, row in data.items():
-        shown = (f"{row[key]:.4g}" for key in ("p50_ms", "per_s", "p99_ms", "batch", "to_own"))
+        shown = (f"{value:.4g}" for key, value in row.items() if key != "errors")
         failed = f" ({row['errors']} errors)" if row["errors"] else ""
         lines.append(f"| {name}{failed} | {' | '.join(shown)} |")
     return lines

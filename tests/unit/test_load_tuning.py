@@ -49,13 +49,14 @@ def test_settings_differ_from_the_specs_own_in_one_thing() -> None:
     assert len(set(found)) == len(found)
     for setting in found[1:]:
         shape = (setting.instances, setting.threads) != (own.instances, own.threads)
-        assert shape + (setting.max_batch != own.max_batch) + (setting.delay_us != own.delay_us) == 1
+        batches = (setting.max_batch != own.max_batch) + (setting.preferred != own.preferred)
+        assert shape + batches + (setting.delay_us != own.delay_us) == 1
 
 
 def test_a_setting_changes_its_own_model_alone() -> None:
     """What it does not name stays: the queue's limits, and the warm-up where it still fits."""
     before = text_format.Parse((REPOSITORY / "classifier" / CONFIG).read_text(), pb.ModelConfig())
-    setting = tune.Setting(instances=3, threads=2, max_batch=16, delay_us=500)
+    setting = tune.Setting(instances=3, threads=2, max_batch=16, delay_us=500, preferred=(8,))
     model, other = pb.ModelConfig(), pb.ModelConfig(name="style")
     model.CopyFrom(before)
     setting.apply("classifier", model)
@@ -64,6 +65,7 @@ def test_a_setting_changes_its_own_model_alone() -> None:
     assert (model.instance_group[0].count, model.max_batch_size) == (3, 16)
     assert model.parameters["intra_op_thread_count"].string_value == "2"
     assert model.dynamic_batching.max_queue_delay_microseconds == 500
+    assert list(model.dynamic_batching.preferred_batch_size) == [8]
     assert model.dynamic_batching.default_queue_policy == before.dynamic_batching.default_queue_policy
     assert [warmup.batch_size for warmup in model.model_warmup] == [1, 16]
 
@@ -72,16 +74,18 @@ def test_a_row_is_compared_within_its_round() -> None:
     """A machine that slows down from round to round changes no ratio."""
     rounds = [result(Closed(32), answers=answers) for answers in (400, 200, 100)]
     half = [result(Closed(32), answers=answers) for answers in (200, 100, 50)]
-    own, other = tune.Row(rounds, rounds), tune.Row(half, half)
+    own, other = tune.Row(rounds, rounds, rounds), tune.Row(half, half, half)
     assert (own.data(own)["to_own"], other.data(own)["to_own"]) == (1.0, 0.5)
 
 
 def test_a_page_has_a_row_for_each_setting_and_says_where_there_were_errors() -> None:
-    own = tune.Row([result(Closed(1), answers=9)], [refused(result(Closed(32), answers=9), "other", 2)])
+    alone, busy = result(Closed(1), answers=9), result(Open(8), answers=9)
+    own = tune.Row([alone], [refused(result(Closed(32), answers=9), "other", 2)], [busy])
     about = tune.machine() | {"rounds": 1, "seconds": 1.0}
     text = tune.page("classifier", {"first": own.data(own), "second": own.data(own)}, about)
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 4
+    assert {row.count("|") for row in rows} == {len(tune.HEAD) + 1}
     assert rows[2].startswith("| first (2 errors) |")
 
 

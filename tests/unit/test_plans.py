@@ -140,7 +140,10 @@ def test_a_fresh_volume_is_not_told_of_plans_before_there_are_any(
 
 @pytest.mark.parametrize("spec", SERVED, ids=lambda spec: spec.name)
 def test_plans_have_the_face_of_the_graph(spec: ModelSpec) -> None:
-    """Same tensors, batches, queue and limits; another backend, on GPUs. The painter and ensembles have no plans."""
+    """Same tensors, batches, queue and limits; another backend, on GPUs, which prefer no batch size.
+
+    The painter and ensembles have no plans.
+    """
     made = pbtxt.plan_files(spec)
     assert bool(made) == (spec.name not in ("painter", "wgan_x4"))
     if not made:
@@ -148,6 +151,8 @@ def test_plans_have_the_face_of_the_graph(spec: ModelSpec) -> None:
     config, plan = pbtxt.config(spec), text_format.Parse(made[plans.CONFIG], pb.ModelConfig())
     assert (plan.backend, plan.default_model_filename) == ("tensorrt", "model.plan")
     assert {group.kind for group in plan.instance_group} == {pb.ModelInstanceGroup.KIND_GPU}
+    assert not plan.dynamic_batching.preferred_batch_size
+    del config.dynamic_batching.preferred_batch_size[:]
     for field in ("input", "output", "max_batch_size", "dynamic_batching", "version_policy", "model_warmup"):
         assert getattr(plan, field) == getattr(config, field)
     assert set(config.parameters) - set(plan.parameters) == {"intra_op_thread_count"}

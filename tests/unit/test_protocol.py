@@ -266,13 +266,15 @@ def test_a_request_goes_with_its_version_and_deadline():
     assert not step.request.parameters
 
 
-@pytest.mark.parametrize("count", [0, 1, 32, 33, 100])
-def test_tensors_go_in_batches_the_model_takes(count):
-    """All of them, in order, none above max_batch, and no batch that need not be."""
+@pytest.mark.parametrize(("count", "sent"), [(0, 0), (1, 1), (2, 2), (20, 2), (64, 2), (65, 4), (100, 4)])
+def test_tensors_go_in_batches_the_model_takes(count, sent):
+    """All of them, in order, none above max_batch, as many batches as keep two instances busy, and alike."""
     vectors = latents.draw(100, seed=0)[:count]
     found = [batch["latent"] for batch in batches(GENERATE, {"latent": vectors}, "wgan")]
-    assert len(found) == math.ceil(count / 32)
-    assert max(map(len, found), default=0) <= 32
+    sizes = [len(batch) for batch in found]
+    assert len(sizes) == sent
+    assert max(sizes, default=0) <= 32
+    assert max(sizes[:-1], default=0) == min(sizes[:-1], default=0)
     np.testing.assert_array_equal(np.concatenate([vectors[:0], *found]), vectors)
 
 

@@ -226,7 +226,7 @@ def test_pictures_of_one_size_go_together_and_results_keep_their_order():
         count, height, width, _ = part["content"].shape
         assert count == len(part["style_weights"]) <= 4
         assert count == 1 or count * height * width <= 10_000
-    assert len(parts) == 2 + 2 + 3  # two of 90, three of 60 two at most, eleven of 20
+    assert len(parts) == 2 + 2 + 4  # two of 90, three of 60 two at most, eleven of 20 for two instances
     sent = [Image.fromarray(pixels) for part in parts for pixels in part["content"]]
     styles = [row.argmax() for part in parts for row in part["style_weights"]]
     for index, made in enumerate(answered(asked, *sent)):

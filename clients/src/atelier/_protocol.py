@@ -21,7 +21,7 @@ from atelier import _failures, _wire, errors
 from atelier._address import Address
 from atelier._contract import Contract, Tensors
 from atelier._models import MODELS
-from atelier._types import Model, NotGiven
+from atelier._types import Model, NotGiven, per_batch
 from atelier.tasks import Task
 
 ATTEMPTS: Final = 4
@@ -263,10 +263,11 @@ def _begun(request: Any, left_s: float) -> Flow[tuple[Any, Any]]:
 
 
 def batches(task: Task[Any], tensors: Tensors, model: str) -> list[Tensors]:
-    """All of the tensors, in order, as many at once as the model takes. Raises UnknownModel."""
+    """All of the tensors, in order, in batches that the model takes. Raises UnknownModel."""
     most = task.contract(model).max_batch
-    starts = range(0, _count(tensors), most)
-    return [{name: array[start : start + most] for name, array in tensors.items()} for start in starts]
+    count = _count(tensors)
+    size = per_batch(count, most)
+    return [{name: array[k : k + size] for name, array in tensors.items()} for k in range(0, count, size)]
 
 
 def _count(tensors: Tensors) -> int:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from PIL import Image
 
 from atelier._contract import Contract
-from atelier._types import IN_FLIGHT
+from atelier._types import per_batch
 from atelier.errors import InvalidInput, ServerError
 from atelier.pictures import as_rgb, opaque
 
@@ -78,14 +78,14 @@ def longest(sides: tuple[int, int], most: int) -> int:
 
 
 def groups(sizes: Sequence[tuple[int, int]], contract: Contract) -> Iterator[tuple[int, ...]]:
-    """Indices of pictures of one size, as many as go in a batch; of a few, so many that no instance waits idle."""
+    """Indices of pictures of one size that go in one batch."""
     alike: dict[tuple[int, int], list[int]] = {}
     for index, size in enumerate(sizes):
         alike.setdefault(size, []).append(index)
     for (width, height), indices in alike.items():
         fit = max(1, contract.max_pixels // (width * height)) if contract.max_pixels else contract.max_batch
-        most = min(contract.max_batch, fit, math.ceil(len(indices) / IN_FLIGHT))
-        yield from (tuple(indices[start : start + most]) for start in range(0, len(indices), most))
+        members = per_batch(len(indices), min(contract.max_batch, fit))
+        yield from (tuple(indices[start : start + members]) for start in range(0, len(indices), members))
 
 
 def colours(picture: Image.Image) -> Image.Image:

@@ -14,8 +14,7 @@ SPEC = ModelSpec(
     inputs=(Tensor(name="image", dtype="UINT8", shape=(SIZE, SIZE, 1)),),
     outputs=(Tensor(name="probabilities", dtype="FP32", shape=(len(CLASSES),)),),
     # No delay: one picture takes 0.7 ms on one core, and what comes while both instances are busy is batched anyhow.
-    # Two instances and no preferred sizes: see wgan's spec. Some of the oversleeping is left: of 24 windows of 2 s with
-    # 8 or 32 callers 6 had a request of 500 ms; with three instances 1 had, and without queue limits none.
+    # Instances and no preferred sizes: tests/load/evidence/classifier.md; one alone oversleeps, see wgan's spec.
     batching=Batching(max_batch=64, queue_size=1024),
     instances=2,
     threads=1,

@@ -12,9 +12,9 @@ SPEC = ModelSpec(
     # Not `image` in and out, as ONNX has one name for one tensor.
     inputs=(Tensor(name="low_res", dtype="UINT8", shape=(ANY, ANY, 3)),),
     outputs=(Tensor(name="image", dtype="UINT8", shape=(ANY, ANY, 3)),),
-    # A picture of 128 x 128 takes 85 ms on one core, and in a batch no less.
-    # Two instances and no preferred sizes: see wgan's spec.
-    batching=Batching(max_batch=8, queue_size=64, queue_timeout_us=20_000_000),
+    # A picture of 128 x 128 takes 85 ms on one core, and in a batch no less, so a CPU takes them one by one:
+    # tests/load/evidence/upscaler.md; one instance alone oversleeps, see wgan's spec.
+    batching=Batching(max_batch=8, preferred=(1,), queue_size=64, queue_timeout_us=20_000_000),
     max_pixels=1 << 19,  # of what is sent; 16 times as many come back
     instances=2,
     threads=1,
