@@ -43,10 +43,17 @@ SHAPES = ((1, 1), (1, CORES), (CORES, 1), (CORES, CORES), (CORES + 1, 1))
 """instances and threads"""
 PREFERRED = ((1,), (2,))
 ONE, MANY, BUSY = 1, 32, 0.9
-HEAD = (
-    "setting", "p50 of 1 caller, ms", "pictures/s of 32", "to the spec's", "a batch", "p99, ms", "slowest, ms",
-    "p50 at 0.9 of the spec's, ms", "p99 there, ms",
-)  # fmt: skip
+COLUMNS = {
+    "p50_ms": "p50 of 1 caller, ms",
+    "per_s": "pictures/s of 32",
+    "to_own": "to the spec's",
+    "batch": "a batch",
+    "p99_ms": "p99, ms",
+    "slowest_ms": "slowest, ms",
+    "busy_p50_ms": "p50 at 0.9 of the spec's, ms",
+    "busy_p99_ms": "p99 there, ms",
+}
+"""Of the page, by what Row.data calls them."""
 
 Opened = Callable[[], AbstractContextManager[Target]]
 
@@ -164,20 +171,21 @@ def sweep(
 
 
 def table(data: dict[str, dict[str, Any]]) -> list[str]:
-    lines = [f"| {' | '.join(HEAD)} |", f"|{' --- |' * len(HEAD)}"]
+    head = ("setting", *COLUMNS.values())
+    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for name, row in data.items():
-        shown = (f"{value:.4g}" for key, value in row.items() if key != "errors")
+        shown = (f"{row[key]:.4g}" for key in COLUMNS)
         failed = f" ({row['errors']} errors)" if row["errors"] else ""
         lines.append(f"| {name}{failed} | {' | '.join(shown)} |")
     return lines
 
 
 def page(model: str, data: dict[str, dict[str, Any]], about: dict[str, Any]) -> str:
+    command = f"python -m tests.load.tune {model} --rounds {about['rounds']} --seconds {about['seconds']:g}"
     head = (
         f"# {model}: what batching, instances and threads give\n\n"
-        f"Written by `python -m tests.load.tune {model}` on {about['date']}: {about['machine']}, {about['cores']} "
-        f"cores, the generator beside the server, medians of {about['rounds']} rounds of {about['seconds']:g} s each. "
-        f"The first row is the spec's own setting; each other changes one thing."
+        f"Written by `{command}` on {about['date']}: {about['machine']}, {about['cores']} cores, the generator beside "
+        f"the server, medians of the rounds. The first row is the spec's own setting; each other changes one thing."
     )
     return "\n".join([head, "", *table(data), ""])
 

@@ -85,7 +85,7 @@ def test_a_page_has_a_row_for_each_setting_and_says_where_there_were_errors() ->
     text = tune.page("classifier", {"first": own.data(own), "second": own.data(own)}, about)
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 4
-    assert {row.count("|") for row in rows} == {len(tune.HEAD) + 1}
+    assert {row.count("|") for row in rows} == {len(tune.COLUMNS) + 2}
     assert rows[2].startswith("| first (2 errors) |")
 
 

@@ -26,14 +26,14 @@ DEFAULT_TIMEOUT_S: Final = 30.0
 """The longest wait for one answer unless the caller says otherwise."""
 
 IN_FLIGHT: Final = 2
-"""Batches under way at once: one in the network, one queued behind it. More would only wait in a queue that
+"""Batches under way at once: one for each instance that the shipped models have. More would only wait in a queue that
 Triton, after its timeout, empties by refusing."""
 
 
 def per_batch(count: int, most: int) -> int:
     """How many of `count` go in each batch, at most so many: the batches are alike, and no instance waits idle."""
-    rounds = math.ceil(count / (most * IN_FLIGHT))
-    return max(1, math.ceil(count / (max(1, rounds) * IN_FLIGHT)))
+    rounds = max(1, math.ceil(count / (most * IN_FLIGHT)))
+    return max(1, math.ceil(count / (rounds * IN_FLIGHT)))
 
 
 @dataclass(frozen=True, kw_only=True)
