@@ -72,7 +72,7 @@ def _parser() -> cli.Parser:
     add("--warmup-s", type=_positive, default=1.0, help="default %(default)s")
     add("--processes", type=_whole, default=1, help="of the generator; default %(default)s")
     add("--seed", type=int, default=0, help="of the arrivals and the mix; default %(default)s")
-    add("--out", type=Path, default=OUT, help="default %(default)s")
+    add("--out", type=tables.folder, default=OUT, help="default %(default)s")
     add("--quick", action="store_true", help="with --report or --agree: short windows, one round")
     written = "with --report: put tables between their markers there (again for more files)"
     add("--write", type=Path, action="append", default=[], metavar="README.md", help=written)

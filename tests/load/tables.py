@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from datetime import date
 from pathlib import Path
@@ -132,6 +134,18 @@ def check_markers(paths: Iterable[Path]) -> None:
         if not any(_is_marked(text, name) for name in MARKED):
             pairs = " or ".join(" and ".join(_markers(name)) for name in MARKED)
             raise RepositoryError(f"--write {path}: needs the lines {pairs}, once, in this order")
+
+
+def folder(text: str) -> Path:
+    """For argparse: a folder that files can be written into, or that can be made. It is tried before measuring."""
+    path = Path(text)
+    there = next(each for each in (path, *path.absolute().parents) if each.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return path
+    except OSError as exc:
+        said = f"{there}: {exc.strerror}; give a folder that can be written"
+        raise argparse.ArgumentTypeError(said) from exc
 
 
 def write(path: Path, rows: Sequence[Row], times: Times) -> None:

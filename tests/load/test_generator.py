@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import pytest
 
 from serving.errors import ServerError
 from tests.load import __main__ as command
-from tests.load import knee, measure, page, plots, side_by_side, tables
+from tests.load import knee, measure, page, plots, side_by_side, tables, tune
 from tests.load.generator import Generator
 from tests.load.loop import Load, Part, Tally
 from tests.load.plan import Closed, Open, Plan, Share
@@ -261,6 +261,20 @@ def test_a_mistake_is_one_line_and_status_2(
     assert (status, said.count("\n")) == (2, 1), said
     assert says in said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("main", "first"), [(command.main, []), (tune.main, ["classifier"])], ids=["load", "tune"])
+def test_a_folder_that_cannot_be_written_is_refused_before_measuring(
+    main: Callable[[list[str]], int], first: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what is in its place stays."""
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SystemExit, match="2"):
+        main([*first, "--out", str(tmp_path / "file" / "deeper")])
+    said = capsys.readouterr().err
+    assert f"--out: {tmp_path / 'file'}: Not a directory" in said
+    assert said.count("\n") == 1
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_the_command_says_its_options_without_a_server() -> None:

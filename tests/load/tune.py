@@ -34,6 +34,7 @@ from tests.load.plan import Closed, Open, Plan, Share, mixed
 from tests.load.questions import served
 from tests.load.result import Result
 from tests.load.servers import changed, in_process, preempting, triton, unbatched
+from tests.load.tables import folder
 from tests.load.targets import Target
 
 EVIDENCE = Path(__file__).with_name("evidence")
@@ -204,7 +205,7 @@ def _parser() -> cli.Parser:
     parser.add_argument("--repository", type=Path, default=REPOSITORY, help="default %(default)s")
     parser.add_argument("--rounds", type=positive(int), default=3, help="default %(default)s")
     parser.add_argument("--seconds", type=positive(float), default=3.0, help="of each window; default %(default)s")
-    parser.add_argument("--out", type=Path, default=EVIDENCE, help="folder of the page; default %(default)s")
+    parser.add_argument("--out", type=folder, default=EVIDENCE, help="folder of the page; default %(default)s")
     return parser
 
 
