@@ -10,6 +10,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogFormatter
 
 from tests.load.plan import Open
 from tests.load.result import Result, percentile_ms
@@ -63,6 +64,8 @@ def _distribution(axes: Axes, results: Sequence[Result]) -> None:
         times = [percentile_ms(result.total, 100 * (1 - share)) for share in slower]
         axes.plot(times, slower, color=colours(place / len(results)), label=str(result.plan.load), drawstyle="steps")
     axes.set(xlabel="latency, ms", ylabel="share of the requests that take longer", xscale="log", yscale="log")
+    axes.xaxis.set_major_formatter(LogFormatter())  # 1400, and not 1.4 x 10^3, which run into one another
+    axes.xaxis.set_minor_formatter(LogFormatter())
     axes.set_title("Distribution of latency", loc="left")
     axes.legend(frameon=False, fontsize="small", bbox_to_anchor=(1, 1), loc="upper left")
 
