@@ -60,7 +60,7 @@ FREE = Ports(0, 0, 0, 0, 0)
 
 
 class TorchServe(Local[Ports]):
-    """A TorchServe with models of `repository`: `with TorchServe(path) as server: connect(server.grpc)`.
+    """A TorchServe with models of `repository`: `with TorchServe(path) as server: post(server.http, …)`.
 
     Every worker of every model is up once entered. Each call needs a token: `token` for inference, `management_token`
     at `management`, where models can be looked at and scaled but none added. `left_out` names models that the

@@ -9,9 +9,9 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 from conftest import need_torchserve
@@ -22,7 +22,7 @@ from serving.repository import CONFIG, GOLDEN, REPOSITORY, config
 from serving.torchserve import client
 from serving.torchserve.server import TorchServe
 from tests.load.questions import questions, wrong
-from tests.load.targets import OPTIONS, Failed
+from tests.load.targets import Failed
 from tests.load.torchserve_target import TorchServe as Target
 
 MODELS = ("classifier", "colorizer", "style", "upscaler", "wgan")
@@ -51,17 +51,31 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
 
 
 @pytest.fixture(scope="module")
-def ask(server: TorchServe) -> Iterator[Ask]:
+def ask(server: TorchServe) -> Ask:
     """Asks a model, and gives its outputs and how many requests shared their batch."""
-    with grpc.insecure_channel(server.grpc, options=OPTIONS) as channel:
-        call = channel.unary_unary(client.PREDICTIONS)
 
-        def asked(model: str, arrays: Arrays, token: str = server.token) -> tuple[Arrays, int]:
-            message = client.question(model, arrays)
-            reply = call(message, metadata=client.bearer(token), timeout=TIMEOUT_S)
-            return client.answer(reply, config(server.repository, model).output)
+    def asked(model: str, arrays: Arrays, token: str = server.token) -> tuple[Arrays, int]:
+        path, headers, body = client.question(model, arrays, token)
+        status, reply = http_answer(server.http, "POST", path, headers, body)
+        if status != HTTPStatus.OK:
+            raise NotAnsweredError(status, json.loads(reply)["message"])
+        return client.answer(reply, config(server.repository, model).output)
 
-        yield asked
+    return asked
+
+
+class NotAnsweredError(Exception):
+    """TorchServe's own status, and its words."""
+
+
+def http_answer(address: str, method: str, path: str, headers: dict[str, str], body: bytes = b"") -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection(address, timeout=TIMEOUT_S)
+    try:
+        connection.request(method, path, body, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
 
 
 def golden(model: str) -> tuple[Arrays, Arrays]:
@@ -139,7 +153,7 @@ def test_bad_tensor(server: TorchServe, ask: Ask, model: str, arrays: Arrays, sa
 
 def test_target(server: TorchServe) -> None:
     """The load generator's target gives every model's answers, and tells a full queue from other faults."""
-    target = Target(name="torchserve", url=server.grpc, token=server.token, repository=server.repository)
+    target = Target(name="torchserve", url=server.http, token=server.token, repository=server.repository)
 
     async def ask() -> None:
         asked = [question for model in MODELS for question in questions(server.repository, model, 1)]
@@ -174,21 +188,16 @@ def test_target_without_a_server() -> None:
 
 
 def managed(server: TorchServe, token: str, method: str = "GET", path: str = "/models") -> tuple[int, str]:
-    connection = http.client.HTTPConnection(server.management, timeout=TIMEOUT_S)
-    try:
-        connection.request(method, path, headers={"Authorization": f"Bearer {token}"} if token else {})
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode()
-    finally:
-        connection.close()
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    status, answer = http_answer(server.management, method, path, headers)
+    return status, answer.decode()
 
 
 def test_inference_needs_its_token(server: TorchServe, ask: Ask) -> None:
     """No token, and that of management, are refused."""
     for token in ("", server.management_token):
-        with pytest.raises(grpc.RpcError) as refused:
+        with pytest.raises(NotAnsweredError, match="Token Authorization failed"):
             ask("classifier", golden("classifier")[0], token)
-        assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
 def test_management_needs_its_token(server: TorchServe) -> None:

@@ -37,7 +37,7 @@ WIDTHS = (16, 11, 10, 8, 7, *[7] * 5, 7, 1)
 AGREE_CALLERS = {"classifier": 8}
 AGREE_CALLERS_ELSE = 2
 """perf_analyzer counts requests that begin and end within a window, which must be long beside the latency."""
-COUNTERPARTS = ("triton", "tritonclient", "sdk", "sdk-threads")
+COUNTERPARTS = ("triton", "grpc", "tritonclient", "sdk", "sdk-threads")
 
 
 class Unready(ServingError):
@@ -46,6 +46,7 @@ class Unready(ServingError):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    options.way = options.way or ("grpc" if options.url else "triton")
     try:
         return cli.run(options.command or _loads, options)
     except KeyboardInterrupt:
@@ -62,7 +63,7 @@ def _parser() -> cli.Parser:
     add = parser.add_argument
     add("--model", action="append", default=[], type=_weighted, metavar="NAME[=WEIGHT]", help="again for a mix")
     add("--repository", type=Path, default=REPOSITORY, help="what is served, and what is right; default %(default)s")
-    add("--way", choices=servers.WAYS, default="triton", help="default %(default)s, which starts an embedded server")
+    add("--way", choices=servers.WAYS, help="default triton, over HTTP to an embedded server; with --url grpc")
     add("--url", help="gRPC address of a Triton that runs already, without http://")
     add("--callers", action="append", type=_whole, metavar="N", help="closed loop (again for more)")
     add("--rate", action="append", type=_positive, metavar="PER_S", help="open loop (again for more)")
@@ -134,7 +135,7 @@ def _check(options: argparse.Namespace, weights: dict[str, float]) -> None:
     if options.url and options.way not in servers.ELSEWHERE:
         raise Unready(f"--url: goes with --way {', '.join(servers.ELSEWHERE)}, not {options.way}")
     if "painter" in weights and options.way in ("in-process", "tritonclient", "torchserve"):
-        raise Unready(f"--model painter: streams, which --way {options.way} can't; use triton or sdk")
+        raise Unready(f"--model painter: streams, which --way {options.way} can't; use triton, grpc or sdk")
     most = options.callers and min(options.callers)
     if most and most < options.processes:
         raise Unready(f"--callers {most}: fewer than --processes {options.processes}; give one process each")

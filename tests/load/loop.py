@@ -12,6 +12,7 @@ import itertools
 import math
 import random
 import resource
+import select
 import selectors
 import signal
 import threading
@@ -105,6 +106,8 @@ class Abandoned(Exception):
 def work(connection: Connection) -> None:
     """The process: plans come in, Parts go out, until the other end closes. What fails is sent in place of a Part."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection for each request under way
     with contextlib.suppress(EOFError):
         while True:
             plan, place = connection.recv()
@@ -123,9 +126,18 @@ def _tried(load: Load, connection: Connection) -> Part | Exception:
 def _run(load: Load, connection: Connection) -> Part:
     if isinstance(load.plan.target, Threaded):
         return load.in_threads(connection)
-    # Other selectors wait whole milliseconds, and arrivals would be up to one late.
-    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(PunctualSelector())) as runner:
         return runner.run(load.in_tasks(connection))
+
+
+class PunctualSelector(selectors.DefaultSelector):
+    """Waits microseconds: epoll by itself waits whole milliseconds, and arrivals would be up to one late."""
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is not None and timeout > 0:
+            select.select([self.fileno()], [], [], timeout)
+            timeout = 0
+        return super().select(timeout)
 
 
 class Load:

@@ -23,7 +23,7 @@ from serving import wheel
 from serving.errors import ServerError
 from tests.load.generator import Generator
 from tests.load.plan import Closed, Plan, Share
-from tests.load.targets import Target
+from tests.load.targets import Target, Triton
 
 CACHE = Path(__file__).parents[2] / "out" / "perf_analyzer"
 WHEEL = "tritonclient==2.48.0"
@@ -80,13 +80,14 @@ def _environment(cache: Path) -> dict[str, str]:
     return {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join([str(cache), str(libraries)])}
 
 
-def measure(url: str, share: Share, callers: int, window_s: float, cache: Path = CACHE) -> Measured:
-    """Raises ServerError with its last words if it fails."""
+def measure(target: Target, share: Share, callers: int, window_s: float, cache: Path = CACHE) -> Measured:
+    """Over HTTP where the target is asked so, else over gRPC. Raises ServerError with its last words if it fails."""
+    url, protocol = (target.http, "http") if isinstance(target, Triton) else (target.statistics, "grpc")
     program = find(cache)
     with tempfile.TemporaryDirectory() as folder:
         data, table = Path(folder) / "data.json", Path(folder) / "table.csv"
         data.write_text(json.dumps({"data": [_row(question.inputs) for question in share.questions]}))
-        command = [program, "-m", share.model, "-u", url, "-i", "grpc", "--concurrency-range", callers]
+        command = [program, "-m", share.model, "-u", url, "-i", protocol, "--concurrency-range", callers]
         command += ["-p", round(1000 * window_s / WINDOWS), "-s", 10**6, "--max-trials", WINDOWS]
         command += ["--input-data", data, "-f", table]
         done = subprocess.run(map(str, command), env=_environment(cache), capture_output=True, text=True, check=False)
@@ -145,5 +146,5 @@ def agree(
             if result.failures:
                 raise ServerError(f"{share.model}: {result.failures} requests failed: {result.total.examples}")
             ours.append(Measured(result.per_s, result.percentile_ms(50)))
-            theirs.append(measure(target.statistics, share, callers, window_s, cache))
+            theirs.append(measure(target, share, callers, window_s, cache))
     return Agreement(share.model, callers, ours, theirs)

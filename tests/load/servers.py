@@ -18,7 +18,7 @@ from serving.repository import CONFIG, config
 from tests import traces
 from tests.load.measure import statistics
 from tests.load.sdk import Sdk, SdkThreads
-from tests.load.targets import InProcess, Target, Triton, Tritonclient
+from tests.load.targets import Grpc, InProcess, Target, Triton, Tritonclient
 from tests.load.torchserve_target import torchserve
 
 Opened = Callable[[Path, Sequence[str]], AbstractContextManager[Target]]
@@ -29,7 +29,7 @@ def triton(repository: Path, models: Sequence[str] = ()) -> Iterator[Triton]:
     """The embedded server."""
     with Embedded(repository, models=models) as server:
         pids = tuple(traces.processes(traces.server_id(server.http)))
-        yield Triton(name="triton", url=server.grpc, statistics=server.grpc, pids=pids)
+        yield Triton(name="triton", http=server.http, url=server.grpc, statistics=server.grpc, pids=pids)
 
 
 @contextlib.contextmanager
@@ -72,13 +72,13 @@ def in_process(repository: Path, models: Sequence[str] = ()) -> Iterator[InProce
     yield InProcess(name="in process", repository=repository)
 
 
-def through(kind: type[Sdk] | type[SdkThreads] | type[Tritonclient], name: str) -> Opened:
-    """The embedded server by another client."""
+def through(kind: type[Grpc] | type[Sdk] | type[SdkThreads] | type[Tritonclient], name: str) -> Opened:
+    """The embedded server over gRPC."""
 
     @contextlib.contextmanager
     def opened(repository: Path, models: Sequence[str] = ()) -> Iterator[Target]:
         with triton(repository, models) as target:
-            yield kind(**vars(target) | {"name": name})
+            yield kind(name=name, url=target.url, statistics=target.statistics, pids=target.pids)
 
     return opened
 
@@ -86,6 +86,7 @@ def through(kind: type[Sdk] | type[SdkThreads] | type[Tritonclient], name: str) 
 WAYS: dict[str, Opened] = {
     "triton": triton,
     "unbatched": unbatched,
+    "grpc": through(Grpc, "triton, gRPC"),
     "tritonclient": through(Tritonclient, "tritonclient"),
     "sdk": through(Sdk, "SDK, AsyncClient"),
     "sdk-threads": through(SdkThreads, "SDK, Client"),
@@ -98,8 +99,12 @@ WAYS: dict[str, Opened] = {
 def elsewhere(way: str, url: str, models: Sequence[str]) -> Iterator[Target]:
     """A Triton that runs already. Raises ServerError if there is none, or none with these models."""
     statistics(url, models)
-    kinds = {"triton": Triton, "tritonclient": Tritonclient, "sdk": Sdk, "sdk-threads": SdkThreads}
-    yield kinds[way](name=f"{way} at {url}", url=url, statistics=url)
+    yield ELSEWHERE[way](name=f"{way} at {url}", url=url, statistics=url)
 
 
-ELSEWHERE = ("triton", "tritonclient", "sdk", "sdk-threads")
+ELSEWHERE: dict[str, type[Grpc] | type[Sdk] | type[SdkThreads] | type[Tritonclient]] = {
+    "grpc": Grpc,
+    "tritonclient": Tritonclient,
+    "sdk": Sdk,
+    "sdk-threads": SdkThreads,
+}

@@ -44,13 +44,11 @@ def test_replies() -> None:
     """A reply gives every output by its name; a refusal gives its words."""
     config = pbtxt.config(stand_in.CLASSIFIER)
     outputs = {"probabilities": np.ones((2, 10), np.float32)}
-    reply = client.Response(prediction=tensors.reply(3, outputs.values())).SerializeToString()
-    answer, batch = client.answer(reply, config.output)
+    answer, batch = client.answer(tensors.reply(3, outputs.values()), config.output)
     assert batch == 3
     assert np.array_equal(answer["probabilities"], outputs["probabilities"])
-    refusal = client.Response(prediction=tensors.refusal("too large")).SerializeToString()
     with pytest.raises(client.Refused, match="too large"):
-        client.answer(refusal, config.output)
+        client.answer(tensors.refusal("too large"), config.output)
 
 
 def test_archive(tmp_path: Path) -> None:

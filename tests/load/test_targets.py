@@ -1,0 +1,94 @@
+"""What the load generator's ways to a real Triton make of its refusals: over HTTP, over gRPC, through clients."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from conftest import need_tritonserver
+from tritonclient.grpc import model_config_pb2 as pb
+
+from serving.repository import REPOSITORY
+from tests.load import servers
+from tests.load.questions import Question, questions, wrong
+from tests.load.sdk import Sdk
+from tests.load.targets import Awaited, Failed, Grpc, Triton, Tritonclient
+
+SHORT_QUEUE = 4
+WAYS = (Triton, Grpc, Tritonclient, Sdk)
+
+
+def short_queue(model: pb.ModelConfig) -> None:
+    if model.HasField("dynamic_batching"):
+        model.dynamic_batching.default_queue_policy.max_queue_size = SHORT_QUEUE
+
+
+@pytest.fixture(scope="module")
+def triton() -> Iterator[Triton]:
+    need_tritonserver()
+    with servers.changed(REPOSITORY, short_queue) as copy, servers.triton(copy, ["wgan", "painter"]) as target:
+        yield target
+
+
+@pytest.fixture(params=WAYS, ids=lambda way: way.__name__)
+def target(triton: Triton, request: pytest.FixtureRequest) -> Awaited:
+    return as_a(request.param, triton)
+
+
+def as_a(way: type[Awaited], triton: Triton) -> Awaited:
+    addresses = {"http": triton.http} if way is Triton else {}
+    return way(name=way.__name__, url=triton.url, **addresses)
+
+
+async def answered(target: Awaited, asked: Question, times: int = 1) -> list[object]:
+    """Answers and exceptions of so many calls at once."""
+    async with target.opened([asked]) as (call,):
+        return await asyncio.gather(*(call() for _ in range(times)), return_exceptions=True)
+
+
+async def test_a_full_queue_is_overloaded_and_whom_it_takes_is_answered(target: Awaited) -> None:
+    (asked,) = questions(REPOSITORY, "wgan", 1)
+    answers = await answered(target, asked, 40 * SHORT_QUEUE)
+
+    assert {answer.kind for answer in answers if isinstance(answer, Failed)} == {"overloaded"}
+    rest = [answer for answer in answers if not isinstance(answer, Failed)]
+    assert rest
+    assert not [wrong(answer, asked) for answer in rest if wrong(answer, asked)]
+
+
+async def test_a_model_that_is_not_there_is_another_fault_in_the_servers_words(triton: Triton) -> None:
+    (asked,) = questions(REPOSITORY, "classifier", 1)
+    for way in (Triton, Grpc):
+        (answer,) = await answered(as_a(way, triton), asked)
+        assert isinstance(answer, Failed)
+        assert answer.kind == "other"
+        assert "classifier" in str(answer)
+
+
+async def test_no_answer_in_time_is_a_deadline(target: Awaited) -> None:
+    (asked,) = questions(REPOSITORY, "wgan", 1)
+    (answer,) = await answered(replace(target, timeout_s=1e-3), asked)
+    assert isinstance(answer, Failed)
+    assert answer.kind == "deadline"
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+async def test_nobody_there_is_unavailable(way: type[Awaited]) -> None:
+    (asked,) = questions(REPOSITORY, "wgan", 1)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        addresses = {"http": address} if way is Triton else {}
+        (answer,) = await answered(way(name="nobody", url=address, timeout_s=20.0, **addresses), asked)
+    assert isinstance(answer, Failed)
+    assert answer.kind == "unavailable"
+
+
+async def test_streams_go_over_grpc(triton: Triton) -> None:
+    """Triton's HTTP has none of the painter's kind."""
+    (asked,) = questions(REPOSITORY, "painter", 1)
+    (answer,) = await answered(triton, asked)
+    assert wrong(answer, asked) is None
