@@ -69,7 +69,7 @@ def served(model: str) -> Served:
     """Its spec. Raises RepositoryError for one that there is not."""
     known = catalog.names()
     if model not in known:
-        raise RepositoryError(f"--model {model}: there is {', '.join(known)}")
+        raise RepositoryError(f"no model {model!r}; there are {', '.join(known)}")
     return catalog.served(model)
 
 

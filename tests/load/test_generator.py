@@ -237,7 +237,7 @@ def test_tables_go_between_their_markers_and_nowhere_else(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--model", "walrus"], "--model walrus"),
+        (["--model", "walrus"], "no model 'walrus'"),
         (["--model", "wgan=0"], "--model"),
         (["--rate", "-1"], "--rate"),
         (["--callers", "0"], "--callers"),
