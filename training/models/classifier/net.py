@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from training.models.classifier.spec import CLASSES
 
 # --- what ships: a residual network for a CPU ---
-# One wide convolution halves the side at once, and all depth lies at 14x14 and 7x7. A net of as many multiplications
-# (36 million) that begins with two 3x3 convolutions at 28x28 took 1.7 times as long to train, and no less to answer.
+# One wide convolution halves the side at once, and all depth lies at 14x14 and 7x7. With as many multiplications, a net
+# that begins with two 3x3 convolutions at 28x28 took 1.7 times as long to train, and no less to answer. Twice as wide,
+# with three times the multiplications (36 million), it takes a core 0.87 ms a picture instead of 0.23.
 
 
 def convolution(c_in: int, c_out: int, *, kernel: int = 3, stride: int = 1) -> nn.Sequential:
@@ -37,7 +38,7 @@ class Residual(nn.Module):
 class ResidualNet(nn.Module):
     """Picture (N, 1, 28, 28) -> logits (N, 10)."""
 
-    def __init__(self, widths: tuple[int, int, int] = (32, 64, 128), blocks: tuple[int, int] = (1, 2)) -> None:
+    def __init__(self, widths: tuple[int, int, int] = (16, 32, 64), blocks: tuple[int, int] = (1, 2)) -> None:
         super().__init__()
         stem, middle, last = widths
         self.features = nn.Sequential(
