@@ -74,6 +74,18 @@ def test_networks_map_pictures_to_logits(network: str) -> None:
     assert torch.allclose(together[:1], alone, atol=1e-5)
 
 
+def test_what_ships_sees_a_garment_in_its_mirror_image() -> None:
+    """The same logits for both, once in evaluation; in training each is another picture."""
+    torch.manual_seed(0)
+    net = ResidualNet()
+    pictures = torch.rand(3, 1, 28, 28)
+    with torch.no_grad():
+        one_way, other_way = net(pictures), net(pictures.flip(3))
+        assert not torch.allclose(one_way, other_way, atol=1e-3)
+        net.eval()
+        assert torch.allclose(net(pictures), net(pictures.flip(3)), atol=1e-6)
+
+
 def test_what_ships_stays_below_8_megabytes() -> None:
     """Its float32 weights, which are nearly all of model.onnx."""
     assert 4 * parameters(ResidualNet()) < 8e6

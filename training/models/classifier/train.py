@@ -40,7 +40,7 @@ class Options:
     """of the weights, the order and the augmentation; the validation split stays the same"""
     network: str = "residual"
     """residual, one-conv or four-conv"""
-    epochs: int = 80
+    epochs: int = 60
     batch: int = 128
     lr: float = 3e-3
     """AdamW's, at its highest"""
