@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.ticker import LogFormatter
 
 from tests.load.plan import Open
@@ -51,6 +53,7 @@ def _against_rate(axes: Axes, results: Sequence[Result], limit_ms: float | None)
     if limit_ms:
         axes.axhline(limit_ms, color="0.5", linestyle="--", linewidth=1, label=f"limit of p99, {limit_ms:.3g} ms")
     axes.set(xlabel="requests a second that arrive", ylabel="latency, ms", yscale="log", xlim=(0, None))
+    _plain(axes.yaxis)
     axes.set_title("Latency against rate, open loop", loc="left")
     axes.legend(frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
 
@@ -64,30 +67,40 @@ def _distribution(axes: Axes, results: Sequence[Result]) -> None:
         times = [percentile_ms(result.total, 100 * (1 - share)) for share in slower]
         axes.plot(times, slower, color=colours(place / len(results)), label=str(result.plan.load), drawstyle="steps")
     axes.set(xlabel="latency, ms", ylabel="share of the requests that take longer", xscale="log", yscale="log")
-    axes.xaxis.set_major_formatter(LogFormatter())  # 1400, and not 1.4 x 10^3, which run into one another
-    axes.xaxis.set_minor_formatter(LogFormatter())
+    _plain(axes.xaxis)
     axes.set_title("Distribution of latency", loc="left")
     axes.legend(frameon=False, fontsize="small", bbox_to_anchor=(1, 1), loc="upper left")
 
 
 def _batches(axes: Axes, results: Sequence[Result]) -> None:
-    """How the requests of each load were batched: the share of them that were in a batch of each size."""
-    sizes = sorted({size for result in results for counts in result.counts.values() for size in counts.batches})
-    bottom = [0.0] * len(results)
+    """How the requests of each load were batched: the share of them that were in a batch of about each size."""
+    shares = [batch_shares(result) for result in results]
+    groups = sorted({most for each in shares for most in each})
+    start = [0.0] * len(results)
     colours = plt.get_cmap("viridis")
-    for place, size in enumerate(sizes):
-        shares = [_share(result, size) for result in results]
-        if any(shares):
-            colour = colours(place / max(1, len(sizes) - 1))
-            axes.barh(range(len(results)), shares, left=bottom, color=colour, label=str(size))
-            bottom = [start + share for start, share in zip(bottom, shares, strict=True)]
+    for place, most in enumerate(groups):
+        widths = [each.get(most, 0.0) for each in shares]
+        colour = colours(place / max(1, len(groups) - 1))
+        label = str(most) if most <= 2 else f"{most // 2 + 1} to {most}"
+        axes.barh(range(len(results)), widths, left=start, color=colour, label=label)
+        start = [left + width for left, width in zip(start, widths, strict=True)]
     axes.set_yticks(range(len(results)), [str(result.plan.load) for result in results])
     axes.invert_yaxis()
     axes.set(xlabel="share of the requests, by the size of their batch", xlim=(0, 1))
     axes.set_title("Batches that Triton made", loc="left")
-    axes.legend(frameon=False, fontsize="small", ncols=2, bbox_to_anchor=(1, 1), loc="upper left")
+    axes.legend(frameon=False, fontsize="small", bbox_to_anchor=(1, 1), loc="upper left")
 
 
-def _share(result: Result, size: int) -> float:
-    members = [(s, s * count) for counts in result.counts.values() for s, count in counts.batches.items()]
-    return sum(number for s, number in members if s == size) / max(1, sum(number for _, number in members))
+def batch_shares(result: Result) -> dict[int, float]:
+    """Of its requests in batches of 1, 2, 3 to 4, 5 to 8 and so on, by the most that such a batch holds."""
+    members: Counter[int] = Counter()
+    for counts in result.counts.values():
+        for size, count in counts.batches.items():
+            members[1 << (size - 1).bit_length()] += size * count
+    return {most: number / members.total() for most, number in members.items()}
+
+
+def _plain(axis: Axis) -> None:
+    """1400, and not 1.4 x 10^3, which run into one another."""
+    axis.set_major_formatter(LogFormatter())
+    axis.set_minor_formatter(LogFormatter())

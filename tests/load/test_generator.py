@@ -215,6 +215,13 @@ def test_pictures_and_page_stand_alone(tmp_path: Path) -> None:
     assert "$" not in text
 
 
+def test_batches_are_told_by_about_their_size() -> None:
+    """Doubling: few enough for a legend, whatever sizes the server made. Shares are of the requests, not of batches."""
+    result = made(Closed(8))
+    result.counts["stand-in"].batches.update({3: 20, 4: 10, 5: 4, 64: 1})
+    assert plots.batch_shares(result) == {1: 20 / 284, 2: 80 / 284, 4: 100 / 284, 8: 20 / 284, 64: 64 / 284}
+
+
 def test_tables_go_between_their_markers_and_nowhere_else(tmp_path: Path) -> None:
     row, ceiling = (side_by_side.Row("classifier", way) for way in ("triton", "in-process"))
     for load in knee.CALLERS:
