@@ -100,8 +100,8 @@ class Threaded(Target, ABC):
 class Grpc(Awaited):
     """Triton's gRPC at `url`, with requests serialised beforehand.
 
-    For 32 callers of the classifier a call takes the generator 0.16 ms of CPU this way, 0.2 through
-    tritonclient.grpc.aio or with a thread for each caller.
+    For 32 callers of the classifier tritonclient.grpc.aio takes the generator 1.2 times the CPU of this, and a thread
+    for each caller 1.5 times.
     """
 
     url: str
@@ -140,10 +140,7 @@ class Triton(Grpc):
             ]
 
     async def _by_http(self, pool: connections.Pool, request: bytes) -> Arrays:
-        try:
-            answer = await pool.ask(request)
-        except OSError as exc:
-            raise lost(exc) from exc
+        answer = await replied(pool, request)
         if answer.status != HTTPStatus.OK:
             text = json.loads(answer.body)["error"]
             raise failed(_failures.kind(CODES.get(answer.status, grpc.StatusCode.UNKNOWN), text), text)
@@ -161,11 +158,14 @@ def posted(question: Question, address: str) -> bytes:
     return connections.post(address, f"/v2/models/{question.model}/infer", headers, body)
 
 
-def lost(exc: OSError) -> Failed:
-    """Without an answer of the server's."""
-    if isinstance(exc, TimeoutError):
-        return Failed("deadline", "no answer in time")
-    return Failed("unavailable", f"{type(exc).__name__}: {exc}")
+async def replied(pool: connections.Pool, request: bytes) -> connections.Answer:
+    """Of any status. Raises Failed where there is no answer."""
+    try:
+        return await pool.ask(request)
+    except TimeoutError as exc:
+        raise Failed("deadline", "no answer in time") from exc
+    except OSError as exc:
+        raise Failed("unavailable", f"{type(exc).__name__}: {exc}") from exc
 
 
 def prepared(question: Question) -> tuple[bytes, bool]:

@@ -17,7 +17,7 @@ from serving.torchserve import client, server
 from tests import traces
 from tests.load import connections
 from tests.load.questions import Arrays, Question
-from tests.load.targets import Ask, Awaited, Failed, Kind, lost
+from tests.load.targets import Ask, Awaited, Failed, Kind, replied
 
 QUEUE_FULL = "has no worker to serve inference request"
 """TorchServe's words for a full queue, though every worker is up."""
@@ -42,10 +42,7 @@ class TorchServe(Awaited):
         return request, config(self.repository, question.model).output
 
     async def _asked(self, pool: connections.Pool, request: bytes, outputs: Sequence[pb.ModelOutput]) -> Arrays:
-        try:
-            reply = await pool.ask(request)
-        except OSError as exc:
-            raise lost(exc) from exc
+        reply = await replied(pool, request)
         if reply.status != HTTPStatus.OK:
             text = json.loads(reply.body)["message"]
             raise Failed("overloaded" if QUEUE_FULL in text else KINDS.get(reply.status, "other"), text)

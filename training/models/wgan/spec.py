@@ -13,7 +13,7 @@ SPEC = ModelSpec(
     # tests/load/evidence/wgan.md. A thread for each of two instances: a walk sends two batches at once. (A lone latent
     # takes 7 ms; with two threads each 6, and 0.88 of the pictures of many callers.) One instance alone may sleep
     # through what comes while it is busy, for 500 ms (serving/keeper.py; its p99 in evidence/classifier.md). No delay,
-    # here or elsewhere: of 0.5 ms a lone caller waits 9 % longer, the classifier's 38 %. And with a queue limit Triton
+    # here or elsewhere: of 0.5 ms a lone caller waits 9 % longer, the classifier's 55 %. And with a queue limit Triton
     # loses count of its idle instances, for good, when it merges delayed batches (its issue 8870, fixed in core#509).
     batching=Batching(max_batch=32, queue_size=256),
     instances=2,
