@@ -65,13 +65,19 @@ def _parser() -> cli.Parser:
     add("--repository", type=Path, default=REPOSITORY, help="what is served, and what is right; default %(default)s")
     add("--way", choices=servers.WAYS, help="default triton, over HTTP to an embedded server; with --url grpc")
     add("--url", help="gRPC address of a Triton that runs already, without http://")
-    add("--callers", action="append", type=_whole, metavar="N", help="closed loop (again for more)")
-    add("--rate", action="append", type=_positive, metavar="PER_S", help="open loop (again for more)")
-    add("--p99-ms", type=_positive, help=f"for the knee; default {knee.SLOWER:g} times the fewest callers' median")
-    add("--duration-s", type=_positive, help="of each window; default 5, of --report and --agree their own")
-    add("--requests", type=_whole, default=0, help="of each window, instead of a duration")
-    add("--warmup-s", type=_positive, default=1.0, help="default %(default)s")
-    add("--processes", type=_whole, default=1, help="of the generator; default %(default)s")
+    add("--callers", action="append", type=tables.positive(int), metavar="N", help="closed loop (again for more)")
+    add("--rate", action="append", type=tables.positive(float), metavar="PER_S", help="open loop (again for more)")
+    add(
+        "--p99-ms",
+        type=tables.positive(float),
+        help=f"for the knee; default {knee.SLOWER:g} times the fewest callers' median",
+    )
+    add(
+        "--duration-s", type=tables.positive(float), help="of each window; default 5, of --report and --agree their own"
+    )
+    add("--requests", type=tables.positive(int), default=0, help="of each window, instead of a duration")
+    add("--warmup-s", type=tables.positive(float), default=1.0, help="default %(default)s")
+    add("--processes", type=tables.positive(int), default=1, help="of the generator; default %(default)s")
     add("--seed", type=int, default=0, help="of the arrivals and the mix; default %(default)s")
     add("--out", type=tables.folder, default=OUT, help="default %(default)s")
     add("--quick", action="store_true", help="with --report or --agree: short windows, one round")
@@ -86,21 +92,7 @@ def _parser() -> cli.Parser:
 
 def _weighted(text: str) -> tuple[str, float]:
     name, given, weight = text.partition("=")
-    return name, _positive(weight) if given else 1.0
-
-
-def _positive(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: must be more than 0")
-    return number
-
-
-def _whole(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be 1 or more")
-    return number
+    return name, tables.positive(float)(weight) if given else 1.0
 
 
 def _printed(options: argparse.Namespace) -> str:

@@ -28,7 +28,8 @@ from tests.load.generator import Generator
 from tests.load.plan import Closed, Open, Plan, mixed
 from tests.load.result import Result
 from tests.load.servers import triton
-from tests.load.tune import batched, machine, positive
+from tests.load.tables import positive
+from tests.load.tune import batched, machine
 
 TIMES = 2.0
 LEAST_GOODPUT = 0.9

@@ -7,13 +7,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from serving.errors import RepositoryError
 from serving.spec import Ensemble
@@ -21,6 +22,8 @@ from tests.load.knee import CALLERS
 from tests.load.measure import processor
 from tests.load.questions import served
 from tests.load.side_by_side import SHARES, Row, Times
+
+Number = TypeVar("Number", int, float)
 
 HEAD = (
     "model", "way", *(f"{callers} caller{'s' * (callers != 1)}, /s" for callers in CALLERS), "of in process",
@@ -134,6 +137,19 @@ def check_markers(paths: Iterable[Path]) -> None:
         if not any(_is_marked(text, name) for name in MARKED):
             pairs = " or ".join(" and ".join(_markers(name)) for name in MARKED)
             raise RepositoryError(f"--write {path}: needs the lines {pairs}, once, in this order")
+
+
+def positive(kind: type[Number]) -> Callable[[str], Number]:
+    """For argparse: an int or a float above 0."""
+    wanted = "a whole number, 1 or more" if kind is int else "a number above 0"
+
+    def number(text: str) -> Number:
+        with contextlib.suppress(ValueError):
+            if 0 < (value := kind(text)) < math.inf:
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} must be {wanted}")
+
+    return number
 
 
 def folder(text: str) -> Path:

@@ -34,7 +34,7 @@ from tests.load.plan import Closed, Open, Plan, Share, mixed
 from tests.load.questions import served
 from tests.load.result import Result
 from tests.load.servers import changed, in_process, preempting, triton, unbatched
-from tests.load.tables import folder
+from tests.load.tables import folder, positive
 from tests.load.targets import Target
 
 EVIDENCE = Path(__file__).with_name("evidence")
@@ -207,16 +207,6 @@ def _parser() -> cli.Parser:
     parser.add_argument("--seconds", type=positive(float), default=3.0, help="of each window; default %(default)s")
     parser.add_argument("--out", type=folder, default=EVIDENCE, help="folder of the page; default %(default)s")
     return parser
-
-
-def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
-    def number(text: str) -> float:
-        value = kind(text)
-        if not 0 < value < 1e6:
-            raise argparse.ArgumentTypeError(f"{text} is not above 0")
-        return value
-
-    return number
 
 
 def _tuned(options: argparse.Namespace) -> str:
