@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training.devices import pick_device
+from training.devices import autocast, pick_device
 from training.errors import BadInput
 
 
@@ -37,3 +37,22 @@ def test_device_that_is_not_there(asked: str, built: str | None, says: str, monk
         pick_device()
     assert str(caught.value).startswith("ATELIER_DEVICE: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("able", "bf16", "computed_in"),
+    [
+        ({"avx512_bf16": True}, True, torch.bfloat16),
+        ({"amx_bf16": True, "avx512_bf16": False}, True, torch.bfloat16),
+        ({"bf16": True, "architecture": "aarch64"}, True, torch.bfloat16),
+        ({"bf16": True}, False, torch.float32),
+        ({"avx2": True, "avx512_f": True, "avx512_bf16": False}, True, torch.float32),
+    ],
+)
+def test_bf16_only_where_the_cpu_has_it(
+    able: dict[str, bool], bf16: bool, computed_in: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU that only emulates bfloat16 computes in float32, which it does ten times as fast."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    with autocast(torch.device("cpu"), bf16):
+        assert torch.nn.functional.linear(torch.ones(1, 2), torch.ones(3, 2)).dtype == computed_in

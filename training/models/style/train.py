@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from training import distributed, plots
 from training.data import computer_art, corpus, natural, photos
-from training.devices import autocast, pick_device
+from training.devices import autocast, layout, pick_device
 from training.errors import BadInput
 from training.models.features import net as features
 from training.models.features.net import Vgg, content_loss, gram, relative, total_variation
@@ -44,11 +44,12 @@ class Options:
     seed: int = 0
     features: str = features.OWN
     """the backbone: vgg16-half, vgg16, vgg19, random, or a file in torchvision's form"""
-    content_layers: tuple[str, ...] = ("conv3_2",)
+    content_layers: tuple[str, ...] = ("conv2_2",)
     style_layers: tuple[str, ...] = ("conv1_1", "conv2_1", "conv3_1", "conv4_1")
     content_weight: float = 1.0
-    style_weight: float = 1.0
-    tv_weight: float = 5.0
+    """this and the next two are the painter's by default, so that both paint towards one objective"""
+    style_weight: float = 5.0
+    tv_weight: float = 10.0
     widths: tuple[int, int, int] = (24, 48, 96)
     """channels at full, half and quarter size"""
     outer: int = 3
@@ -151,9 +152,11 @@ def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
     """Train for options.steps and return the last checkpoint. Raises Stopped after SIGTERM, with a checkpoint."""
     device = pick_device()
     torch.manual_seed(options.seed)
-    vgg = features.load(options.features).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    laid_out = layout(device, True)
+    vgg = features.load(options.features).to(device, memory_format=laid_out)  # type: ignore[call-overload]
     net, names, first_new = begin(options, corpus)
-    net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    new = bool(options.add_style) or not options.init
+    net.to(device, memory_format=laid_out)  # type: ignore[call-overload]
     # A style that is added changes nothing of the others: only rows of norms that are new are trained.
     own = [parameter for name, parameter in net.named_parameters() if name.endswith((".scale", ".shift"))]
     shared = [parameter for name, parameter in net.named_parameters() if not name.endswith((".scale", ".shift"))]
@@ -192,7 +195,7 @@ def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
         style = torch.randint(len(corpus.paintings), (options.batch,), generator=luck)[mine].to(device)
         mirrored = (torch.rand(options.batch, generator=luck) < 0.5)[mine, None, None, None]
         photo = images[chosen].permute(0, 3, 1, 2).float() / 255
-        photo = torch.where(mirrored, photo.flip(3), photo).to(device).contiguous(memory_format=torch.channels_last)
+        photo = torch.where(mirrored, photo.flip(3), photo).to(device).contiguous(memory_format=laid_out)
         weights = nn.functional.one_hot(first_new + style, len(names)).float()
 
         # --- what is painted, and how far that is from both ---
@@ -206,8 +209,8 @@ def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
         manner = torch.stack([distance(gram(seen[name]), grams[style]) for name, grams in wanted.items()]).sum()
         roughness = total_variation(painted.float()).mean()
         # The style comes in slowly: at full weight from the first step it would wipe the photograph away, and what is
-        # lost is hard to find again.
-        rising = min(1.0, (step + 1) / (0.1 * options.steps))
+        # lost is hard to find again. A network that has its styles already goes on with them.
+        rising = min(1.0, (step + 1) / (0.1 * options.steps)) if new else 1.0
         wanted_style = rising * options.style_weight * manner
         loss = options.content_weight * content + wanted_style + options.tv_weight * roughness
         adam.zero_grad()
@@ -238,9 +241,10 @@ def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
 
 
 def distance(answers: Tensor, wanted: Tensor) -> Tensor:
-    """The mean relative error, not squared: bare photographs are up to 18 times as far from a painting as the painting
-    is from nothing, and squared, the farthest of them would teach everything."""
-    return (relative(answers, wanted) + 1e-4).sqrt().mean()
+    """The mean of relative errors, squared up to 1 and beyond it not (Huber 1964): bare photographs are up to 18 times
+    as far from a painting as the painting is from nothing, and squared, the farthest of them would teach everything."""
+    squared = relative(answers, wanted)
+    return torch.where(squared <= 1, squared, 2 * squared.clamp_min(1).sqrt() - 1).mean()
 
 
 def begin(options: Options, corpus: Gallery) -> tuple[StyleNet, tuple[str, ...], int]:
