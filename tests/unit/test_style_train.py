@@ -85,6 +85,26 @@ def test_the_same_pictures_are_the_same_corpus(pictures: Path) -> None:
     assert not {picture.tobytes() for picture in one.images} & {picture.tobytes() for picture in one.held_out}
 
 
+def test_distance_is_the_objective_that_is_judged_until_it_is_far() -> None:
+    """A share of what is wanted, squared, up to 1; from there as the share itself, without a jump or a bend."""
+    wanted = torch.full((1, 4), 2.0)
+    for share, expected in [(0.0, 0.0), (0.5, 0.25), (1.0, 1.0), (3.0, 5.0)]:
+        answer = (wanted * (1 + share)).requires_grad_()
+        far = recipe.distance(answer, wanted)
+        assert far.item() == pytest.approx(expected, abs=1e-6)
+        (slope,) = torch.autograd.grad(far, answer)
+        assert (slope * wanted).sum().item() == pytest.approx(2 * min(share, 1), abs=1e-5)
+
+
+def test_style_comes_in_slowly_where_it_is_new() -> None:
+    """Over the first tenth of the steps, for a network or a style that begins; one that goes on has it all at once."""
+    begins = dataclasses.replace(PRESETS["tiny"], styles="paintings", steps=100)
+    added = dataclasses.replace(begins, styles="", add_style="one.png", init="last.pt")
+    assert [recipe.rising(step, begins) for step in (0, 4, 9, 50)] == [0.1, 0.5, 1, 1]
+    assert recipe.rising(0, added) == 0.1
+    assert recipe.rising(0, dataclasses.replace(begins, init="last.pt")) == 1
+
+
 def test_golden_styles_go_with_their_photographs(pictures: Path, trained: Path) -> None:
     """The last one is a mixture, and weights need not add up to 1."""
     corpus: Gallery = recipe.load_corpus(options(pictures))

@@ -155,7 +155,6 @@ def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
     laid_out = layout(device, True)
     vgg = features.load(options.features).to(device, memory_format=laid_out)  # type: ignore[call-overload]
     net, names, first_new = begin(options, corpus)
-    new = bool(options.add_style) or not options.init
     net.to(device, memory_format=laid_out)  # type: ignore[call-overload]
     # A style that is added changes nothing of the others: only rows of norms that are new are trained.
     own = [parameter for name, parameter in net.named_parameters() if name.endswith((".scale", ".shift"))]
@@ -208,10 +207,7 @@ def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
         content = content_loss(seen, there).mean()
         manner = torch.stack([distance(gram(seen[name]), grams[style]) for name, grams in wanted.items()]).sum()
         roughness = total_variation(painted.float()).mean()
-        # The style comes in slowly: at full weight from the first step it would wipe the photograph away, and what is
-        # lost is hard to find again. A network that has its styles already goes on with them.
-        rising = min(1.0, (step + 1) / (0.1 * options.steps)) if new else 1.0
-        wanted_style = rising * options.style_weight * manner
+        wanted_style = rising(step, options) * options.style_weight * manner
         loss = options.content_weight * content + wanted_style + options.tv_weight * roughness
         adam.zero_grad()
         loss.backward()
@@ -238,6 +234,13 @@ def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
     checkpoint(options.steps)
     plots.save_convergence(run.stats(), run.path / "convergence.png", title=run.path.name)
     return run.last
+
+
+def rising(step: int, options: Options) -> float:
+    """The share of the style's weight at a step. At full weight from the first it would wipe the photograph away, and
+    what is lost is hard to find again; a network that has its styles already goes on with them."""
+    begins = bool(options.add_style) or not options.init
+    return min(1.0, (step + 1) / (0.1 * options.steps)) if begins else 1.0
 
 
 def distance(answers: Tensor, wanted: Tensor) -> Tensor:
