@@ -34,11 +34,6 @@ def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[None]:
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16 and computes_bf16(device))
 
 
-def layout(device: torch.device, bf16: bool) -> torch.memory_format:
-    """Of pictures: channels last is fastest for convolutions in bfloat16, and slower in float32 on a CPU."""
-    return torch.channels_last if bf16 and computes_bf16(device) else torch.contiguous_format
-
-
 def computes_bf16(device: torch.device) -> bool:
     """Whether a GPU, or a CPU whose instructions take bfloat16 (AVX-512, AMX, or ARM's)."""
     able = torch.cpu.get_capabilities()

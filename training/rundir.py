@@ -94,7 +94,7 @@ class RunDir:
     @staticmethod
     def _story(checkpoint: Path) -> dict[str, Any]:
         """How the checkpoint that a run starts from was made, so that a card tells it from the beginning."""
-        options = checkpoint.parents[1] / "options.json"
+        options = checkpoint.resolve().parent.parent / "options.json"
         made_by: dict[str, Any] = json.loads(options.read_text()) if options.is_file() else {}
         return {**made_by, "checkpoint": str(checkpoint)}
 

@@ -158,7 +158,7 @@ def plot(network: str, fast: list[float], slow: list[float], out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
     axes.plot(slow, label="plain float32")
-    axes.plot(fast, label="bfloat16, channels last", linestyle="--")
+    axes.plot(fast, label="ours", linestyle="--")
     axes.set(xlabel="step", ylabel="loss", title=f"{network}: the same seed twice")
     axes.legend()
     figure.savefig(out, dpi=110)

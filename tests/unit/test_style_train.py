@@ -105,6 +105,16 @@ def test_style_comes_in_slowly_where_it_is_new() -> None:
     assert recipe.rising(0, dataclasses.replace(begins, init="last.pt")) == 1
 
 
+@pytest.mark.parametrize("folder", ["", "/"])
+def test_init_that_is_not_there_is_named(
+    pictures: Path, tmp_path: Path, folder: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A bare file name, too, and one at the root, which have no run's folder around them."""
+    monkeypatch.chdir(tmp_path)
+    assert run.main([*asked(pictures, "--runs", str(tmp_path)), "--init", f"{folder}nowhere.pt"]) == 2
+    assert f"checkpoint {folder}nowhere.pt: no such file" in capsys.readouterr().err
+
+
 def test_golden_styles_go_with_their_photographs(pictures: Path, trained: Path) -> None:
     """The last one is a mixture, and weights need not add up to 1."""
     corpus: Gallery = recipe.load_corpus(options(pictures))

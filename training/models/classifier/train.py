@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from training.data import fashion_mnist
 from training.data.fashion_mnist import Garments, Split
-from training.devices import autocast, layout, pick_device
+from training.devices import autocast, pick_device
 from training.errors import BadInput
 from training.models.classifier import evaluate as measures
 from training.models.classifier.net import NETWORKS, Served
@@ -111,8 +111,8 @@ def train(options: Options, run: RunDir, corpus: Garments) -> Path:
     device = pick_device()
     torch.manual_seed(options.seed)
     net = NETWORKS[options.network]().to(device)
-    laid_out = layout(device, options.bf16)
-    net.to(memory_format=laid_out)  # type: ignore[call-overload]  # missing in torch's stubs
+    if options.bf16:
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     adam = torch.optim.AdamW(
         [
             {"params": [p for p in net.parameters() if p.ndim > 1], "weight_decay": options.weight_decay},
@@ -152,7 +152,8 @@ def train(options: Options, run: RunDir, corpus: Garments) -> Path:
         # --- one step ---
         net.train()
         picture, label = augment(images[chosen].float() / 255, options, luck), labels[chosen]
-        picture = picture.contiguous(memory_format=laid_out)
+        if options.bf16:
+            picture = picture.contiguous(memory_format=torch.channels_last)
         with autocast(device, options.bf16):
             logits = net(picture)
         logits = logits.float()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from training import plots
 from training.data import computer_art, corpus, natural, photos
-from training.devices import autocast, layout, pick_device
+from training.devices import autocast, pick_device
 from training.errors import BadInput
 from training.models.colorizer import evaluate as measures
 from training.models.colorizer.net import CHROMA, Colorizer, Critic, Encoder, Served, gray_of, lab
@@ -134,9 +134,8 @@ def train(options: Options, run: RunDir, corpus: Photographs) -> Path:
     """Train both stages and return the last checkpoint. Raises Stopped after SIGTERM, with a checkpoint."""
     device = pick_device()
     torch.manual_seed(options.seed)
-    laid_out = layout(device, True)
-    net = begin(options).to(device, memory_format=laid_out)  # type: ignore[call-overload]
-    critic = Critic(1 + (2 if net.color == "lab" else 3)).to(device, memory_format=laid_out)  # type: ignore[call-overload]
+    net = begin(options).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    critic = Critic(1 + (2 if net.color == "lab" else 3)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     learning = [parameter for parameter in net.encoder.parameters() if parameter.requires_grad]
     adam = torch.optim.AdamW([
         {"params": net.decoders[0].parameters(), "rate": options.lr},
@@ -254,7 +253,7 @@ def batch_of(
     window = images[chosen, top : top + height, left : left + width].permute(0, 3, 1, 2)
     window = torch.where(mirrored, window.flip(3), window).to(device).float() / 255
     window = F.interpolate(window, size=(options.size, options.size), mode="bilinear", antialias=True)
-    picture = window.clamp(0, 1).contiguous(memory_format=layout(device, True))
+    picture = window.clamp(0, 1).contiguous(memory_format=torch.channels_last)
     truth = lab(picture)[:, 1:] / CHROMA if net.color == "lab" else picture
     return gray_of(picture), F.avg_pool2d(truth, net.shrinks) if net.shrinks > 1 else truth
 

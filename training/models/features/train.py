@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from training.data import natural
 from training.data.natural import Natural
-from training.devices import autocast, layout, pick_device
+from training.devices import autocast, pick_device
 from training.errors import BadInput
 from training.models.features.net import Trained, Vgg, gram, random_weights
 from training.rundir import RunDir, Stopped, load_checkpoint
@@ -73,8 +73,7 @@ def train(options: Options, run: RunDir, corpus: Natural) -> Path:
     """Train for options.epochs and return the last checkpoint. Raises Stopped after SIGTERM, with a checkpoint."""
     device = pick_device()
     torch.manual_seed(options.seed)
-    laid_out = layout(device, True)
-    net = Trained(len(corpus.classes)).to(device, memory_format=laid_out)  # type: ignore[call-overload]
+    net = Trained(len(corpus.classes)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     adam = torch.optim.AdamW(net.parameters(), options.lr, weight_decay=options.weight_decay, fused=True)
     images, labels = torch.from_numpy(corpus.images), torch.from_numpy(corpus.labels)
     batches = max(1, len(images) // options.batch)  # of an epoch; what is left over comes in another order next time
@@ -110,7 +109,7 @@ def train(options: Options, run: RunDir, corpus: Natural) -> Path:
         picture, label = images[chosen].permute(0, 3, 1, 2).to(device), labels[chosen].to(device)
         picture = augment(picture.float() / 255, size_of(epoch, options), luck)
         with autocast(device, True):
-            logits = net(picture.contiguous(memory_format=laid_out)).float()
+            logits = net(picture.contiguous(memory_format=torch.channels_last)).float()
         loss = F.cross_entropy(logits, label, label_smoothing=options.label_smoothing)
         adam.zero_grad()
         loss.backward()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from training import distributed, plots
 from training.data import computer_art, corpus, natural, photos
-from training.devices import autocast, layout, pick_device
+from training.devices import autocast, pick_device
 from training.errors import BadInput
 from training.models.features import net as features
 from training.models.features.net import Vgg, content_loss, gram, relative, total_variation
@@ -29,7 +29,7 @@ from training.rundir import RunDir, Stopped, load_checkpoint
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Defaults are the run that ships. `batch` is in photographs; one step is one batch."""
+    """`batch` is in photographs; one step is one batch. What ships took two runs: its card tells both."""
 
     styles: str = ""
     """a folder of paintings, or one painting; a style is named after its file"""
@@ -47,7 +47,7 @@ class Options:
     content_layers: tuple[str, ...] = ("conv2_2",)
     style_layers: tuple[str, ...] = ("conv1_1", "conv2_1", "conv3_1", "conv4_1")
     content_weight: float = 1.0
-    """this and the next two are the painter's by default, so that both paint towards one objective"""
+    """this one and the next two are as the painter's by default; the layers are others"""
     style_weight: float = 5.0
     tv_weight: float = 10.0
     widths: tuple[int, int, int] = (24, 48, 96)
@@ -152,10 +152,9 @@ def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
     """Train for options.steps and return the last checkpoint. Raises Stopped after SIGTERM, with a checkpoint."""
     device = pick_device()
     torch.manual_seed(options.seed)
-    laid_out = layout(device, True)
-    vgg = features.load(options.features).to(device, memory_format=laid_out)  # type: ignore[call-overload]
+    vgg = features.load(options.features).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     net, names, first_new = begin(options, corpus)
-    net.to(device, memory_format=laid_out)  # type: ignore[call-overload]
+    net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     # A style that is added changes nothing of the others: only rows of norms that are new are trained.
     own = [parameter for name, parameter in net.named_parameters() if name.endswith((".scale", ".shift"))]
     shared = [parameter for name, parameter in net.named_parameters() if not name.endswith((".scale", ".shift"))]
@@ -194,7 +193,7 @@ def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
         style = torch.randint(len(corpus.paintings), (options.batch,), generator=luck)[mine].to(device)
         mirrored = (torch.rand(options.batch, generator=luck) < 0.5)[mine, None, None, None]
         photo = images[chosen].permute(0, 3, 1, 2).float() / 255
-        photo = torch.where(mirrored, photo.flip(3), photo).to(device).contiguous(memory_format=laid_out)
+        photo = torch.where(mirrored, photo.flip(3), photo).to(device).contiguous(memory_format=torch.channels_last)
         weights = nn.functional.one_hot(first_new + style, len(names)).float()
 
         # --- what is painted, and how far that is from both ---

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from training import distributed, plots
 from training.data import computer_art, corpus, lines, natural, photos
 from training.data.degradations import BICUBIC, BOX, degraded, reduced, resized, woven
-from training.devices import autocast, layout, pick_device
+from training.devices import autocast, pick_device
 from training.errors import BadInput
 from training.models.features import net as features
 from training.models.features.net import content_loss
@@ -246,7 +246,7 @@ def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
     device = pick_device()
     torch.manual_seed(options.seed)
     net = load_net(Path(options.init)).net if options.init else Upscaler(options.channels, options.layers)
-    net.train().to(device, memory_format=layout(device, True))  # type: ignore[call-overload]
+    net.train().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(net).requires_grad_(False)
     adam = torch.optim.Adam(net.parameters(), options.lr, fused=True)
     vgg = vgg_of(options).to(device) if options.perceptual else None

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from training import plots
 from training.data import corpus as corpora
 from training.data.corpus import Corpus
-from training.devices import autocast, layout, pick_device
+from training.devices import autocast, pick_device
 from training.errors import BadInput
 from training.models.wgan import evaluate as measures
 from training.models.wgan.net import NETWORKS, Served
@@ -123,9 +123,9 @@ def train(options: Options, run: RunDir, corpus: Corpus) -> Path:
     device = pick_device()
     torch.manual_seed(options.seed)
     generator, critic = (net().to(device) for net in NETWORKS[options.network])
-    laid_out = layout(device, options.bf16)
-    for net in (generator, critic):
-        net.to(memory_format=laid_out)  # type: ignore[call-overload]  # missing in torch's stubs
+    if options.bf16:
+        for net in (generator, critic):
+            net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     average = copy.deepcopy(generator).requires_grad_(False)
     betas = (options.beta1, options.beta2)
     generator_adam = torch.optim.Adam(generator.parameters(), options.generator_lr, betas, fused=True)
@@ -160,7 +160,7 @@ def train(options: Options, run: RunDir, corpus: Corpus) -> Path:
     def reals() -> Tensor:
         batch = real_pictures[torch.randint(len(real_pictures), (options.batch,), generator=luck)].to(device)
         batch = batch.float() / 127.5 - 1  # uint8 (N, 3, H, W) -> [-1, 1]
-        return batch.contiguous(memory_format=laid_out)
+        return batch.contiguous(memory_format=torch.channels_last) if options.bf16 else batch.contiguous()
 
     last_saved = time.monotonic()
     for step in run.steps(first, options.steps):
