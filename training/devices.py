@@ -29,15 +29,17 @@ def pick_device() -> torch.device:
 def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[None]:
     """Convolutions and products in bfloat16 if `bf16` and if `device` has instructions for it, else in float32.
 
-    Without them torch's convolutions in bfloat16 take ten times as long as in float32: most laptops are such.
+    Without them it is emulated. On a CPU, and most laptops' are such, that takes ten times as long as float32.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16 and computes_bf16(device))
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether a GPU, or a CPU whose instructions take bfloat16 (AVX-512, AMX, or ARM's)."""
+    """Whether its instructions take bfloat16: a CPU's AVX-512, AMX or ARM's, a GPU's from NVIDIA's Ampere on."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     able = torch.cpu.get_capabilities()
-    return device.type != "cpu" or any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def keep_freed_memory() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from bench_painter import graph, picture
+from bench_painter import graph, opened, picture
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
@@ -29,7 +29,6 @@ from serving.errors import ServingError
 from training import plots
 from training.catalog import spec
 from training.data.files import home
-from training.data.photos import to_rgb
 from training.errors import BadInput
 from training.models.painter.spec import CONTENT_LAYERS, STYLE_LAYERS
 
@@ -93,9 +92,8 @@ def compare(root: Path, iterations: int, side: int) -> tuple[dict[str, np.ndarra
     of = graph(root / "painter" / str(repository.newest(root, "painter")), spec("painter").threads)
     curves: dict[str, list[list[float]]] = {start: [] for start in knobs.STARTS}
     for style, file in PAINTINGS.items():
-        with Image.open(home() / "paintings" / file) as opened:
-            long = (options["style_size"],) * 2
-            manner = np.asarray(ImageOps.contain(to_rgb(opened, (255, 255, 255)), long, Image.Resampling.LANCZOS))
+        long = (options["style_size"],) * 2
+        manner = np.asarray(ImageOps.contain(opened(home() / "paintings" / file), long, Image.Resampling.LANCZOS))
         for photo in PHOTOS:
             content = picture(home() / "photos" / photo, side)
             planes = painting.planes(content)

@@ -52,9 +52,17 @@ class Worth(NamedTuple):
     objective: float
 
 
+def opened(path: Path) -> Image.Image:
+    """RGB, alpha on white. BadInput if it is not there, with the variable that says where the benchmarks' own are."""
+    try:
+        with Image.open(path) as picture:
+            return to_rgb(picture, (255, 255, 255))
+    except FileNotFoundError as error:
+        raise BadInput(f"{path} is not there; set ATELIER_DATA to the folder of photos/ and paintings/") from error
+
+
 def picture(path: Path, side: int) -> np.ndarray:
-    with Image.open(path) as opened:
-        return np.asarray(ImageOps.fit(to_rgb(opened, (255, 255, 255)), (side, side), Image.Resampling.LANCZOS))
+    return np.asarray(ImageOps.fit(opened(path), (side, side), Image.Resampling.LANCZOS))
 
 
 def graph(folder: Path, threads: int) -> painting.Graph:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from training.devices import autocast, pick_device
+from training.devices import autocast, computes_bf16, pick_device
 from training.errors import BadInput
 
 
@@ -56,3 +58,12 @@ def test_bf16_only_where_the_cpu_has_it(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
     with autocast(torch.device("cpu"), bf16):
         assert torch.nn.functional.linear(torch.ones(1, 2), torch.ones(3, 2)).dtype == computed_in
+
+
+@pytest.mark.parametrize(("architecture", "has_it"), [(7, False), (8, True), (9, True)])
+def test_bf16_only_where_the_gpu_has_it(architecture: int, has_it: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A T4 (7.5) could only emulate it. What torch knows of the GPU is stood in for; no machine here has one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(major=architecture))
+    assert computes_bf16(torch.device("cuda")) is has_it
