@@ -29,7 +29,7 @@ from training.rundir import RunDir, Stopped, load_checkpoint
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """`batch` is in photographs; one step is one batch. What ships took two runs: its card tells both."""
+    """`batch` is in photographs; one step is one batch. What ships took more than one run: its card tells them."""
 
     styles: str = ""
     """a folder of paintings, or one painting; a style is named after its file"""
