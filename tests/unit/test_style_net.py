@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from training.models.style.net import Convolution, Served, StyleNet
+from training.models.style.net import LIMIT, ConditionalNorm, Convolution, Residual, Served, StyleNet
 from training.models.style.train import PRESETS
 
 
@@ -52,6 +52,16 @@ def test_a_mixture_mixes_the_norms() -> None:
     net, photo = small(2), torch.rand(1, 3, 20, 20)
     mixed = net.with_another()  # a style more begins as the mean of the others
     torch.testing.assert_close(net(photo, torch.tensor([[0.5, 0.5]])), mixed(photo, torch.tensor([[0.0, 0.0, 1.0]])))
+
+
+def test_no_spot_outgrows_a_residual_block() -> None:
+    """One bright spot on a smooth ground, 32 standard deviations off, which a free norm keeps: droplets grow so."""
+    spot = torch.zeros(1, 1, 32, 32)
+    spot[0, 0, 16, 16] = 1.0
+    assert ConditionalNorm(1, 1)(spot, torch.ones(1, 1)).max() > 30
+    assert ConditionalNorm(1, 1, LIMIT)(spot, torch.ones(1, 1)).max() == LIMIT
+    norms = [m for m in Residual(1, 4).modules() if isinstance(m, ConditionalNorm)]
+    assert [norm.limit for norm in norms] == [LIMIT, LIMIT]
 
 
 def test_another_style_leaves_the_others_as_they_were() -> None:

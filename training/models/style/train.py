@@ -79,7 +79,8 @@ class Options:
             raise BadInput(f"--outer: {self.outer}, --widths: {self.widths}; give an odd kernel and widths above 0")
 
 
-# The paper's network and layers. Its weights are for losses that are no shares of anything, and are not to be had here.
+# The paper's network, but for the norms' limit, and its layers. Its weights are for losses that are no shares of
+# anything, and are not to be had here.
 JOHNSON: dict[str, Any] = {
     "features": "vgg16", "content_layers": ("conv2_2",),
     "style_layers": ("conv1_2", "conv2_2", "conv3_3", "conv4_3"),
