@@ -58,7 +58,8 @@ def opened(path: Path) -> Image.Image:
         with Image.open(path) as picture:
             return to_rgb(picture, (255, 255, 255))
     except FileNotFoundError as error:
-        raise BadInput(f"{path} is not there; set ATELIER_DATA to the folder of photos/ and paintings/") from error
+        where = "check its name, or set ATELIER_DATA to the folder of photos/ and paintings/"
+        raise BadInput(f"{path} is not there; {where}") from error
 
 
 def picture(path: Path, side: int) -> np.ndarray:
