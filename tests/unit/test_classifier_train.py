@@ -11,11 +11,12 @@ import torch
 from training.data.fashion_mnist import Garments, Split
 from training.errors import BadInput
 from training.models.classifier import train as recipe
+from training.models.classifier.muon import Muon
 from training.models.classifier.train import AUGMENTED, PRESETS, Options
 from training.rundir import RunDir, Stopped
 
 SMALL = dataclasses.replace(PRESETS["tiny"], epochs=2, batch=16)
-PLAIN = dataclasses.replace(SMALL, flip=False, crop=0, erase=0.0)
+PLAIN = dataclasses.replace(SMALL, crop=0, erase=0.0)
 
 
 def garments(count: int, seed: int) -> Split:
@@ -153,15 +154,6 @@ def test_crop_moves_by_whole_pixels() -> None:
     assert set(drawn_out.sum((1, 2, 3)).tolist()) <= {0.0, 28.0, 56.0, 84.0}
 
 
-def test_flip_mirrors_half_of_the_pictures() -> None:
-    """Each picture is either itself or its mirror image."""
-    picture = torch.rand(400, 1, 28, 28)
-    seen = recipe.augment(picture, dataclasses.replace(PLAIN, flip=True), torch.Generator().manual_seed(0))
-    same, mirrored = ((seen == side).all(3).all(2).all(1) for side in (picture, picture.flip(3)))
-    assert (same ^ mirrored).all()
-    assert 150 < mirrored.sum() < 250
-
-
 def test_erasing_strikes_its_share_with_one_gray() -> None:
     """The share asked for loses a rectangle of 6 to 14 pixels a side, filled evenly."""
     picture = torch.full((400, 1, 28, 28), -1.0)
@@ -183,6 +175,61 @@ def test_temperature_undoes_overconfidence() -> None:
     assert recipe.best_temperature(3 * logits, labels) == pytest.approx(3, rel=0.05)
 
 
+def test_what_is_held_out_is_never_learnt_from(tmp_path: Path) -> None:
+    """Whatever share is held out, a smaller one is part of a larger one: nothing that was judged by is learnt later."""
+    rows = np.random.default_rng(0).permutation(200)
+    images = np.zeros((200, 28, 28), np.uint8)
+    images[:, 0, 0] = rows
+    for name, array in {"train": images, "t10k": images[:20]}.items():
+        header = b"".join(n.to_bytes(4, "big") for n in (0x803, len(array), 28, 28))
+        (tmp_path / f"{name}-images-idx3-ubyte").write_bytes(header + array.tobytes())
+        header = b"".join(n.to_bytes(4, "big") for n in (0x801, len(array)))
+        (tmp_path / f"{name}-labels-idx1-ubyte").write_bytes(header + bytes(len(array)))
+    held, learnt = {}, {}
+    for share in (0.05, 0.2):
+        corpus = recipe.load_corpus(dataclasses.replace(PLAIN, corpus=str(tmp_path), pictures=0, validation=share))
+        held[share], learnt[share] = (set(part.images[:, 0, 0].tolist()) for part in (corpus.validation, corpus.train))
+        assert held[share] | learnt[share] == set(range(200))
+        assert len(held[share]) == 200 * share
+        assert not held[share] & learnt[share]
+    assert held[0.05] < held[0.2]
+
+
+def test_muon_trains_the_kernels_that_see_more_than_the_picture() -> None:
+    """All but the first, each once; AdamW has the rest, and everything where Muon's rate is 0."""
+    for rate in (0.0, 0.01):
+        net = recipe.NETWORKS["residual"]()
+        optimizers = recipe.optimizers_of(net, dataclasses.replace(PLAIN, muon_lr=rate, lr=0.02))
+        adams = {id(p) for group in optimizers["adam"].param_groups for p in group["params"]}
+        kernels = {id(p) for p in net.parameters() if p.ndim == 4 and p.shape[1] > 1} if rate else set()
+        assert adams == {id(p) for p in net.parameters()} - kernels
+        assert {name: o.param_groups[0]["initial_lr"] for name, o in optimizers.items()} == (
+            {"adam": 0.02, "muon": 0.01} if rate else {"adam": 0.02}
+        )
+        muon = optimizers.get("muon")
+        assert {id(k) for k in (muon.kernels if isinstance(muon, Muon) else [])} == kernels
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_muon_turns_a_kernels_step_into_an_orthogonal_matrix(layout: torch.memory_format) -> None:
+    """As a matrix (c_out, the rest) the step's singular values are about equal, however unlike the gradient's are, and
+    its elements are as large as 0.2 of the learning rate; weight decay takes its share off the kernel besides."""
+    torch.manual_seed(0)
+    kernel = torch.nn.Parameter(torch.randn(8, 4, 3, 3).contiguous(memory_format=layout))
+    before = kernel.detach().clone()
+    scale = torch.logspace(0, -2, 8)[:, None, None, None]
+    (kernel * torch.randn(8, 4, 3, 3) * scale).sum().backward()
+    Muon([kernel], lr=0.1, weight_decay=0.5).step()
+    step = before * (1 - 0.1 * 0.5) - kernel.detach()
+    values = torch.linalg.svdvals(step.flatten(1))
+    assert kernel.grad is not None
+    gradients = torch.linalg.svdvals(kernel.grad.flatten(1))
+    assert gradients.max() / gradients.min() > 20
+    assert values.max() / values.min() < 3
+    assert step.square().mean().sqrt() == pytest.approx(0.2 * 0.1, rel=0.2)
+    assert (step * kernel.grad).sum() > 0  # downhill
+
+
 def test_learning_rate_rises_and_falls_to_nearly_nothing() -> None:
     """A line up during the warm-up, then a cosine down; without warm-up it stays."""
     rates = [recipe.learning_rate(step, 1000, 0.2) for step in range(1000)]
@@ -200,10 +247,9 @@ def test_source_presets_are_the_sources(preset: str, network: str, epochs: int) 
     """Batches of 256, Adam at Keras's learning rate, no schedule; its augmentation where that is asked for."""
     source, augmented = PRESETS[preset], PRESETS[f"{preset}-augmented"]
     assert (source.network, source.epochs, source.batch, source.lr) == (network, epochs, 256, 1e-3)
-    assert (source.weight_decay, source.warm_up, source.label_smoothing) == (0, 0, 0)
-    assert not any(
-        (source.flip, source.crop, source.rotate_deg, source.shift, source.shear_deg, source.zoom, source.erase)
-    )
+    assert (source.weight_decay, source.warm_up, source.label_smoothing, source.muon_lr) == (0, 0, 0, 0)
+    assert source.validation == 0.2
+    assert not any((source.crop, source.rotate_deg, source.shift, source.shear_deg, source.zoom, source.erase))
     assert AUGMENTED == {"rotate_deg": 8.0, "shift": 0.08, "shear_deg": 0.3, "zoom": 0.08}
     assert augmented == dataclasses.replace(source, epochs=50, **AUGMENTED)
 
@@ -212,7 +258,8 @@ def test_source_presets_are_the_sources(preset: str, network: str, epochs: int) 
     ("field", "value"),
     [
         ("epochs", 0), ("batch", 1), ("pictures", -1), ("network", "big"), ("lr", float("nan")), ("warm_up", 1.0),
-        ("weight_decay", -1.0), ("rotate_deg", float("inf")), ("erase", 1.5), ("shift", float("nan")),
+        ("weight_decay", -1.0), ("muon_lr", float("inf")), ("rotate_deg", float("inf")), ("erase", 1.5),
+        ("shift", float("nan")),
     ],
 )  # fmt: skip
 def test_options_that_cannot_be_name_their_flag(field: str, value: object) -> None:

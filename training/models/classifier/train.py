@@ -23,7 +23,8 @@ from training.data.fashion_mnist import Garments, Split
 from training.devices import autocast, pick_device
 from training.errors import BadInput
 from training.models.classifier import evaluate as measures
-from training.models.classifier.net import NETWORKS, Served
+from training.models.classifier.muon import Muon
+from training.models.classifier.net import NETWORKS, Served, folded
 from training.models.classifier.spec import SIZE
 from training.rundir import RunDir, Stopped, load_checkpoint
 
@@ -36,22 +37,23 @@ class Options:
     """a folder with Fashion-MNIST, as IDX or as CSV; left out: fetched into $ATELIER_DATA/fashion-mnist once"""
     pictures: int = 0
     """the most to take of each of its two sets; 0 takes all"""
+    validation: float = 0.05
+    """share of the training pictures that are held out; the other options were chosen with 0.2, the source's"""
     seed: int = 0
     """of the weights, the order and the augmentation; the validation split stays the same"""
     network: str = "residual"
     """residual, one-conv or four-conv"""
-    epochs: int = 60
+    epochs: int = 40
     batch: int = 128
     lr: float = 3e-3
     """AdamW's, at its highest"""
-    weight_decay: float = 0.1
+    muon_lr: float = 6e-3
+    """of all convolutions but the first, which Muon trains; 0 leaves them to AdamW"""
+    weight_decay: float = 0.05
     warm_up: float = 0.15
     """share of the steps in which the learning rate rises; then it falls to zero along a cosine. 0 keeps it constant"""
     label_smoothing: float = 0.0
-    """0.1, with a weight decay of 0.05, was as often right, and on a net twice as wide worse calibrated: an error of
-    0.013, not 0.005"""
-    flip: bool = True
-    """mirror every other picture"""
+    """0.1 was as often right, and on a net twice as wide worse calibrated: an error of 0.013, not 0.005"""
     crop: int = 2
     """pixels by which a picture is moved at most, whole ones, so that nothing is blurred"""
     rotate_deg: float = 0.0
@@ -75,7 +77,7 @@ class Options:
         for name in ("lr", "checkpoint_minutes"):
             if not getattr(self, name) > 0:
                 raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} must be above 0")
-        for name in ("weight_decay", "rotate_deg", "shear_deg"):
+        for name in ("muon_lr", "weight_decay", "rotate_deg", "shear_deg"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} must be 0 or more")
         for name in ("warm_up", "label_smoothing", "shift", "zoom", "erase"):
@@ -85,8 +87,8 @@ class Options:
 
 # The source's: Adam as Keras sets it, no schedule, no augmentation.
 SOURCE = Options(
-    network="one-conv", epochs=10, batch=256, lr=1e-3, weight_decay=0.0, warm_up=0.0, label_smoothing=0.0,
-    flip=False, crop=0, erase=0.0,
+    network="one-conv", validation=0.2, epochs=10, batch=256, lr=1e-3, muon_lr=0.0, weight_decay=0.0, warm_up=0.0,
+    label_smoothing=0.0, crop=0, erase=0.0,
 )  # fmt: skip
 # Its augmentation. Keras's shear is in degrees, so that 0.3 is next to nothing.
 AUGMENTED: dict[str, Any] = {"rotate_deg": 8.0, "shift": 0.08, "shear_deg": 0.3, "zoom": 0.08}
@@ -103,7 +105,7 @@ PRESETS = {
 
 
 def load_corpus(options: Options) -> Garments:
-    return fashion_mnist.load(options.corpus, pictures=options.pictures or None)
+    return fashion_mnist.load(options.corpus, pictures=options.pictures or None, validation=options.validation)
 
 
 def train(options: Options, run: RunDir, corpus: Garments) -> Path:
@@ -113,13 +115,7 @@ def train(options: Options, run: RunDir, corpus: Garments) -> Path:
     net = NETWORKS[options.network]().to(device)
     if options.bf16:
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
-    adam = torch.optim.AdamW(
-        [
-            {"params": [p for p in net.parameters() if p.ndim > 1], "weight_decay": options.weight_decay},
-            {"params": [p for p in net.parameters() if p.ndim <= 1], "weight_decay": 0.0},  # biases and norms
-        ],
-        options.lr, eps=1e-7, fused=True,
-    )  # fmt: skip
+    optimizers = optimizers_of(net, options)
     images, labels = on_device(corpus.train, device)
     batches = max(1, len(images) // options.batch)  # of an epoch; what is left over comes in another order next time
     steps = options.epochs * batches
@@ -129,15 +125,17 @@ def train(options: Options, run: RunDir, corpus: Garments) -> Path:
     first = 0
     if (state := run.restore()) is not None:
         net.load_state_dict(state["net"])
-        adam.load_state_dict(state["adam"])
+        for name, optimizer in optimizers.items():
+            optimizer.load_state_dict(state[name])
         luck.set_state(state["luck"])
         torch.set_rng_state(state["dropout"])
         first = state["step"]
 
     def checkpoint(step: int, temperature: float) -> None:
         run.save({
-            "net": net.state_dict(), "adam": adam.state_dict(), "luck": luck.get_state(),
-            "dropout": torch.get_rng_state(), "step": step, "temperature": temperature, "network": options.network,
+            "net": net.state_dict(), **{name: optimizer.state_dict() for name, optimizer in optimizers.items()},
+            "luck": luck.get_state(), "dropout": torch.get_rng_state(), "step": step, "temperature": temperature,
+            "network": options.network,
         })  # fmt: skip
 
     last_saved = time.monotonic()
@@ -146,8 +144,8 @@ def train(options: Options, run: RunDir, corpus: Garments) -> Path:
         if batch == 0 or step == first:
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(options.seed + epoch))
         chosen = order[batch * options.batch : (batch + 1) * options.batch].to(device)
-        for group in adam.param_groups:
-            group["lr"] = options.lr * learning_rate(step, steps, options.warm_up)
+        for group in [group for optimizer in optimizers.values() for group in optimizer.param_groups]:
+            group["lr"] = group["initial_lr"] * learning_rate(step, steps, options.warm_up)
 
         # --- one step ---
         net.train()
@@ -158,9 +156,10 @@ def train(options: Options, run: RunDir, corpus: Garments) -> Path:
             logits = net(picture)
         logits = logits.float()
         loss = F.cross_entropy(logits, label, label_smoothing=options.label_smoothing)
-        adam.zero_grad()
+        net.zero_grad()
         loss.backward()
-        adam.step()
+        for optimizer in optimizers.values():
+            optimizer.step()
 
         # --- what it says, and once an epoch what that is worth on pictures that it doesn't learn from ---
         # The loss without smoothing, which is what validation's can be compared to.
@@ -193,6 +192,26 @@ def on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(split.images)[:, None].to(device), torch.from_numpy(split.labels).long().to(device)
 
 
+def optimizers_of(net: nn.Module, options: Options) -> dict[str, torch.optim.Optimizer]:
+    """AdamW as `adam`, and, unless muon_lr is 0, Muon as `muon` for the kernels that see more than the picture."""
+    kernels = [p for p in net.parameters() if p.ndim == 4 and p.shape[1] > 1] if options.muon_lr else []
+    known = set(map(id, kernels))
+    rest = [p for p in net.parameters() if id(p) not in known]
+    adam = torch.optim.AdamW(
+        [
+            {"params": [p for p in rest if p.ndim > 1], "weight_decay": options.weight_decay},
+            {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},  # biases and norms
+        ],
+        options.lr, eps=1e-7, fused=True,
+    )  # fmt: skip
+    optimizers: dict[str, torch.optim.Optimizer] = {"adam": adam}
+    if kernels:
+        optimizers["muon"] = Muon(kernels, lr=options.muon_lr, weight_decay=options.weight_decay)
+    for group in [group for optimizer in optimizers.values() for group in optimizer.param_groups]:
+        group["initial_lr"] = group["lr"]  # as torch's schedules call it
+    return optimizers
+
+
 def learning_rate(step: int, steps: int, warm_up: float) -> float:
     """The share of the full learning rate at a step."""
     if warm_up == 0:
@@ -202,7 +221,7 @@ def learning_rate(step: int, steps: int, warm_up: float) -> float:
 
 
 def augment(picture: Tensor, options: Options, luck: torch.Generator) -> Tensor:
-    """Float (N, 1, 28, 28): a whole batch is bent, mirrored and punched at once, on the device it is on."""
+    """Float (N, 1, 28, 28): a whole batch is bent, moved and punched at once, on the device it is on."""
     count, device = len(picture), picture.device
 
     def spread(width: float) -> Tensor:
@@ -226,9 +245,6 @@ def augment(picture: Tensor, options: Options, luck: torch.Generator) -> Tensor:
         rows, columns = at.clamp(0, SIZE - 1).to(device)
         picture = picture[torch.arange(count, device=device)[:, None, None], 0, rows[:, :, None], columns[:, None, :]]
         picture = picture[:, None]
-    if options.flip:
-        mirrored = (torch.rand(count, generator=luck) < 0.5).to(device)
-        picture = torch.where(mirrored[:, None, None, None], picture.flip(3), picture)
     if options.erase:
         # A rectangle of 6 to 14 pixels a side, somewhere, filled with one random gray.
         side = torch.randint(6, 15, (count, 2), generator=luck)
@@ -302,7 +318,7 @@ def load_net(checkpoint: Path) -> nn.Module:
         raise BadInput(
             f"checkpoint {checkpoint}: made by another version of the {state['network']} network; train anew"
         ) from error
-    return Served(net, state["temperature"]).eval()
+    return Served(folded(net), state["temperature"]).eval()
 
 
 @torch.no_grad()
