@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from garment_files import TEST, TRAIN, official, same
 
+from training.data import fashion_mnist
 from training.data.fashion_mnist import Garments, Split
 from training.errors import BadInput
 from training.models.classifier import train as recipe
@@ -175,24 +177,16 @@ def test_temperature_undoes_overconfidence() -> None:
     assert recipe.best_temperature(3 * logits, labels) == pytest.approx(3, rel=0.05)
 
 
-def test_what_is_held_out_is_never_learnt_from(tmp_path: Path) -> None:
-    """Whatever share is held out, a smaller one is part of a larger one: nothing that was judged by is learnt later."""
-    rows = np.random.default_rng(0).permutation(200)
-    images = np.zeros((200, 28, 28), np.uint8)
-    images[:, 0, 0] = rows
-    for name, array in {"train": images, "t10k": images[:20]}.items():
-        header = b"".join(n.to_bytes(4, "big") for n in (0x803, len(array), 28, 28))
-        (tmp_path / f"{name}-images-idx3-ubyte").write_bytes(header + array.tobytes())
-        header = b"".join(n.to_bytes(4, "big") for n in (0x801, len(array)))
-        (tmp_path / f"{name}-labels-idx1-ubyte").write_bytes(header + bytes(len(array)))
-    held, learnt = {}, {}
-    for share in (0.05, 0.2):
-        corpus = recipe.load_corpus(dataclasses.replace(PLAIN, corpus=str(tmp_path), pictures=0, validation=share))
-        held[share], learnt[share] = (set(part.images[:, 0, 0].tolist()) for part in (corpus.validation, corpus.train))
-        assert held[share] | learnt[share] == set(range(200))
-        assert len(held[share]) == 200 * share
-        assert not held[share] & learnt[share]
-    assert held[0.05] < held[0.2]
+def test_options_say_which_pictures_are_learnt_from(tmp_path: Path) -> None:
+    """How many are held out, and from which test set the run is kept."""
+    folder = official(tmp_path, TRAIN, TEST)
+    corpora = {}
+    for anew in (False, True):
+        options = Options(corpus=str(folder), validation=0.1, part_anew=anew)
+        corpora[anew] = recipe.load_corpus(options)
+        assert same(corpora[anew], fashion_mnist.load(folder, validation=0.1, part_anew=anew))
+    assert not same(*corpora.values())
+    assert PRESETS["default"].part_anew is False
 
 
 def test_muon_trains_the_kernels_that_see_more_than_the_picture() -> None:

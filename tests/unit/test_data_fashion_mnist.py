@@ -153,6 +153,28 @@ def test_the_seed_alone_says_which_are_held_out(folder: Path) -> None:
     assert pictures(once.test) == pictures(other.test)
 
 
+def test_a_smaller_share_is_held_out_of_a_larger_one(folder: Path) -> None:
+    """What options were chosen by is not learnt from later, whole; and the test set stays."""
+    small, large = fashion_mnist.load(folder, validation=0.05), fashion_mnist.load(folder)
+    assert pictures(small.validation) < pictures(large.validation)
+    assert pictures(small.train) > pictures(large.train)
+    assert pictures(small.test) == pictures(large.test)
+
+
+def test_parted_anew_both_sets_share_their_garments(folder: Path) -> None:
+    """As many of each as before, all of them once; those of each side come from both files, by the seed."""
+    once, again, other = (fashion_mnist.load(folder, part_anew=True, seed=seed) for seed in (13, 13, 14))
+    assert same(once, again)
+    assert pictures(once.test) != pictures(other.test)
+    assert [len(split.labels) for split in (once.train, once.validation, once.test)] == [48, 12, 20]
+    sides = [pictures(split) for split in (once.train, once.validation, once.test)]
+    assert set.union(*sides) == pictures(TRAIN) | pictures(TEST)
+    assert sum(map(len, sides)) == 80
+    assert sides[2] & pictures(TRAIN)
+    assert sides[2] & pictures(TEST)
+    assert once.name != fashion_mnist.load(folder).name
+
+
 def test_fewer_pictures_come_from_the_same_sides(folder: Path) -> None:
     """A short run neither trains on what a long one is judged by, nor is judged by what a long one trains on."""
     whole, few = fashion_mnist.load(folder), fashion_mnist.load(folder, pictures=20)

@@ -64,12 +64,16 @@ class Garments:
     test: Split
 
 
-def load(folder: str | Path = "", *, pictures: int | None = None, validation: float = 0.2, seed: int = 13) -> Garments:
+def load(
+    folder: str | Path = "", *, pictures: int | None = None, validation: float = 0.2, part_anew: bool = False,
+    seed: int = 13,
+) -> Garments:  # fmt: skip
     """The garments of a folder; of "", those kept under $ATELIER_DATA, fetched there if they are not.
 
     `validation` of the training pictures are held out, drawn by chance over all classes. `pictures`: at most
     that many of train and validation together, and of test. The same pictures give the same bytes in either form;
-    whatever `pictures` is, none held out is ever trained on. Raises BadInput when a file can't be used.
+    whatever `pictures` is, none held out is ever trained on. `part_anew` throws both files together first, and draws
+    another test set. Raises BadInput when a file can't be used.
     """
     if pictures is not None and pictures < LEAST:
         raise BadInput(f"--pictures: {pictures} pictures are too few to train on; at least {LEAST}")
@@ -80,6 +84,9 @@ def load(folder: str | Path = "", *, pictures: int | None = None, validation: fl
         if not str(folder):
             fetch_missing(where)
         rows, test = (shuffled(part, seed) for part in read(where))
+        if part_anew:
+            both = shuffled(np.concatenate([rows, test]), seed)
+            test, rows = both[: len(test)], both[len(test) :]
     except OSError as error:
         raise BadInput(
             f"--corpus: can't read {error.filename or where} ({error.strerror or error}); mend that, or name another"
@@ -93,7 +100,8 @@ def load(folder: str | Path = "", *, pictures: int | None = None, validation: fl
     digest = hashlib.sha256(str([len(split) for split in splits]).encode())
     for split in splits:
         digest.update(split.data)
-    return Garments(where.resolve().name, digest.hexdigest(), *map(as_split, splits))
+    name = where.resolve().name + (", parted anew" if part_anew else "")
+    return Garments(name, digest.hexdigest(), *map(as_split, splits))
 
 
 def shuffled(rows: np.ndarray, seed: int) -> np.ndarray:
@@ -101,7 +109,7 @@ def shuffled(rows: np.ndarray, seed: int) -> np.ndarray:
 
     Kaggle's files hold the 70,000 pictures in an order of their own, which a shuffle of places would keep. They part
     them in another way, too: of the first eight of Kaggle's test five are the official train's, so that what is
-    measured on one test is not to be compared with the other's.
+    measured on one test is not to be compared with the other's: `part_anew` draws another so.
     """
     key = str(seed).encode()
     hashes = [hashlib.blake2b(row, digest_size=16, key=key).digest() for row in rows]

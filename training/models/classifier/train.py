@@ -39,6 +39,8 @@ class Options:
     """the most to take of each of its two sets; 0 takes all"""
     validation: float = 0.05
     """share of the training pictures that are held out; the other options were chosen with 0.2, the source's"""
+    part_anew: bool = False
+    """throw both sets together and draw another test set, as Kaggle did: for figures to compare with its"""
     seed: int = 0
     """of the weights, the order and the augmentation; the validation split stays the same"""
     network: str = "residual"
@@ -105,7 +107,9 @@ PRESETS = {
 
 
 def load_corpus(options: Options) -> Garments:
-    return fashion_mnist.load(options.corpus, pictures=options.pictures or None, validation=options.validation)
+    return fashion_mnist.load(
+        options.corpus, pictures=options.pictures or None, validation=options.validation, part_anew=options.part_anew
+    )
 
 
 def train(options: Options, run: RunDir, corpus: Garments) -> Path:
