@@ -88,10 +88,10 @@ class ResidualNet(nn.Module):
 
     def forward(self, picture: Tensor) -> Tensor:
         # The mean says what a garment is made of, the maximum whether a detail is there at all: a buckle, a strap.
-        # (N, C, 7, 7) -> (N, 2, C / 2) each; then over both ways round, of which neither comes first.
+        # Of either half of (N, C, 7, 7), neither of which comes first.
         x = self.features(picture)
-        mean, most = (both.unflatten(1, (2, -1)) for both in (x.mean((2, 3)), x.amax((2, 3))))
-        return self.logits(torch.cat([mean.mean(1), most.amax(1)], 1))
+        (mean, mirrored_mean), (most, mirrored_most) = (both.chunk(2, 1) for both in (x.mean((2, 3)), x.amax((2, 3))))
+        return self.logits(torch.cat([(mean + mirrored_mean) / 2, torch.maximum(most, mirrored_most)], 1))
 
 
 def folded(net: nn.Module) -> nn.Module:
