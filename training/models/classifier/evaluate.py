@@ -200,7 +200,7 @@ def draw_calibration(labels: Labels, probabilities: Floats) -> Figure:
         f"{right.sum() / count.sum():.2%} right",
         fontsize=11,
     )
-    upper.legend(loc="upper left")
+    upper.legend(loc="lower right")
     lower.bar((np.arange(BINS) + 0.5) / BINS, bins.answers, 0.92 / BINS, color=RIGHT)
     # Most answers are nearly sure ones, and the others would not show beside them.
     lower.set_yscale("log")
