@@ -47,6 +47,23 @@ def test_triton_serves_it(tmp_path: Path) -> None:
     assert (result.total.right, result.failures) == (200, 0)
 
 
+def test_the_command_writes_all_of_it_and_nothing_beside(tmp_path: Path) -> None:
+    """A repository whose model can be asked."""
+    assert nothing.main(["--out", str(tmp_path / "new" / "repository")]) == 0
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["repository"]
+    assert questions(tmp_path / "new" / "repository", "classifier")
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line that names the flag and the folder, and status 2."""
+    (tmp_path / "file").write_text("")
+    assert nothing.main(["--out", str(tmp_path / "file" / "repository")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("--out: can't write")
+    assert said.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_folder_that_is_there_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One line that names the flag, and status 2."""
     assert nothing.main(["--out", str(tmp_path)]) == 2

@@ -83,14 +83,17 @@ def load(
     try:
         if not str(folder):
             fetch_missing(where)
-        rows, test = (shuffled(part, seed) for part in read(where))
-        if part_anew:
-            both = shuffled(np.concatenate([rows, test]), seed)
-            test, rows = both[: len(test)], both[len(test) :]
+        rows, test = read(where)
     except OSError as error:
         raise BadInput(
             f"--corpus: can't read {error.filename or where} ({error.strerror or error}); mend that, or name another"
         ) from error
+
+    if part_anew:
+        both = shuffled(np.concatenate([test, rows]), seed)
+        test, rows = both[: len(test)], both[len(test) :]
+    else:
+        rows, test = (shuffled(part, seed) for part in (rows, test))
 
     # Held out of all the rows first, and only then cut to `pictures`, each side on its own.
     count = min(pictures or len(rows), len(rows))

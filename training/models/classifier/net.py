@@ -95,7 +95,7 @@ class ResidualNet(nn.Module):
 
 
 def folded(net: nn.Module) -> nn.Module:
-    """The same net in evaluation, without what is only there for training."""
+    """The net itself, in evaluation, after what is only there for training was replaced in it."""
     for module in list(net.modules()):
         for name, child in module.named_children():
             if isinstance(child, MirrorConvolution):
