@@ -110,3 +110,14 @@ async def test_no_answer_in_time_is_a_timeout_and_its_late_answer_is_nobodys() -
             await pool.ask(request(b"first"))
         late.set()
         assert (await pool.ask(request(b"second"))).body == b"second"
+
+
+async def test_each_request_of_a_kept_connection_has_its_own_time() -> None:
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await asked(reader)
+            await asyncio.sleep(1.2)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    async with served(slow, timeout_s=2.0) as pool:
+        assert [(await pool.ask(request())).body for _ in range(2)] == [b"ok", b"ok"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from conftest import need_tritonserver
 from tritonclient.grpc import model_config_pb2 as pb
@@ -15,7 +17,7 @@ from serving.repository import REPOSITORY
 from tests.load import servers
 from tests.load.questions import Question, questions, wrong
 from tests.load.sdk import Sdk
-from tests.load.targets import Awaited, Failed, Grpc, Triton, Tritonclient
+from tests.load.targets import Awaited, Failed, Grpc, Triton, Tritonclient, layout
 
 SHORT_QUEUE = 4
 WAYS = (Triton, Grpc, Tritonclient, Sdk)
@@ -47,6 +49,16 @@ async def answered(target: Awaited, asked: Question, times: int = 1) -> list[obj
     """Answers and exceptions of so many calls at once."""
     async with target.opened([asked]) as (call,):
         return await asyncio.gather(*(call() for _ in range(times)), return_exceptions=True)
+
+
+def test_the_tensors_of_an_answer_lie_one_after_the_other_behind_its_head() -> None:
+    outputs = [("seen", "UINT8", [1, 3], 3), ("sure", "FP32", [1, 2], 8)]
+    told = [
+        {"name": name, "datatype": datatype, "shape": shape, "parameters": {"binary_data_size": size}}
+        for name, datatype, shape, size in outputs
+    ]
+    found = layout(json.dumps({"model_name": "two", "outputs": told}).encode())
+    assert found == [("seen", np.uint8, (1, 3), 0), ("sure", np.float32, (1, 2), 3)]
 
 
 async def test_a_full_queue_is_overloaded_and_whom_it_takes_is_answered(target: Awaited) -> None:
