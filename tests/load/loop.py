@@ -33,6 +33,8 @@ from tests.load.targets import Ask, Awaited, Failed, Kind, Run, Threaded
 
 LATE_S = 1e-3
 TICK_S = 10e-3
+EPOLL_S = 1e-3
+"""the least that epoll waits"""
 LONGEST_US = 3600 * 10**6
 DIGITS = 3
 READY = "ready"
@@ -131,10 +133,15 @@ def _run(load: Load, connection: Connection) -> Part:
 
 
 class PunctualSelector(selectors.DefaultSelector):
-    """Waits microseconds: epoll by itself waits whole milliseconds, and arrivals would be up to one late."""
+    """Waits microseconds: epoll by itself waits whole milliseconds, and arrivals would be up to one late.
+
+    Of longer waits only the whole milliseconds: one call for the system, not two, and the loop asks for the rest.
+    """
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        if timeout is not None and timeout > 0:
+        if timeout is not None and timeout >= EPOLL_S:
+            timeout = timeout // EPOLL_S * EPOLL_S - EPOLL_S / 2  # which is rounded up
+        elif timeout is not None and timeout > 0:
             select.select([self.fileno()], [], [], timeout)
             timeout = 0
         return super().select(timeout)
@@ -180,7 +187,8 @@ class Load:
     async def _arrivals(self, calls: Sequence[Ask], load: Open) -> None:
         async with asyncio.TaskGroup() as group:
             for due in self._due(load):
-                await asyncio.sleep(max(0.0, due - clock()))
+                if (wait_s := due - clock()) > 0:
+                    await asyncio.sleep(wait_s)
                 group.create_task(self._ask(calls, next(self._order), due))
 
     async def _ask(self, calls: Sequence[Ask], which: int, due: float) -> None:
@@ -257,7 +265,7 @@ class Load:
         due = self.started
         rate = load.per_s / self.plan.processes
         while self._goes_on(due := due + self._random.expovariate(rate)):
-            yield due
+            yield math.ceil(due / load.together_s) * load.together_s if load.together_s else due
 
     def _goes_on(self, due: float) -> bool:
         """Whether a request that is due then is still to be sent."""

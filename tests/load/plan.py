@@ -26,10 +26,13 @@ class Open:
     """Requests that come whether or not the server keeps up: so many a second on average, as a Poisson process.
 
     A `Threaded` target is asked by so many `threads`; what they have no hand free for waits, and the wait counts.
+    What is to come within `together_s` comes at its end, at once. That costs the generator less, and is for loads under
+    which every answer takes many times as long.
     """
 
     per_s: float
     threads: int = 16
+    together_s: float = 0.0
 
     def __str__(self) -> str:
         return f"{self.per_s:.4g}/s"

@@ -142,11 +142,12 @@ def test_a_target_that_cannot_be_opened_is_told_and_the_processes_go_on() -> Non
 def test_arrivals_are_drawn_by_the_seed_and_shared_by_processes() -> None:
     """The same seed draws the same; two processes have other arrivals each, and the rate together."""
 
-    def due(seed: int, place: int, processes: int = 2) -> list[float]:
+    def due(seed: int, place: int, processes: int = 2, together_s: float = 0.0) -> list[float]:
+        arrivals = Open(50.0, together_s=together_s)
         faulty = Faulty(name="none", answers=())
-        load = Load(Plan(target=faulty, load=Open(50.0), mix=MIX, processes=processes, seed=seed), place)
+        load = Load(Plan(target=faulty, load=arrivals, mix=MIX, processes=processes, seed=seed), place)
         load.started, load.begin, load.end = 0.0, 0.0, 100.0
-        return list(load._due(Open(50.0)))
+        return list(load._due(arrivals))
 
     assert due(1, 0) == due(1, 0)
     assert due(1, 0) != due(2, 0)
@@ -154,6 +155,10 @@ def test_arrivals_are_drawn_by_the_seed_and_shared_by_processes() -> None:
     assert len(due(1, 0)) + len(due(1, 1)) == pytest.approx(5000, abs=5 * 5000**0.5)
     gaps = np.diff(due(1, 0, processes=1))
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.1), "as a Poisson process has it"
+    together = np.array(due(1, 0, together_s=0.25))
+    waits = together - due(1, 0)
+    assert set(together % 0.25) == {0.0}
+    assert 0 <= waits.min() < waits.max() < 0.25
 
 
 def part(delay_us: int = 10, busy: float = 0.1, late: int = 0, latency_us: int = 10_000, asked: int = 100) -> Part:
