@@ -19,8 +19,9 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
@@ -129,7 +130,7 @@ def _run(load: Load, connection: Connection) -> Part:
     if isinstance(load.plan.target, Threaded):
         return load.in_threads(connection)
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(PunctualSelector())) as runner:
-        return runner.run(load.in_tasks(connection))
+        return runner.run(load.in_loop(connection))
 
 
 class PunctualSelector(selectors.DefaultSelector):
@@ -157,6 +158,7 @@ class Load:
         self.tallies = {share.model: Tally() for share in plan.mix}
         self.begin = self.end = math.inf
         self.ended = 0.0
+        self._unfinished = 0  # callers, or requests under way and the arrivals
         self._random = random.Random(f"{plan.seed} {place}")
         self._order = Shared(self._drawn())
         self._left = share(plan.requests, plan.processes, place) if plan.requests else math.inf
@@ -164,41 +166,69 @@ class Load:
         self._answers = itertools.count()
         self._recording = threading.Lock()
 
-    # --- with coroutines
+    # --- in an event loop, by callbacks: a coroutine for each request takes half as long again
 
-    async def in_tasks(self, connection: Connection) -> Part:
+    async def in_loop(self, connection: Connection) -> Part:
         assert isinstance(self.plan.target, Awaited)
+        loop = asyncio.get_running_loop()
+        self._over: asyncio.Future[None] = loop.create_future()
+        loop.set_exception_handler(self._fail)
         async with self.plan.target.opened(self.questions) as calls:
             self._agree(connection)
             ticking = asyncio.create_task(self._tick())
             used = cpu_s()
             if isinstance(self.plan.load, Closed):
-                callers = share(self.plan.load.callers, self.plan.processes, self.place)
-                await asyncio.gather(*(self._caller(calls) for _ in range(callers)))
+                self._unfinished = callers = share(self.plan.load.callers, self.plan.processes, self.place)
+                for _ in range(callers):
+                    self._call(calls)
             else:
-                await self._arrivals(calls, self.plan.load)
+                self._unfinished = callers = 1
+                dues = self._due(self.plan.load)
+                self._arrive(calls, dues, next(dues, math.inf))
+            if callers:
+                await self._over
             ticking.cancel()
         return self._part(used)
 
-    async def _caller(self, calls: Sequence[Ask]) -> None:
-        while self._goes_on(due := clock()):
-            await self._ask(calls, next(self._order), due)
-
-    async def _arrivals(self, calls: Sequence[Ask], load: Open) -> None:
-        async with asyncio.TaskGroup() as group:
-            for due in self._due(load):
-                if (wait_s := due - clock()) > 0:
-                    await asyncio.sleep(wait_s)
-                group.create_task(self._ask(calls, next(self._order), due))
-
-    async def _ask(self, calls: Sequence[Ask], which: int, due: float) -> None:
-        sent, answer = clock(), None
-        try:
-            answer = await calls[which]()
-        except Exception as exc:
-            self._record(which, due, sent, exc)
+    def _call(self, calls: Sequence[Ask]) -> None:
+        """One caller's next request, and all that follow."""
+        if self._goes_on(due := clock()):
+            self._ask(calls, due, partial(self._call, calls))
         else:
-            self._record(which, due, sent, answer)
+            self._finish()
+
+    def _arrive(self, calls: Sequence[Ask], dues: Iterator[float], due: float) -> None:
+        """Sends what is due, and comes back for the rest."""
+        now = clock()
+        while due <= now:
+            self._unfinished += 1
+            self._ask(calls, due, self._finish)
+            due = next(dues, math.inf)
+        if due < math.inf:
+            asyncio.get_running_loop().call_at(due, self._arrive, calls, dues, due)
+        else:
+            self._finish()
+
+    def _ask(self, calls: Sequence[Ask], due: float, then: Callable[[], None]) -> None:
+        which, sent = next(self._order), clock()
+
+        def done(came: Arrays | Exception) -> None:
+            self._record(which, due, sent, came)
+            then()
+
+        calls[which](done)
+
+    def _finish(self) -> None:
+        self._unfinished -= 1
+        if not self._unfinished and not self._over.done():
+            self._over.set_result(None)
+
+    def _fail(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A callback of ours went wrong, and nobody waits for it."""
+        if isinstance(exc := context.get("exception"), Exception) and not self._over.done():
+            self._over.set_exception(exc)
+        else:
+            loop.default_exception_handler(context)
 
     async def _tick(self) -> None:
         while True:

@@ -15,7 +15,7 @@ import atelier
 from atelier import errors
 from atelier.painting import CONTENT_LAYERS, OPTIMIZERS, STARTS, STYLE_LAYERS, Stroke
 from tests.load.questions import Array, Arrays, Question, served
-from tests.load.targets import Ask, Awaited, Run, Threaded, failed
+from tests.load.targets import Ask, Awaited, Run, Threaded, asking, failed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Sdk(Awaited):
     @contextlib.asynccontextmanager
     async def opened(self, questions: Sequence[Question]) -> AsyncIterator[Sequence[Ask]]:
         async with atelier.AsyncClient(self.url, timeout_s=self.timeout_s) as client:
-            yield [partial(self._asked, prepared(client, question), question) for question in questions]
+            yield [asking(partial(self._asked, prepared(client, question), question)) for question in questions]
 
     async def _asked(self, call: Callable[[], Any], question: Question) -> Arrays:
         try:

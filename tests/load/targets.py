@@ -1,13 +1,14 @@
 """What the load generator asks. A target is a description that crosses to the generator's processes; there it is
 opened, and gives a call for each prepared question.
 
-To add one, derive from `Awaited` (the calls are coroutines, thousands may wait at once) or from `Threaded` (they
-block, and each caller has a thread), and write `opened`. A call returns all of its question's outputs, decoded, or
-raises `Failed`; it never tries again. Prepare everything in `opened`: what a call does itself is measured.
+To add one, derive from `Awaited` (the calls come back at once, and thousands may be under way) or from `Threaded`
+(they block, and each caller has a thread), and write `opened`. A call gives all of its question's outputs, decoded, or
+`Failed`; it never tries again. Prepare everything in `opened`: what a call does itself is measured.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import itertools
@@ -60,7 +61,9 @@ CODES = {
 }
 """What Triton makes of its error codes over HTTP and over gRPC."""
 
-Ask = Callable[[], Awaitable[Arrays]]
+Done = Callable[[Arrays | Exception], None]
+Ask = Callable[[Done], None]
+"""Sends a request. Done is told what came of it, once, from the event loop, and not before this returns."""
 Run = Callable[[], Arrays]
 
 
@@ -97,6 +100,45 @@ class Threaded(Target, ABC):
         """A call for each question, in order, which several threads may make at once."""
 
 
+def asking(call: Callable[[], Awaitable[Arrays]]) -> Ask:
+    """A coroutine as an Ask."""
+    under_way: set[asyncio.Task[None]] = set()  # asyncio itself keeps none alive
+
+    async def told(done: Done) -> None:
+        came: Arrays | Exception
+        try:
+            came = await call()
+        except Exception as exc:
+            came = exc
+        asyncio.get_running_loop().call_soon(done, came)
+
+    def ask(done: Done) -> None:
+        task = asyncio.create_task(told(done))
+        under_way.add(task)
+        task.add_done_callback(under_way.discard)
+
+    return ask
+
+
+def asking_http(pool: connections.Pool, request: bytes, read: Callable[[connections.Answer], Arrays]) -> Ask:
+    """`read` gets an answer of any status, and raises Failed for what is none."""
+
+    def came(done: Done, answer: connections.Answer | OSError) -> None:
+        found: Arrays | Exception
+        if isinstance(answer, TimeoutError):
+            found = Failed("deadline", "no answer in time")
+        elif isinstance(answer, OSError):
+            found = Failed("unavailable", f"{type(answer).__name__}: {answer}")
+        else:
+            try:
+                found = read(answer)
+            except Exception as exc:
+                found = exc.with_traceback(None)  # it holds this frame, and that the exception: work for the gc
+        done(found)
+
+    return lambda done: pool.ask(request, partial(came, done))
+
+
 # --- Triton, by prepared requests
 
 
@@ -117,7 +159,7 @@ class Grpc(Awaited):
             many = channel.stream_stream(
                 f"{SERVICE}/ModelStreamInfer", response_deserializer=pb.ModelStreamInferResponse.FromString
             )
-            yield [partial(self._by_grpc, one, many, *prepared(question)) for question in questions]
+            yield [asking(partial(self._by_grpc, one, many, *prepared(question))) for question in questions]
 
     async def _by_grpc(self, one: Any, many: Any, message: bytes, streamed: bool) -> Arrays:
         try:
@@ -139,20 +181,21 @@ class Triton(Grpc):
     async def opened(self, questions: Sequence[Question]) -> AsyncIterator[Sequence[Ask]]:
         async with super().opened(questions) as streams, connections.pool(self.http, self.timeout_s) as pool:
             yield [
-                stream if question.streamed else partial(self._by_http, pool, posted(question, self.http))
+                stream if question.streamed else asking_http(pool, posted(question, self.http), answered)
                 for question, stream in zip(questions, streams, strict=True)
             ]
 
-    async def _by_http(self, pool: connections.Pool, request: bytes) -> Arrays:
-        answer = await replied(pool, request)
-        if answer.status != HTTPStatus.OK:
-            text = json.loads(answer.body)["error"]
-            raise failed(_failures.kind(CODES.get(answer.status, grpc.StatusCode.UNKNOWN), text), text)
-        head = int(answer.headers[b"inference-header-content-length"])
-        return {
-            name: np.frombuffer(answer.body, dtype, math.prod(shape), head + start).reshape(shape)
-            for name, dtype, shape, start in layout(answer.body[:head])
-        }
+
+def answered(answer: connections.Answer) -> Arrays:
+    """What Triton answered over HTTP. Raises Failed for an error."""
+    if answer.status != HTTPStatus.OK:
+        text = json.loads(answer.body)["error"]
+        raise failed(_failures.kind(CODES.get(answer.status, grpc.StatusCode.UNKNOWN), text), text)
+    head = int(answer.headers[b"inference-header-content-length"])
+    return {
+        name: np.frombuffer(answer.body, dtype, math.prod(shape), head + start).reshape(shape)
+        for name, dtype, shape, start in layout(answer.body[:head])
+    }
 
 
 @functools.lru_cache(maxsize=256)
@@ -177,16 +220,6 @@ def posted(question: Question, address: str) -> bytes:
     body, head = over_http.InferenceServerClient.generate_request_body(given, outputs=wanted)
     headers = {"Inference-Header-Content-Length": head}
     return connections.post(address, f"/v2/models/{question.model}/infer", headers, body)
-
-
-async def replied(pool: connections.Pool, request: bytes) -> connections.Answer:
-    """Of any status. Raises Failed where there is no answer."""
-    try:
-        return await pool.ask(request)
-    except TimeoutError as exc:
-        raise Failed("deadline", "no answer in time") from exc
-    except OSError as exc:
-        raise Failed("unavailable", f"{type(exc).__name__}: {exc}") from exc
 
 
 def prepared(question: Question) -> tuple[bytes, bool]:
@@ -232,7 +265,7 @@ class Tritonclient(Awaited):
     @contextlib.asynccontextmanager
     async def opened(self, questions: Sequence[Question]) -> AsyncIterator[Sequence[Ask]]:
         async with tritonclient.InferenceServerClient(self.url, channel_args=OPTIONS) as client:
-            yield [partial(self._asked, client, question) for question in questions]
+            yield [asking(partial(self._asked, client, question)) for question in questions]
 
     async def _asked(self, client: Any, question: Question) -> Arrays:
         given = [_tensor(tritonclient, name, array) for name, array in question.inputs.items()]

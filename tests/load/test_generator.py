@@ -24,7 +24,7 @@ from tests.load.loop import Load, Part, Tally
 from tests.load.plan import Closed, Open, Plan, Share
 from tests.load.questions import Question
 from tests.load.result import Result
-from tests.load.targets import Arrays, Ask, Awaited, Failed, Run, Threaded
+from tests.load.targets import Arrays, Ask, Awaited, Failed, Run, Threaded, asking
 
 RIGHT = {"number": np.ones((1, 1), np.float32)}
 QUESTION = Question(model="stand-in", inputs=RIGHT, outputs=RIGHT, atol=0.1)
@@ -48,7 +48,7 @@ class Stalling(Awaited):
                     await asyncio.sleep(self.stall_s)
             return RIGHT
 
-        yield [ask] * len(questions)
+        yield [asking(ask)] * len(questions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +80,18 @@ class Closing(Awaited):
     async def opened(self, questions: Sequence[Question]) -> AsyncIterator[Sequence[Ask]]:
         raise ServerError("--url nowhere: nothing answers there")
         yield []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Malformed(Awaited):
+    """What its calls give is no array, which no target may."""
+
+    @contextlib.asynccontextmanager
+    async def opened(self, questions: Sequence[Question]) -> AsyncIterator[Sequence[Ask]]:
+        async def ask() -> Arrays:
+            return {"number": "one"}
+
+        yield [asking(ask)] * len(questions)
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +140,13 @@ def test_answers_that_are_not_compared_closely_must_have_the_shape(generator: Ge
     plan = Plan(target=faulty, load=Closed(1), mix=MIX, warmup_s=0.0, requests=40, closely_every=10**6)
     total = generator.run(plan).total
     assert total.failures == Counter({"wrong answer": 20}), "one in two has another shape"
+
+
+@pytest.mark.parametrize("load", [Closed(2), Open(100.0)], ids=str)
+def test_a_fault_of_the_generators_own_ends_the_run(generator: Generator, load: Closed | Open) -> None:
+    plan = Plan(target=Malformed(name="malformed"), load=load, mix=MIX, warmup_s=0.0, requests=10)
+    with pytest.raises(RuntimeError, match="AttributeError: 'str' object has no attribute 'shape'"):
+        generator.run(plan)
 
 
 def test_a_target_that_cannot_be_opened_is_told_and_the_processes_go_on() -> None:

@@ -48,7 +48,10 @@ def as_a(way: type[Awaited], triton: Triton) -> Awaited:
 async def answered(target: Awaited, asked: Question, times: int = 1) -> list[object]:
     """Answers and exceptions of so many calls at once."""
     async with target.opened([asked]) as (call,):
-        return await asyncio.gather(*(call() for _ in range(times)), return_exceptions=True)
+        futures = [asyncio.get_running_loop().create_future() for _ in range(times)]
+        for future in futures:
+            call(future.set_result)
+        return await asyncio.gather(*futures)
 
 
 def test_the_tensors_of_an_answer_lie_one_after_the_other_behind_its_head() -> None:

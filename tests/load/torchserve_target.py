@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
@@ -17,7 +17,7 @@ from serving.torchserve import client, server
 from tests import traces
 from tests.load import connections
 from tests.load.questions import Arrays, Question
-from tests.load.targets import Ask, Awaited, Failed, Kind, replied
+from tests.load.targets import Ask, Awaited, Failed, Kind, asking_http
 
 QUEUE_FULL = "has no worker to serve inference request"
 """TorchServe's words for a full queue, though every worker is up."""
@@ -35,21 +35,21 @@ class TorchServe(Awaited):
     @contextlib.asynccontextmanager
     async def opened(self, questions: Sequence[Question]) -> AsyncIterator[Sequence[Ask]]:
         async with connections.pool(self.url, self.timeout_s) as pool:
-            yield [partial(self._asked, pool, *self._prepared(question)) for question in questions]
+            yield [asking_http(pool, *self._prepared(question)) for question in questions]
 
-    def _prepared(self, question: Question) -> tuple[bytes, Sequence[pb.ModelOutput]]:
+    def _prepared(self, question: Question) -> tuple[bytes, Callable[[connections.Answer], Arrays]]:
         request = connections.post(self.url, *client.question(question.model, question.inputs, self.token))
-        return request, config(self.repository, question.model).output
+        return request, partial(_answered, config(self.repository, question.model).output)
 
-    async def _asked(self, pool: connections.Pool, request: bytes, outputs: Sequence[pb.ModelOutput]) -> Arrays:
-        reply = await replied(pool, request)
-        if reply.status != HTTPStatus.OK:
-            text = json.loads(reply.body)["message"]
-            raise Failed("overloaded" if QUEUE_FULL in text else KINDS.get(reply.status, "other"), text)
-        try:
-            return client.answer(reply.body, outputs)[0]
-        except client.Refused as exc:
-            raise Failed("other", str(exc)) from exc
+
+def _answered(outputs: Sequence[pb.ModelOutput], reply: connections.Answer) -> Arrays:
+    if reply.status != HTTPStatus.OK:
+        text = json.loads(reply.body)["message"]
+        raise Failed("overloaded" if QUEUE_FULL in text else KINDS.get(reply.status, "other"), text)
+    try:
+        return client.answer(reply.body, outputs)[0]
+    except client.Refused as exc:
+        raise Failed("other", str(exc)) from exc
 
 
 @contextlib.contextmanager
