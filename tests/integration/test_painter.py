@@ -330,33 +330,40 @@ async def test_an_async_painting_that_is_left_frees_its_place(server):
     await asyncio.to_thread(assert_room, server)
 
 
-def test_a_deadline_is_for_each_stroke(server, client):
+@pytest.fixture
+def idle(tmp_path):
+    """A server of its own: paintings that other tests left may hold the places of the shared one for a moment."""
+    need_tritonserver()
+    root = tmp_path / "repository"
+    with Embedded(painter_stand_in.repository(root, streams=STREAMS, max_pixels=MAX_PIXELS)) as server:
+        yield server
+
+
+def test_a_deadline_is_for_each_stroke(idle):
     """The whole may take longer; a stroke that does not come in time is DeadlineExceeded, and ends the painting."""
-    with pytest.raises(errors.DeadlineExceeded, match=r"within 0\.01 s"):
+    with patient(idle) as client, pytest.raises(errors.DeadlineExceeded, match=r"within 0\.01 s"):
         list(client.paint(picture(400, 400), STYLE, iterations=1000, every=1000, scales=1, timeout_s=0.01))
-    assert_room(server)
+    assert_room(idle)
 
 
-async def test_a_deadline_is_for_each_stroke_of_an_async_painting(server):
+async def test_a_deadline_is_for_each_stroke_of_an_async_painting(idle):
     """As with the other client."""
-    async with AsyncClient(server.grpc, patient=True) as client:
+    async with AsyncClient(idle.grpc, patient=True) as client:
         with pytest.raises(errors.DeadlineExceeded, match=r"within 0\.01 s"):
             async for _ in client.paint(picture(400, 400), STYLE, iterations=1000, scales=1, timeout_s=0.01):
                 pass
-    await asyncio.to_thread(assert_room, server)
+    await asyncio.to_thread(assert_room, idle)
 
 
-def test_a_server_whose_paintings_were_left_at_their_end_can_let_go_of_the_model(tmp_path):
+def test_a_server_whose_paintings_were_left_at_their_end_can_let_go_of_the_model(idle):
     """Leaving one at its last stroke cancels nothing, as Triton 2.51 can't unload a model after some cancellations."""
-    need_tritonserver()
-    with Embedded(painter_stand_in.repository(tmp_path / "repository")) as server:
-        with patient(server) as client:
-            for _ in range(5):
-                next(client.paint(SMALL, STYLE, iterations=0))
-        assert_room(server)
-        with tritonclient.grpc.InferenceServerClient(server.grpc) as control:
-            control.unload_model("painter")
-            assert "successfully unloaded" in said(server, "unloaded 'painter'")
+    with patient(idle) as client:
+        for _ in range(5):
+            next(client.paint(SMALL, STYLE, iterations=0))
+    assert_room(idle)
+    with tritonclient.grpc.InferenceServerClient(idle.grpc) as control:
+        control.unload_model("painter")
+        assert "successfully unloaded" in said(idle, "unloaded 'painter'")
 
 
 def said(server: Embedded, words: str) -> str:

@@ -120,10 +120,18 @@ def asking(call: Callable[[], Awaitable[Arrays]]) -> Ask:
     return ask
 
 
+async def came(ask: Ask, times: int = 1) -> list[Arrays | Exception]:
+    """What came of so many requests at once."""
+    told = [asyncio.get_running_loop().create_future() for _ in range(times)]
+    for each in told:
+        ask(each.set_result)
+    return await asyncio.gather(*told)
+
+
 def asking_http(pool: connections.Pool, request: bytes, read: Callable[[connections.Answer], Arrays]) -> Ask:
     """`read` gets an answer of any status, and raises Failed for what is none."""
 
-    def came(done: Done, answer: connections.Answer | OSError) -> None:
+    def told(done: Done, answer: connections.Answer | OSError) -> None:
         found: Arrays | Exception
         if isinstance(answer, TimeoutError):
             found = Failed("deadline", "no answer in time")
@@ -136,7 +144,7 @@ def asking_http(pool: connections.Pool, request: bytes, read: Callable[[connecti
                 found = exc.with_traceback(None)  # it holds this frame, and that the exception: work for the gc
         done(found)
 
-    return lambda done: pool.ask(request, partial(came, done))
+    return lambda done: pool.ask(request, partial(told, done))
 
 
 # --- Triton, by prepared requests

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from serving.repository import REPOSITORY
 from tests.load import servers
 from tests.load.questions import Question, questions, wrong
 from tests.load.sdk import Sdk
-from tests.load.targets import Awaited, Failed, Grpc, Triton, Tritonclient, layout
+from tests.load.targets import Arrays, Awaited, Failed, Grpc, Triton, Tritonclient, came, layout
 
 SHORT_QUEUE = 4
 WAYS = (Triton, Grpc, Tritonclient, Sdk)
@@ -45,13 +44,10 @@ def as_a(way: type[Awaited], triton: Triton) -> Awaited:
     return way(name=way.__name__, url=triton.url, **addresses)
 
 
-async def answered(target: Awaited, asked: Question, times: int = 1) -> list[object]:
+async def answered(target: Awaited, asked: Question, times: int = 1) -> list[Arrays | Exception]:
     """Answers and exceptions of so many calls at once."""
     async with target.opened([asked]) as (call,):
-        futures = [asyncio.get_running_loop().create_future() for _ in range(times)]
-        for future in futures:
-            call(future.set_result)
-        return await asyncio.gather(*futures)
+        return await came(call, times)
 
 
 def test_the_tensors_of_an_answer_lie_one_after_the_other_behind_its_head() -> None:
