@@ -22,7 +22,7 @@ from serving.repository import CONFIG, GOLDEN, REPOSITORY, config
 from serving.torchserve import client
 from serving.torchserve.server import TorchServe
 from tests.load.questions import questions, wrong
-from tests.load.targets import Failed, came
+from tests.load.targets import Failed, gathered
 from tests.load.torchserve_target import TorchServe as Target
 
 MODELS = ("classifier", "colorizer", "style", "upscaler", "wgan")
@@ -159,9 +159,9 @@ def test_target(server: TorchServe) -> None:
         asked = [question for model in MODELS for question in questions(server.repository, model, 1)]
         async with target.opened(asked) as calls:
             for call, question in zip(calls, asked, strict=True):
-                (answer,) = await came(call)
+                (answer,) = await gathered(call)
                 assert wrong(answer, question) is None
-            answers = await came(calls[MODELS.index("wgan")], 40 * SHORT_QUEUE)
+            answers = await gathered(calls[MODELS.index("wgan")], 40 * SHORT_QUEUE)
         kinds = {answer.kind for answer in answers if isinstance(answer, Failed)}
         assert kinds == {"overloaded"}
         assert any(not isinstance(answer, BaseException) for answer in answers)
@@ -177,7 +177,7 @@ def test_target_without_a_server() -> None:
             nobody.bind(("127.0.0.1", 0))
             target = Target(name="torchserve", url=f"127.0.0.1:{nobody.getsockname()[1]}", token="")
             async with target.opened(questions(REPOSITORY, "classifier", 1)) as (call,):
-                (answer,) = await came(call)
+                (answer,) = await gathered(call)
         assert isinstance(answer, Failed)
         assert answer.kind == "unavailable"
 

@@ -37,7 +37,7 @@ Done = Callable[[Answer | OSError], None]
 class Pool:
     """Connections to an address, one for each request under way. They are kept for the next ones.
 
-    Without coroutines: each turn of the event loop takes longer than what is to be done in it.
+    By callbacks, as a coroutine for each request takes more turns of the event loop.
     """
 
     def __init__(self, address: str, timeout_s: float) -> None:

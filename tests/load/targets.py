@@ -120,7 +120,7 @@ def asking(call: Callable[[], Awaitable[Arrays]]) -> Ask:
     return ask
 
 
-async def came(ask: Ask, times: int = 1) -> list[Arrays | Exception]:
+async def gathered(ask: Ask, times: int = 1) -> list[Arrays | Exception]:
     """What came of so many requests at once."""
     told = [asyncio.get_running_loop().create_future() for _ in range(times)]
     for each in told:

@@ -16,7 +16,7 @@ from serving.repository import REPOSITORY
 from tests.load import servers
 from tests.load.questions import Question, questions, wrong
 from tests.load.sdk import Sdk
-from tests.load.targets import Arrays, Awaited, Failed, Grpc, Triton, Tritonclient, came, layout
+from tests.load.targets import Arrays, Awaited, Failed, Grpc, Triton, Tritonclient, gathered, layout
 
 SHORT_QUEUE = 4
 WAYS = (Triton, Grpc, Tritonclient, Sdk)
@@ -47,7 +47,7 @@ def as_a(way: type[Awaited], triton: Triton) -> Awaited:
 async def answered(target: Awaited, asked: Question, times: int = 1) -> list[Arrays | Exception]:
     """Answers and exceptions of so many calls at once."""
     async with target.opened([asked]) as (call,):
-        return await came(call, times)
+        return await gathered(call, times)
 
 
 def test_the_tensors_of_an_answer_lie_one_after_the_other_behind_its_head() -> None:
