@@ -253,7 +253,7 @@ def test_source_presets_are_the_sources(preset: str, network: str, epochs: int) 
     [
         ("epochs", 0), ("batch", 1), ("pictures", -1), ("network", "big"), ("lr", float("nan")), ("warm_up", 1.0),
         ("weight_decay", -1.0), ("muon_lr", float("inf")), ("rotate_deg", float("inf")), ("erase", 1.5),
-        ("shift", float("nan")),
+        ("shift", float("nan")), ("validation", 0.0), ("validation", 1.0), ("validation", 2.0),
     ],
 )  # fmt: skip
 def test_options_that_cannot_be_name_their_flag(field: str, value: object) -> None:

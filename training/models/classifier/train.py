@@ -82,6 +82,8 @@ class Options:
         for name in ("muon_lr", "weight_decay", "rotate_deg", "shear_deg"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} must be 0 or more")
+        if not 0 < self.validation < 1:
+            raise BadInput(f"--validation: {self.validation} must lie between 0 and 1, as some pictures are held out")
         for name in ("warm_up", "label_smoothing", "shift", "zoom", "erase"):
             if not 0 <= getattr(self, name) < 1:
                 raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} must lie within 0 and 1, without 1")
