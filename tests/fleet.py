@@ -58,14 +58,15 @@ def process(server: Embedded) -> int:
 
 
 @contextlib.contextmanager
-def frozen(server: Embedded) -> Iterator[None]:
-    """It is there, and takes connections, and does nothing."""
-    pid = process(server)
-    os.kill(pid, signal.SIGSTOP)
+def frozen(*pids: int) -> Iterator[None]:
+    """A server of these processes is there, and takes connections, and does nothing."""
     try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
         yield
     finally:
-        os.kill(pid, signal.SIGCONT)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
 
 
 # --- versions

@@ -178,7 +178,7 @@ def test_killed_in_the_middle(two: Fleet, tmp_path: Path) -> None:
     """Killed in its first half, it has changed nothing; killed after a load, the next run verifies what was loaded."""
     fleet.publish(two.repository, tmp_path)
     with (
-        fleet.frozen(two.servers[1]),
+        fleet.frozen(fleet.process(two.servers[1])),
         subprocess.Popen(command(two, MODEL), stderr=subprocess.DEVNULL) as killed,
     ):
         while "successfully loaded 'classifier-trial'" not in two.servers[0].log.read_text():

@@ -81,7 +81,7 @@ def test_frozen(two: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """A server that is up and does not answer is as one that is not there."""
     monkeypatch.setattr("serving.replicas.ASK_TIMEOUT_S", 1.0)
     fleet.publish(two.repository, tmp_path)
-    with fleet.frozen(two.servers[1]), pytest.raises(Unreachable, match="Deadline Exceeded"):
+    with fleet.frozen(fleet.process(two.servers[1])), pytest.raises(Unreachable, match="Deadline Exceeded"):
         two.reloader(patience_s=0).hand_over(MODEL)
     assert two.serve() == [2, 2]
 

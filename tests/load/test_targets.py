@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import need_tritonserver
+from fleet import frozen
 from tritonclient.grpc import model_config_pb2 as pb
 
 from serving.repository import REPOSITORY
@@ -79,11 +80,15 @@ async def test_a_model_that_is_not_there_is_another_fault_in_the_servers_words(t
         assert "classifier" in str(answer)
 
 
-async def test_no_answer_in_time_is_a_deadline(target: Awaited) -> None:
+async def test_no_answer_in_time_is_a_deadline(triton: Triton, target: Awaited) -> None:
+    """From a server that hangs, since its processes are stopped; once they go on, it answers again."""
     (asked,) = questions(REPOSITORY, "wgan", 1)
-    (answer,) = await answered(replace(target, timeout_s=1e-3), asked)
+    with frozen(*triton.pids):
+        (answer,) = await answered(replace(target, timeout_s=0.2), asked)
     assert isinstance(answer, Failed)
     assert answer.kind == "deadline"
+    (answer,) = await answered(target, asked)
+    assert wrong(answer, asked) is None
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
