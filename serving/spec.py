@@ -112,8 +112,9 @@ class ModelSpec:
     most that a picture of free size may have, 0 any.
     `threads` are intra-op threads of each of `instances`; `golden_atol` is the largest difference, in the
     output's own unit, by which an answer may differ from the golden batch, and `gpu_atol` the same where a GPU computes
-    it in half precision or TF32 (0: no other). A version that misses a threshold
-    is not published; one that misses an aim says so in its card.
+    it in half precision or TF32 (0: no other). Of a `quantized` model CPUs compute the convolutions in 8-bit integers;
+    its golden batch is theirs. A version that misses a threshold is not published; one that misses an aim says so in
+    its card.
     """
 
     name: str
@@ -130,6 +131,7 @@ class ModelSpec:
     threads: int = 2
     golden_atol: float = 1.0
     gpu_atol: float = 0.0
+    quantized: bool = False
     labels: tuple[str, ...] = ()
     thresholds: tuple[Threshold, ...] = ()
     aims: tuple[Threshold, ...] = ()

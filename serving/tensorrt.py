@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tritonclient.grpc import model_config_pb2 as pb
@@ -40,6 +41,9 @@ from serving import repository as repo
 from serving.errors import PlanError, RepositoryError
 from serving.plans import Target
 from serving.repository import REPOSITORY
+
+if TYPE_CHECKING:
+    import onnx
 
 TIMINGS = ".tensorrt-timings"
 """At the repository's root: what the builder has measured, for the next plan."""
@@ -174,7 +178,7 @@ def _reasons(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def half(graph: Path) -> bytes:
-    """The graph with floats of 16 bits inside; what it takes and gives keeps its types.
+    """The graph with floats of 16 bits inside, of 8-bit integers, too; what it takes and gives keeps its types.
 
     TensorRT computes in a graph's own types: since 11 there is no switch that lets it choose.
     """
@@ -186,11 +190,40 @@ def half(graph: Path) -> bytes:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of weights too small for 16 bits
             # No operator is left out: TensorRT computes all in halves, unlike ONNX Runtime on a CPU.
-            made = OnnxModel(convert_float_to_float16(onnx.load(graph), keep_io_types=True, op_block_list=[]))
+            model = in_floats(onnx.load(graph))
+            made = OnnxModel(convert_float_to_float16(model, keep_io_types=True, op_block_list=[]))
         made.topological_sort()
         return bytes(made.model.SerializeToString())
     except Exception as exc:  # onnx and the converter have no base class for their errors
         raise PlanError(f"{graph.name} can't be read ({' '.join(str(exc).split())})") from exc
+
+
+def in_floats(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph as it was before training.quantize had its tensors rounded to 8 bits, as is only fast on a CPU.
+
+    TensorRT would take such rounding only of signed integers around 0, which ONNX Runtime is slow in.
+    """
+    from onnx.numpy_helper import from_array, to_array
+
+    graph, kept = model.graph, []
+    stored = {weights.name: to_array(weights) for weights in graph.initializer}
+    same: dict[str, str] = {}  # what a tensor is but for its rounding
+    for node in graph.node:
+        node.input[:] = [same.get(name, name) for name in node.input]
+        source = node.input[0] if node.input else ""
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            kept.append(node)
+        elif source in stored and stored[source].dtype == np.int32:  # biases, which are kept rounded
+            floats = stored[source].astype(np.float32) * stored[node.input[1]]
+            graph.initializer.append(from_array(floats, node.output[0]))
+        else:
+            same[node.output[0]] = source
+    used = {name for node in kept for name in node.input}
+    weights = [each for each in graph.initializer if each.name in used]
+    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    graph.node.extend(kept)
+    graph.initializer.extend(weights)
+    return model
 
 
 def ranges(config: pb.ModelConfig, golden: Path) -> dict[str, Range]:

@@ -1,9 +1,10 @@
 """From a checkpoint to a served version: ONNX, parity, gate, publish.
 Run: python -m training.export runs/wgan --publish serving/model_repository
 
-The gate: (1) ONNX Runtime agrees with the eager model and the graph is one that Triton's C++ backend and TensorRT take,
-(2) the metrics meet the spec's thresholds and the live version's, (3) a throwaway Triton serves it and the golden batch
-agrees. A candidate that is refused stays in runs/<name>/candidate, with the reasons in refused.txt.
+The gate: (1) ONNX Runtime agrees with the eager model, where a graph is quantized before it is, and the graph is one
+that Triton's C++ backend and TensorRT take, (2) the metrics, which are those of the graph, meet the spec's thresholds
+and the live version's, (3) a throwaway Triton serves it and the golden batch agrees. A candidate that is refused stays
+in runs/<name>/candidate, with the reasons in refused.txt.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from serving import pbtxt, plans, repository, tensorrt, verify
 from serving.embedded import Embedded
 from serving.errors import RepositoryError, ServingError
 from serving.spec import ModelSpec, Threshold
-from training import catalog, operators
+from training import catalog, operators, quantize
 from training.data.corpus import Corpus
 from training.errors import BAD_INPUT, REFUSED, BadInput, Refused
 
@@ -37,6 +38,8 @@ OPSET = 17
 WEIGHTS = "weights.pth"
 GRAPH_GOLDEN = "graph.npz"
 """Beside golden.npz where model.onnx is only part of what is served: its own tensors. It isn't published."""
+FLOAT_GOLDEN = "floats.npz"
+"""Beside golden.npz where that is what a quantized graph answers: what the eager model does. It isn't published."""
 MEMBERS = "members"
 """In a card: names of the elements of an input that are this version's own, such as its styles."""
 ONNX_TYPES = {"FP32": onnx.TensorProto.FLOAT, "UINT8": onnx.TensorProto.UINT8}
@@ -50,13 +53,19 @@ def export(model: str, checkpoint: Path, run: Path, *, corpus: Corpus) -> Path:
     recipe, spec = catalog.recipe(model), catalog.spec(model)
     net = recipe.load_net(checkpoint)
     candidate = _emptied(run / "candidate")
+    graph, judged = candidate / repository.MODEL, net
     golden = recipe.golden(net, corpus)
-    _write_npz(candidate / repository.GOLDEN, golden)
+    inside = recipe.graph_golden(net, corpus) if spec.graph else golden
+    write_onnx(recipe.served(net), spec, inside, graph)
     if spec.graph:
-        golden = recipe.graph_golden(net, corpus)
-        _write_npz(candidate / GRAPH_GOLDEN, golden)
-    write_onnx(recipe.served(net), spec, golden, candidate / repository.MODEL)
-    metrics = recipe.evaluate(net, corpus, out=run)
+        _write_npz(candidate / GRAPH_GOLDEN, inside)
+    if spec.quantized:
+        _write_npz(candidate / FLOAT_GOLDEN, golden)
+        quantize.quantize(graph, recipe.calibration(corpus))
+        judged = quantize.AsServed(graph, spec)
+        golden = recipe.golden(judged, corpus)
+    _write_npz(candidate / repository.GOLDEN, golden)
+    metrics = recipe.evaluate(judged, corpus, out=run)
     more: dict[str, Any] = {"missed_aims": missed(spec.aims, metrics), "golden_atol": spec.golden_atol}
     if hasattr(recipe, "members"):
         more[MEMBERS] = recipe.members(net)
@@ -205,12 +214,16 @@ def published_by(run: Path, model: str, into: Path) -> int | None:
 def parity_reasons(candidate: Path, spec: ModelSpec) -> list[str]:
     """What ONNX Runtime answers on the golden batch, whole and one by one, against the eager model.
 
-    The tensors inside a model have no common unit: there golden_atol is a share of the largest number of each.
+    A quantized graph is asked without its rounding. The tensors inside a model have no common unit: there golden_atol
+    is a share of the largest number of each.
     """
-    golden = dict(np.load(candidate / (GRAPH_GOLDEN if spec.graph else repository.GOLDEN)))
+    kept = GRAPH_GOLDEN if spec.graph else FLOAT_GOLDEN if spec.quantized else repository.GOLDEN
+    golden, graph = dict(np.load(candidate / kept)), (candidate / repository.MODEL).read_bytes()
     try:
-        session = onnxruntime.InferenceSession(str(candidate / repository.MODEL), providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has no base class for its errors
+        if spec.quantized:
+            graph = tensorrt.in_floats(onnx.load_from_string(graph)).SerializeToString()
+        session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnx and onnxruntime have no base class for their errors
         return [f"ONNX Runtime can't load model.onnx: {' '.join(str(error).split())}"]
     core = spec.core
     reasons = []
@@ -248,7 +261,7 @@ def graph_reasons(path: Path, spec: ModelSpec) -> list[str]:
             fixed = [(d.dim_value, s) for d, s in zip(dims, tensor.shape, strict=False) if s > 0 and d.dim_value]
             if len(dims) != len(tensor.shape) or any(d != s for d, s in fixed):
                 reasons.append(f"{tensor.name}: its shape is not {tensor.shape}")
-    return reasons + operators.reasons(model)
+    return reasons + operators.reasons(tensorrt.in_floats(model))
 
 
 def metric_reasons(candidate: Path, spec: ModelSpec, into: Path) -> list[str]:

@@ -52,7 +52,7 @@ def test_tiny_run_is_refused_with_its_reasons_and_kept(tiny: tuple[subprocess.Co
     assert "test_accuracy" in done.stderr
     assert not (run.parent / "repository").exists()
     candidate = {path.name for path in (run / "candidate").iterdir()}
-    assert candidate == {"model.onnx", "card.json", "golden.npz", "refused.txt"}
+    assert candidate == {"model.onnx", "card.json", "golden.npz", "floats.npz", "refused.txt"}
 
 
 def test_tiny_run_leaves_its_pictures(tiny: tuple[subprocess.CompletedProcess[str], Path]) -> None:
@@ -63,13 +63,12 @@ def test_tiny_run_leaves_its_pictures(tiny: tuple[subprocess.CompletedProcess[st
 
 
 def test_a_line_for_each_epoch_and_figures_for_each_step(tiny: tuple[subprocess.CompletedProcess[str], Path]) -> None:
-    """The log has one line per epoch, with validation's accuracy; stats.jsonl has every step."""
+    """The log has one line per epoch of each net, with validation's accuracy; stats.jsonl has every step."""
     lines = [line for line in tiny[0].stdout.splitlines() if line.startswith("step ")]
-    assert len(lines) == 1
-    assert "epoch   1" in lines[0]
-    assert "validation accuracy" in lines[0]
+    assert ["net 1 epoch   1" in lines[0], "net 2 epoch   1" in lines[1]] == [True, True]
+    assert [line for line in lines if "validation accuracy" in line] == lines
     steps = [json.loads(line) for line in (tiny[1] / "stats.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in steps] == [0, 1]
+    assert [row["step"] for row in steps] == [0, 1, 2, 3]
 
 
 def test_card_has_both_sets_and_every_class(tiny: tuple[subprocess.CompletedProcess[str], Path]) -> None:

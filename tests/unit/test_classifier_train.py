@@ -41,11 +41,11 @@ def open_run(path: Path, options: Options, *, resume: bool = False) -> RunDir:
 
 
 @pytest.mark.parametrize("network", recipe.NETWORKS)
-@pytest.mark.parametrize("after", [1, 4], ids=["within an epoch", "in the second epoch"])
+@pytest.mark.parametrize("after", [1, 4, 6, 8], ids=["within", "in the second epoch", "at a net's end", "in the next"])
 def test_resumed_run_equals_the_unbroken_one_bit_for_bit(
     network: str, after: int, corpus: Garments, tmp_path: Path
 ) -> None:
-    """Stopping after any step and resuming gives the same weights, norms, dropout and figures."""
+    """Stopping after any step of any net and resuming gives the same weights, norms, dropout and figures."""
     options = dataclasses.replace(SMALL, network=network)
     whole = open_run(tmp_path / "whole", options)
     recipe.train(options, whole, corpus)
@@ -66,19 +66,18 @@ def test_resumed_run_equals_the_unbroken_one_bit_for_bit(
     recipe.train(options, resumed, corpus)
 
     first, second = (torch.load(run.last, weights_only=True) for run in (whole, resumed))
-    assert {k: v.numpy().tobytes() for k, v in first["net"].items()} == {
-        k: v.numpy().tobytes() for k, v in second["net"].items()
-    }
+    for one, other in zip([*first["finished"], first["net"]], [*second["finished"], second["net"]], strict=True):
+        assert {k: v.numpy().tobytes() for k, v in one.items()} == {k: v.numpy().tobytes() for k, v in other.items()}
     assert first["temperature"] == second["temperature"]
     assert resumed.stats() == whole.stats()
-    assert [row["step"] for row in whole.stats()] == list(range(6))
+    assert [row["step"] for row in whole.stats()] == list(range(12))
     whole.close()
     resumed.close()
 
 
 def test_classifier_learns_what_can_be_learnt(corpus: Garments, tmp_path: Path) -> None:
     """On bars whose place is their label it is right nearly always; with labels at random, nearly never."""
-    options = dataclasses.replace(PLAIN, epochs=20, network="one-conv", lr=3e-3)
+    options = dataclasses.replace(PLAIN, nets=1, epochs=20, network="one-conv", lr=3e-3)
     shuffled = np.random.default_rng(3).permutation(corpus.train.labels)
     senseless = dataclasses.replace(corpus, train=Split(corpus.train.images, shuffled))
     accuracy = {}
@@ -89,6 +88,22 @@ def test_classifier_learns_what_can_be_learnt(corpus: Garments, tmp_path: Path) 
         accuracy[name] = run.stats()[-1]["validation_accuracy"]
     assert accuracy["sense"] > 0.9
     assert accuracy["nonsense"] < 0.5
+
+
+def test_nets_differ_and_answer_with_the_mean_of_their_logits(corpus: Garments, tmp_path: Path) -> None:
+    """The second net of a run is the only one of a run with its seed; what is served is between both."""
+    alone = dataclasses.replace(PLAIN, nets=1, seed=1)
+    states = {}
+    for name, options in (("both", PLAIN), ("alone", alone)):
+        run = open_run(tmp_path / name, options)
+        states[name] = torch.load(recipe.train(options, run, corpus), weights_only=True)
+        run.close()
+    first, second = states["both"]["finished"][0], states["both"]["net"]
+    assert all(torch.equal(second[name], other) for name, other in states["alone"]["net"].items())
+    assert not torch.equal(first["logits.weight"], second["logits.weight"])
+    one, other, both = (recipe.Together(weights, "residual") for weights in ([first], [second], [first, second]))
+    logits = [recipe.predict(net, corpus.test) for net in (one, other, both)]
+    assert torch.allclose((logits[0] + logits[1]) / 2, logits[2], atol=1e-5)
 
 
 def test_run_leaves_curves_and_a_net_that_can_be_served(corpus: Garments, tmp_path: Path) -> None:
@@ -112,6 +127,13 @@ def test_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     torch.save({"network": "strips", "average": {}}, tmp_path / "wgan.pt")
     with pytest.raises(BadInput, match=r"wgan\.pt: not the classifier's"):
         recipe.load_net(tmp_path / "wgan.pt")
+
+
+def test_checkpoint_of_before_is_refused(tmp_path: Path) -> None:
+    """One of a single net, which named no others."""
+    torch.save({"network": "residual", "temperature": 1.0, "net": {}}, tmp_path / "last.pt")
+    with pytest.raises(BadInput, match=r"last\.pt: made by another version of the residual network; train anew"):
+        recipe.load_net(tmp_path / "last.pt")
 
 
 def test_augmentation_switched_off_changes_nothing() -> None:

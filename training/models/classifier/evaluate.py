@@ -218,9 +218,9 @@ def draw_calibration(labels: Labels, probabilities: Floats) -> Figure:
 
 
 def save_curves(stats: list[dict[str, float]], path: Path, title: str) -> None:
-    """Accuracy and loss of training and validation over the epochs, one row of `stats` each.
+    """Accuracy and loss of training and validation over the epochs, one row of `stats` each, net after net.
 
-    A row holds epoch, train_loss, train_accuracy, validation_loss, validation_accuracy.
+    A row holds epoch, train_loss, train_accuracy, validation_loss, validation_accuracy. Each net has as many epochs.
     """
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     figure.suptitle(title, fontsize=13)
@@ -232,21 +232,24 @@ def save_curves(stats: list[dict[str, float]], path: Path, title: str) -> None:
 
 
 def draw_curves(axes: Axes, stats: list[dict[str, float]], name: str, *, best: Callable[..., int]) -> None:
-    epochs = [row["epoch"] for row in stats]
-    sides = {side: np.array([row[f"{key}_{name}"] for row in stats]) for side, key in SIDES.items()}
+    epochs = sorted({row["epoch"] for row in stats})
+    # (nets, epochs)
+    sides = {k: np.array([row[f"{key}_{name}"] for row in stats]).reshape(-1, len(epochs)) for k, key in SIDES.items()}
     for (side, values), color in zip(sides.items(), ("0.55", RIGHT), strict=True):
-        axes.plot(
-            epochs, values, ".-", color=color, markersize=7 if len(epochs) <= 20 else 0, linewidth=1.8, label=side
+        first, *_ = axes.plot(
+            epochs, values.T, ".-", color=color, markersize=7 if len(epochs) <= 20 else 0, linewidth=1.8
         )
-    values = sides["validation"]
-    top = best(range(len(values)), key=values.__getitem__)
-    text = f"{values[top]:.2%}" if name == "accuracy" else f"{values[top]:.3f}"
-    label = f"best validation: {text}, epoch {epochs[top]:.0f}"
-    axes.plot(
-        epochs[top], values[top], "o", markersize=9, color=WRONG, fillstyle="none", markeredgewidth=2, label=label
-    )
+        first.set_label(side)
+    values = sides["validation"].ravel()
+    at = best(range(len(values)), key=values.__getitem__)
+    top, epoch = values[at], epochs[at % len(epochs)]
+    text = f"{top:.2%}" if name == "accuracy" else f"{top:.3f}"
+    label = f"best validation: {text}, epoch {epoch:.0f}"
+    axes.plot(epoch, top, "o", markersize=9, color=WRONG, fillstyle="none", markeredgewidth=2, label=label)
     # The first tenth, where everything is still bad, may flatten the rest.
-    everything, settled = (np.concatenate([v[first:] for v in sides.values()]) for first in (0, len(epochs) // 10))
+    everything, settled = (
+        np.concatenate([v[:, skip:].ravel() for v in sides.values()]) for skip in (0, len(epochs) // 10)
+    )
     if np.ptp(everything) > 2 * np.ptp(settled) > 0:
         margin = 0.08 * np.ptp(settled)
         axes.set_ylim(settled.min() - margin, settled.max() + margin)

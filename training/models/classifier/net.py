@@ -6,6 +6,7 @@ A picture is float (N, 1, 28, 28) in [0, 1], white garment on black; the answer 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -88,10 +89,11 @@ class ResidualNet(nn.Module):
 
     def forward(self, picture: Tensor) -> Tensor:
         # The mean says what a garment is made of, the maximum whether a detail is there at all: a buckle, a strap.
-        # Of either half of (N, C, 7, 7), neither of which comes first.
+        # Of both halves of (N, C, 7, 7) together, as neither comes first.
         x = self.features(picture)
-        (mean, mirrored_mean), (most, mirrored_most) = (both.chunk(2, 1) for both in (x.mean((2, 3)), x.amax((2, 3))))
-        return self.logits(torch.cat([(mean + mirrored_mean) / 2, torch.maximum(most, mirrored_most)], 1))
+        half = self.logits.in_features // 2
+        mean, most = (both.reshape(-1, 2, half) for both in (x.mean((2, 3)), x.amax((2, 3))))
+        return self.logits(torch.cat([mean.mean(1), most.amax(1)], 1))
 
 
 def folded(net: nn.Module) -> nn.Module:
@@ -151,6 +153,23 @@ class FourConv(nn.Module):
 
 
 NETWORKS: dict[str, type[nn.Module]] = {"residual": ResidualNet, "one-conv": OneConv, "four-conv": FourConv}
+
+
+class Together(nn.Module):
+    """Picture (N, 1, 28, 28) -> the mean of the logits (N, 10) of nets that were trained from different seeds.
+
+    What one is wrong of by chance the others are right of (Lakshminarayanan et al. 2017). `weights` has a state dict of
+    each; RuntimeError for another network's.
+    """
+
+    def __init__(self, weights: Sequence[dict[str, Tensor]], network: str) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(NETWORKS[network]() for _ in weights)
+        for net, each in zip(self.nets, weights, strict=True):
+            net.load_state_dict(each)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        return torch.stack([net(picture) for net in self.nets]).mean(0)
 
 
 class Served(nn.Module):

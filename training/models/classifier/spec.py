@@ -18,9 +18,12 @@ SPEC = ModelSpec(
     batching=Batching(max_batch=64, queue_size=1024),
     instances=2,
     threads=1,
-    golden_atol=1e-3,
-    # Every tensor rounded to 16 bits moves the golden batch by 0.8e-3. Somewhat more than twice as much may be.
-    gpu_atol=2e-3,
+    quantized=True,
+    # Another ONNX Runtime may round halves otherwise: computed operator by operator, of 2,000 answers one in a hundred
+    # differs by more than 0.8e-3, and none by more than 0.0144.
+    golden_atol=0.02,
+    # A GPU computes in halves, not in 8-bit integers, which moves the golden batch by 0.115. Twice as much may be.
+    gpu_atol=0.25,
     labels=CLASSES,
     thresholds=(
         Threshold(metric="test_accuracy", at_least=0.9, may_worsen_by=0.005),

@@ -24,7 +24,7 @@ from training.devices import autocast, pick_device
 from training.errors import BadInput
 from training.models.classifier import evaluate as measures
 from training.models.classifier.muon import Muon
-from training.models.classifier.net import NETWORKS, Served, folded
+from training.models.classifier.net import NETWORKS, Served, Together, folded
 from training.models.classifier.spec import SIZE
 from training.rundir import RunDir, Stopped, load_checkpoint
 
@@ -42,10 +42,13 @@ class Options:
     part_anew: bool = False
     """throw both sets together and draw another test set, as Kaggle did: for figures to compare with its"""
     seed: int = 0
-    """of the weights, the order and the augmentation; the validation split stays the same"""
+    """of the weights, the order and the augmentation: net k has seed * nets + k. The validation split stays the same"""
     network: str = "residual"
     """residual, one-conv or four-conv"""
+    nets: int = 3
+    """trained one after another, each from a seed of its own; they answer together"""
     epochs: int = 40
+    """of each net"""
     batch: int = 128
     lr: float = 3e-3
     """AdamW's, at its highest"""
@@ -53,7 +56,7 @@ class Options:
     """of all convolutions but the first, which Muon trains; 0 leaves them to AdamW"""
     weight_decay: float = 0.05
     warm_up: float = 0.15
-    """share of the steps in which the learning rate rises; then it falls to zero along a cosine. 0 keeps it constant"""
+    """share of all steps in which the learning rate rises; then it falls to zero along a cosine. 0 keeps it constant"""
     label_smoothing: float = 0.0
     """not tried with this net; with 0.1 one before it was as often right and worse calibrated, by 0.013, not 0.005"""
     crop: int = 2
@@ -71,7 +74,7 @@ class Options:
     checkpoint_minutes: float = 5.0
 
     def __post_init__(self) -> None:
-        for name, least in [("pictures", 0), ("epochs", 1), ("batch", 2), ("crop", 0)]:
+        for name, least in [("pictures", 0), ("nets", 1), ("epochs", 1), ("batch", 2), ("crop", 0)]:
             if getattr(self, name) < least:
                 raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} is too few; give {least} or more")
         if self.network not in NETWORKS:
@@ -91,8 +94,8 @@ class Options:
 
 # The source's: Adam as Keras sets it, no schedule, no augmentation.
 SOURCE = Options(
-    network="one-conv", validation=0.2, epochs=10, batch=256, lr=1e-3, muon_lr=0.0, weight_decay=0.0, warm_up=0.0,
-    label_smoothing=0.0, crop=0, erase=0.0,
+    network="one-conv", validation=0.2, nets=1, epochs=10, batch=256, lr=1e-3, muon_lr=0.0, weight_decay=0.0,
+    warm_up=0.0, label_smoothing=0.0, crop=0, erase=0.0,
 )  # fmt: skip
 # Its augmentation. Keras's shear is in degrees, so that 0.3 is next to nothing.
 AUGMENTED: dict[str, Any] = {"rotate_deg": 8.0, "shift": 0.08, "shear_deg": 0.3, "zoom": 0.08}
@@ -104,7 +107,7 @@ PRESETS = {
     "four-conv": replace(SOURCE, network="four-conv"),
     "four-conv-augmented": replace(SOURCE, network="four-conv", epochs=50, **AUGMENTED),
     # Seconds on a CPU: that the path works, not that the answers are right.
-    "tiny": Options(pictures=640, epochs=1, batch=64),
+    "tiny": Options(pictures=640, nets=2, epochs=1, batch=64),
 }
 
 
@@ -114,48 +117,74 @@ def load_corpus(options: Options) -> Garments:
     )
 
 
+class Learner:
+    """One net with what trains it, all from its own seed."""
+
+    def __init__(self, options: Options, number: int, device: torch.device) -> None:
+        self.seed = options.seed * options.nets + number
+        torch.manual_seed(self.seed)
+        self.net = NETWORKS[options.network]().to(device)
+        if options.bf16:
+            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+        self.optimizers = optimizers_of(self.net, options)
+        # Everything random beside the weights is drawn on the CPU from here, and dropout's from torch's own generator.
+        self.luck = torch.Generator().manual_seed(self.seed)
+
+    def order(self, epoch: int, count: int) -> Tensor:
+        """The pictures of an epoch, each once."""
+        return torch.randperm(count, generator=torch.Generator().manual_seed(self.seed + epoch))
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "net": self.net.state_dict(), **{name: each.state_dict() for name, each in self.optimizers.items()},
+            "luck": self.luck.get_state(), "dropout": torch.get_rng_state(),
+        }  # fmt: skip
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.net.load_state_dict(state["net"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state[name])
+        self.luck.set_state(state["luck"])
+        torch.set_rng_state(state["dropout"])
+
+
 def train(options: Options, run: RunDir, corpus: Garments) -> Path:
-    """Train for options.epochs and return the last checkpoint. Raises Stopped after SIGTERM, with a checkpoint."""
+    """Train options.nets one after another and return the last checkpoint. Raises Stopped after SIGTERM, with a
+    checkpoint."""
     device = pick_device()
-    torch.manual_seed(options.seed)
-    net = NETWORKS[options.network]().to(device)
-    if options.bf16:
-        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
-    optimizers = optimizers_of(net, options)
     images, labels = on_device(corpus.train, device)
     batches = max(1, len(images) // options.batch)  # of an epoch; what is left over comes in another order next time
-    steps = options.epochs * batches
+    steps = options.epochs * batches  # of a net
 
-    # Everything random beside the weights is drawn on the CPU from here, and dropout's from torch's own generator.
-    luck = torch.Generator().manual_seed(options.seed)
-    first = 0
+    first, finished = 0, []
     if (state := run.restore()) is not None:
-        net.load_state_dict(state["net"])
-        for name, optimizer in optimizers.items():
-            optimizer.load_state_dict(state[name])
-        luck.set_state(state["luck"])
-        torch.set_rng_state(state["dropout"])
-        first = state["step"]
+        first, finished = state["step"], state["finished"]
+    learner = Learner(options, len(finished), device)
+    if state is not None:
+        learner.restore(state)
 
     def checkpoint(step: int, temperature: float) -> None:
         run.save({
-            "net": net.state_dict(), **{name: optimizer.state_dict() for name, optimizer in optimizers.items()},
-            "luck": luck.get_state(), "dropout": torch.get_rng_state(), "step": step, "temperature": temperature,
+            **learner.state(), "finished": finished, "step": step, "temperature": temperature,
             "network": options.network,
         })  # fmt: skip
 
     last_saved = time.monotonic()
-    for step in run.steps(first, steps):
-        epoch, batch = divmod(step, batches)
+    for step in run.steps(first, options.nets * steps):
+        if step == (len(finished) + 1) * steps:
+            finished.append(learner.net.state_dict())
+            learner = Learner(options, len(finished), device)
+        net, optimizers, done = learner.net, learner.optimizers.values(), step % steps
+        epoch, batch = divmod(done, batches)
         if batch == 0 or step == first:
-            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(options.seed + epoch))
+            order = learner.order(epoch, len(images))
         chosen = order[batch * options.batch : (batch + 1) * options.batch].to(device)
-        for group in [group for optimizer in optimizers.values() for group in optimizer.param_groups]:
-            group["lr"] = group["initial_lr"] * learning_rate(step, steps, options.warm_up)
+        for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
+            group["lr"] = group["initial_lr"] * learning_rate(done, steps, options.warm_up)
 
         # --- one step ---
         net.train()
-        picture, label = augment(images[chosen].float() / 255, options, luck), labels[chosen]
+        picture, label = augment(images[chosen].float() / 255, options, learner.luck), labels[chosen]
         if options.bf16:
             picture = picture.contiguous(memory_format=torch.channels_last)
         with autocast(device, options.bf16):
@@ -164,7 +193,7 @@ def train(options: Options, run: RunDir, corpus: Garments) -> Path:
         loss = F.cross_entropy(logits, label, label_smoothing=options.label_smoothing)
         net.zero_grad()
         loss.backward()
-        for optimizer in optimizers.values():
+        for optimizer in optimizers:
             optimizer.step()
 
         # --- what it says, and once an epoch what that is worth on pictures that it doesn't learn from ---
@@ -177,7 +206,7 @@ def train(options: Options, run: RunDir, corpus: Garments) -> Path:
         if batch == batches - 1:
             judged = scores(predict(net, corpus.validation), corpus.validation)
             stats |= {f"validation_{name}": value for name, value in judged.items()}
-            line = f"epoch {epoch + 1:3d} loss {stats['loss']:.3f} " + " ".join(
+            line = f"net {len(finished) + 1} epoch {epoch + 1:3d} loss {stats['loss']:.3f} " + " ".join(
                 f"{name.replace('_', ' ')} {value:.4f}" for name, value in stats.items() if name != "loss"
             )
         run.record(step, line, **stats)
@@ -188,8 +217,11 @@ def train(options: Options, run: RunDir, corpus: Garments) -> Path:
             checkpoint(step + 1, 1.0)
             last_saved = time.monotonic()
 
-    checkpoint(steps, best_temperature(predict(net, corpus.validation), corpus.validation.labels))
-    measures.save_curves(by_epoch(run.stats(), batches), run.path / "convergence.png", title=run.path.name)
+    together = Together([*finished, learner.net.state_dict()], options.network)
+    checkpoint(options.nets * steps, best_temperature(predict(together, corpus.validation), corpus.validation.labels))
+    measures.save_curves(
+        by_epoch(run.stats(), batches, options.epochs), run.path / "convergence.png", title=run.path.name
+    )
     return run.last
 
 
@@ -291,13 +323,13 @@ def best_temperature(logits: Tensor, labels: np.ndarray) -> float:
     return math.exp(found.x)
 
 
-def by_epoch(stats: list[dict[str, float]], batches: int) -> list[dict[str, float]]:
-    """Rows of steps to rows of epochs: training's means beside validation's figures."""
+def by_epoch(stats: list[dict[str, float]], batches: int, epochs: int) -> list[dict[str, float]]:
+    """Rows of steps to rows of epochs, net after net: training's means beside validation's figures."""
     rows = []
     for start in range(0, len(stats), batches):
         part = stats[start : start + batches]
         rows.append({
-            "epoch": start // batches + 1,
+            "epoch": start // batches % epochs + 1,
             "train_loss": float(np.mean([row["loss"] for row in part])),
             "train_accuracy": float(np.mean([row["accuracy"] for row in part])),
             "validation_loss": part[-1]["validation_loss"],
@@ -317,10 +349,9 @@ def load_net(checkpoint: Path) -> nn.Module:
     state = load_checkpoint(checkpoint)
     if state.get("network") not in NETWORKS or "temperature" not in state:
         raise BadInput(f"checkpoint {checkpoint}: not the classifier's; `training.run classifier` writes those")
-    net = NETWORKS[state["network"]]()
     try:
-        net.load_state_dict(state["net"])
-    except RuntimeError as error:
+        net = Together([*state["finished"], state["net"]], state["network"])
+    except (KeyError, RuntimeError) as error:
         raise BadInput(
             f"checkpoint {checkpoint}: made by another version of the {state['network']} network; train anew"
         ) from error
@@ -355,3 +386,8 @@ def golden(net: nn.Module, corpus: Garments) -> dict[str, np.ndarray]:
     """The first validation pictures and the eager model's answers, named as on the wire."""
     images = corpus.validation.images[:8]
     return {"image": images[..., None].copy(), "probabilities": answers(net, images)}
+
+
+def calibration(corpus: Garments) -> dict[str, np.ndarray]:
+    """Training pictures that show between which bounds the tensors of a quantized graph lie."""
+    return {"image": corpus.train.images[:2048, ..., None]}

@@ -1,0 +1,126 @@
+"""Convolutions in 8-bit integers: that they are, what it costs, and that the floats come back as they were."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from serving import repository, tensorrt
+from training import export, quantize
+from training.models.classifier.net import ResidualNet, Served, folded
+from training.models.classifier.spec import CLASSES, SIZE, SPEC
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    """One that ships, untrained, with answers that depend on the picture."""
+    torch.manual_seed(0)
+    made = ResidualNet()
+    for _ in range(3):
+        made(torch.rand(64, 1, SIZE, SIZE))
+    return Served(folded(made), temperature=0.2).eval()
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    """uint8 (64, 28, 28, 1): smooth blobs, as garments are, no noise that a mean makes alike."""
+    coarse = torch.rand(64, 1, 5, 5, generator=torch.Generator().manual_seed(1))
+    smooth = nn.functional.interpolate(coarse, (SIZE, SIZE), mode="bicubic").clamp(0, 1)
+    return (smooth * 255).byte().permute(0, 2, 3, 1).numpy()
+
+
+@pytest.fixture(scope="module")
+def golden(net: nn.Module, images: np.ndarray) -> dict[str, np.ndarray]:
+    with torch.no_grad():
+        return {"image": images[:8], "probabilities": net(torch.from_numpy(images[:8])).numpy()}
+
+
+@pytest.fixture(scope="module")
+def graphs(
+    net: nn.Module, images: np.ndarray, golden: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """The same graph before and after."""
+    folder = tmp_path_factory.mktemp("graphs")
+    before, after = folder / "floats.onnx", folder / "integers.onnx"
+    export.write_onnx(net, SPEC, golden, before)
+    after.write_bytes(before.read_bytes())
+    quantize.quantize(after, {"image": images})
+    return before, after
+
+
+def answers(graph: Path | bytes, images: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    probabilities: np.ndarray = session.run(None, {"image": images})[0]
+    return probabilities
+
+
+def test_all_convolutions_compute_in_integers(graphs: tuple[Path, Path], tmp_path: Path) -> None:
+    """In the graph as ONNX Runtime runs it, no convolution of floats is left, and no rounding of weights."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(graphs[1], options, providers=["CPUExecutionProvider"])
+    convolutions = [node.op_type for node in onnx.load(graphs[0]).graph.node if node.op_type == "Conv"]
+    optimized = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert optimized.count("QLinearConv") == len(convolutions) > 0
+    assert not {"Conv", "FusedConv"} & set(optimized)
+
+
+def test_answers_stay_close(graphs: tuple[Path, Path], images: np.ndarray) -> None:
+    """Probabilities are moved, and by little beside how much they differ among pictures."""
+    floats, integers = (answers(graph, images) for graph in graphs)
+    moved = np.abs(floats - integers)
+    assert 0 < moved.mean() < 0.1 * floats.std(0).mean()
+    assert (floats.argmax(1) == integers.argmax(1)).mean() > 0.9
+
+
+def test_products_of_two_fit_16_bits(graphs: tuple[Path, Path]) -> None:
+    """CPUs without VNNI add up two products of an activation, up to 255, and a weight in 16 bits, saturating."""
+    graph = onnx.load(graphs[1]).graph
+    stored = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+    weights = [node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] in stored]
+    assert len(weights) == 9
+    for node in weights:
+        steps = stored[node.input[0]] / stored[node.input[1]].reshape(-1, 1, 1, 1)
+        assert 2 * 255 * np.abs(np.rint(steps)).max() < 2**15
+
+
+def test_floats_come_back(graphs: tuple[Path, Path], images: np.ndarray) -> None:
+    """The operators are those from before, and so are the answers, but for biases."""
+    before = onnx.load(graphs[0])
+    after = tensorrt.in_floats(onnx.load(graphs[1]))
+    onnx.checker.check_model(after, full_check=True)
+    assert sorted(node.op_type for node in after.graph.node) == sorted(node.op_type for node in before.graph.node)
+    differences = np.abs(answers(after.SerializeToString(), images) - answers(graphs[0], images))
+    assert differences.max() < 1e-3
+
+
+def test_graph_without_rounding_stays_as_it_is(graphs: tuple[Path, Path], images: np.ndarray) -> None:
+    after = tensorrt.in_floats(onnx.load(graphs[0])).SerializeToString()
+    assert np.array_equal(answers(after, images), answers(graphs[0], images))
+
+
+def test_recipe_asks_the_graph_as_it_asks_its_net(graphs: tuple[Path, Path], images: np.ndarray) -> None:
+    served = quantize.AsServed(graphs[1], SPEC).eval()
+    probabilities = served(torch.from_numpy(images))
+    assert probabilities.shape == (len(images), len(CLASSES))
+    assert np.array_equal(probabilities.numpy(), answers(graphs[1], images))
+
+
+def test_gate_compares_the_floats_with_the_eager_model(
+    graphs: tuple[Path, Path], golden: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    """A graph that rounds right what was exported wrong is refused."""
+    (tmp_path / repository.MODEL).write_bytes(graphs[1].read_bytes())
+    strict = dataclasses.replace(SPEC, golden_atol=1e-3)
+    np.savez(tmp_path / export.FLOAT_GOLDEN, **golden)
+    assert export.parity_reasons(tmp_path, strict) == []
+    assert export.graph_reasons(tmp_path / repository.MODEL, strict) == []
+    other = golden | {"probabilities": np.roll(golden["probabilities"], 1, 1)}
+    np.savez(tmp_path / export.FLOAT_GOLDEN, **other)
+    assert "probabilities differs from the eager model" in export.parity_reasons(tmp_path, strict)[0]
