@@ -61,6 +61,7 @@ bench: $(VENV)/.everything  ## the ratios of the README: serving against ONNX Ru
 	PYTHONPATH=. $(BIN)/python tests/load/bench_serving.py --model style
 	PYTHONPATH=. $(BIN)/python tests/load/bench_serving.py --model upscaler
 	PYTHONPATH=. $(BIN)/python tests/load/bench_serving.py --model colorizer
+	PYTHONPATH=. $(BIN)/python tests/load/bench_quantized.py
 	PYTHONPATH=. $(BIN)/python tests/load/bench_training.py
 	PYTHONPATH=. $(BIN)/python tests/load/bench_training.py --network four-conv --out out/bench_four_conv.png
 	$(if $(ATELIER_DATA),PYTHONPATH=. $(BIN)/python tests/load/bench_painter.py)
