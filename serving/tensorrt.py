@@ -201,7 +201,8 @@ def half(graph: Path) -> bytes:
 def in_floats(model: onnx.ModelProto) -> onnx.ModelProto:
     """The graph as it was before training.quantize had its tensors rounded to 8 bits, as is only fast on a CPU.
 
-    TensorRT would take such rounding only of signed integers around 0, which ONNX Runtime is slow in.
+    It is `model` itself, changed. TensorRT would take such rounding only of signed integers around 0, in which ONNX
+    Runtime is slow.
     """
     from onnx.numpy_helper import from_array, to_array
 

@@ -218,6 +218,10 @@ def parity_reasons(candidate: Path, spec: ModelSpec) -> list[str]:
     is a share of the largest number of each.
     """
     kept = GRAPH_GOLDEN if spec.graph else FLOAT_GOLDEN if spec.quantized else repository.GOLDEN
+    if not (candidate / kept).is_file():
+        return [
+            f"no {kept} beside model.onnx, which is of an older version of this project; `training.run` makes it anew"
+        ]
     golden, graph = dict(np.load(candidate / kept)), (candidate / repository.MODEL).read_bytes()
     try:
         if spec.quantized:

@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from serving import repository as repo
+from serving import tensorrt
 from training import operators
 
 GRAPHS = sorted(repo.REPOSITORY.glob(f"*/*/{repo.MODEL}"))
@@ -18,8 +19,9 @@ GRAPHS = sorted(repo.REPOSITORY.glob(f"*/*/{repo.MODEL}"))
 
 @pytest.mark.parametrize("path", GRAPHS, ids=lambda path: "-".join(path.parts[-3:-1]))
 def test_every_committed_graph_is_within_the_table(path: Path) -> None:
-    """Operators, types, attributes, opset and edges; the type of every tensor is known, so that none goes unseen."""
-    model = onnx.load(path)
+    """As TensorRT is given it: operators, types, attributes, opset and edges; each tensor's type is known, so that none
+    goes unseen."""
+    model = tensorrt.in_floats(onnx.load(path))
     assert operators.reasons(model) == []
     types = operators.tensor_types(model)
     unknown = [name for node in model.graph.node for name in node.output if not types.get(name)]

@@ -124,3 +124,9 @@ def test_gate_compares_the_floats_with_the_eager_model(
     other = golden | {"probabilities": np.roll(golden["probabilities"], 1, 1)}
     np.savez(tmp_path / export.FLOAT_GOLDEN, **other)
     assert "probabilities differs from the eager model" in export.parity_reasons(tmp_path, strict)[0]
+
+
+def test_candidate_of_before_is_refused_in_words(graphs: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / repository.MODEL).write_bytes(graphs[0].read_bytes())
+    (reason,) = export.parity_reasons(tmp_path, SPEC)
+    assert reason.startswith("no floats.npz beside model.onnx")
