@@ -183,6 +183,11 @@ def _tensor(name: str, array: Array) -> triton.InferInput:
     return tensor
 
 
+def rounding(dtype: np.dtype[Any]) -> float:
+    """The difference that rounding explains, in the unit of an output of this type."""
+    return LEVELS_ATOL if dtype.kind in "iu" else NUMBERS_ATOL
+
+
 def _difference(
     where: str,
     name: str,
@@ -196,7 +201,7 @@ def _difference(
         got = "nothing" if answer is None else f"{answer.dtype} {answer.shape}"
         raise Disagreement(f"{where}: {name} is {got}; {source} has {expected.dtype} {expected.shape}")
     if atol is None:
-        atol = rounded * (LEVELS_ATOL if expected.dtype.kind in "iu" else NUMBERS_ATOL)
+        atol = rounded * rounding(expected.dtype)
     largest = float(np.abs(answer.astype(np.float64) - expected.astype(np.float64)).max())
     if not largest <= atol:  # NaN disagrees, too
         raise Disagreement(f"{where}: {name} differs from {source} by up to {largest:g}, allowed {atol:g}")

@@ -214,16 +214,15 @@ def published_by(run: Path, model: str, into: Path) -> int | None:
 def parity_reasons(candidate: Path, spec: ModelSpec) -> list[str]:
     """What ONNX Runtime answers on the golden batch, whole and one by one, against the eager model.
 
-    A quantized graph is asked without its rounding. The tensors inside a model have no common unit: there golden_atol
-    is a share of the largest number of each.
+    A quantized graph is asked without its rounding, which golden_atol is for, and must agree as closely as floats do.
+    The tensors inside a model have no common unit: there golden_atol is a share of the largest number of each.
     """
     kept = GRAPH_GOLDEN if spec.graph else FLOAT_GOLDEN if spec.quantized else repository.GOLDEN
     if not (candidate / kept).is_file():
-        return [
-            f"no {kept} beside model.onnx, which is of an older version of this project; `training.run` makes it anew"
-        ]
-    golden, graph = dict(np.load(candidate / kept)), (candidate / repository.MODEL).read_bytes()
+        return [f"no {kept} beside model.onnx: an older version of this project made it; `training.run` makes both"]
+    golden = dict(np.load(candidate / kept))
     try:
+        graph = (candidate / repository.MODEL).read_bytes()
         if spec.quantized:
             graph = tensorrt.in_floats(onnx.load_from_string(graph)).SerializeToString()
         session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
@@ -241,7 +240,8 @@ def parity_reasons(candidate: Path, spec: ModelSpec) -> list[str]:
                 )
                 continue
             worst = float(np.abs(answer.astype(np.float64) - truth).max())
-            allowed = spec.golden_atol * (float(np.abs(truth).max()) if spec.graph else 1)
+            allowed = verify.rounding(truth.dtype) if spec.quantized else spec.golden_atol
+            allowed *= float(np.abs(truth).max()) if spec.graph else 1
             if not worst <= allowed:
                 reasons.append(f"{tensor.name} differs from the eager model by {worst:.3g}, more than {allowed:.3g}")
     return reasons
@@ -249,7 +249,10 @@ def parity_reasons(candidate: Path, spec: ModelSpec) -> list[str]:
 
 def graph_reasons(path: Path, spec: ModelSpec) -> list[str]:
     """What only the cluster would refuse: a fixed batch, a name or type other than config.pbtxt's, an operator."""
-    model = onnx.load(path)
+    try:
+        model = onnx.load(path)
+    except Exception as error:  # onnx has no base class for its errors
+        return [f"{path.name} is no graph ({' '.join(str(error).split())})"]
     graph, reasons = model.graph, []
     for values, tensors in ((graph.input, spec.core.inputs), (graph.output, spec.core.outputs)):
         if (have := sorted(v.name for v in values)) != (want := sorted(t.name for t in tensors)):

@@ -20,14 +20,15 @@ import onnx
 
 from serving.repository import MODEL, REPOSITORY
 from serving.tensorrt import in_floats
+from tests.load import tables
 from tests.load.questions import folder, graph
 from training.catalog import spec
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--rounds", type=tables.positive(int), default=20)
+    parser.add_argument("--batch", type=tables.positive(int), nargs="+", default=[1, 8])
     asked = parser.parse_args()
     model, served = spec("classifier"), folder(REPOSITORY, "classifier") / MODEL
     told: dict[str, object] = {"bench": "quantized", "model": model.name, "cores": os.cpu_count()}

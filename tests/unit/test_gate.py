@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +170,17 @@ def test_refused_candidate_stays_with_every_reason(candidate: Path, tmp_path: Pa
         export.publish("wgan", candidate, tmp_path / "repository")
     reasons = (candidate / "refused.txt").read_text().splitlines()
     assert len(reasons) >= 3  # does not load, operator, metrics
+    assert repository.versions(tmp_path / "repository", "wgan") == []
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"cut"), Path.unlink], ids=["cut short", "missing"])
+def test_candidate_without_a_graph_is_refused(
+    damage: Callable[[Path], object], candidate: Path, tmp_path: Path
+) -> None:
+    """With a reason, like any other."""
+    damage(candidate / repository.MODEL)
+    with pytest.raises(Refused, match=r"model\.onnx is no graph"):
+        export.publish("wgan", candidate, tmp_path / "repository")
     assert repository.versions(tmp_path / "repository", "wgan") == []
 
 

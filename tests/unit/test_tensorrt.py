@@ -330,6 +330,18 @@ def test_half_precision_agrees_with_the_golden_batch(model: str) -> None:
     assert 0 < worst <= spec.gpu_atol
 
 
+def test_halves_of_a_quantized_graph_agree_with_its_floats() -> None:
+    """What 16 bits alone move: `gpu_atol` has to allow for the integers of the golden batch, too, and would hide it."""
+    version = repo.REPOSITORY / "classifier" / str(repo.newest(repo.REPOSITORY, "classifier"))
+    images = np.load(version / repo.GOLDEN)["image"]
+    floats, halves = (tensorrt.in_floats(onnx.load(version / repo.MODEL)) for _ in range(2))
+    answers = [
+        onnxruntime.InferenceSession(graph.SerializeToString()).run(None, {"image": images})[0]
+        for graph in (floats, rounded(halves))
+    ]
+    assert 0 < np.abs(answers[0] - answers[1]).max() <= 2e-3
+
+
 def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same graph, with what each operator takes and gives cast to 16 bits and back.
 
