@@ -8,14 +8,12 @@ from __future__ import annotations
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from serving import plans
-from serving.repository import CONFIG
+from serving import configs, plans
+from serving.configs import NAME as CONFIG
 from serving.spec import ANY, Batching, Ensemble, ModelSpec, Served, Step, Tensor
 
 LABELS = "labels.txt"
 MAX_PIXELS, MAX_STREAMS, GPU_ATOL = plans.MAX_PIXELS, "max_streams", "gpu_atol"
-VERSIONS_SERVED = 2
-"""The newest version and the one before it, so that a client pinned to N-1 is answered at once."""
 NEWEST = -1
 KEPT = "1/.gitkeep"
 """Triton loads no ensemble without the folder of a version, empty as it is, and Git keeps no empty one."""
@@ -69,7 +67,7 @@ def _step(step: Step) -> pb.ModelEnsembling.Step:
 def _running(spec: ModelSpec) -> pb.ModelConfig:
     return pb.ModelConfig(
         backend=spec.backend,
-        version_policy=pb.ModelVersionPolicy(latest=pb.ModelVersionPolicy.Latest(num_versions=VERSIONS_SERVED)),
+        version_policy=pb.ModelVersionPolicy(latest=pb.ModelVersionPolicy.Latest(num_versions=configs.VERSIONS_SERVED)),
         # KIND_AUTO: on GPUs where there are some, on the CPU elsewhere. One folder serves both places.
         instance_group=[pb.ModelInstanceGroup(kind=pb.ModelInstanceGroup.KIND_AUTO, count=spec.instances)],
         dynamic_batching=_batching(spec.batching) if spec.batching else None,

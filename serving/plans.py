@@ -9,7 +9,6 @@ has none.
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,9 @@ from typing import Any
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
+
+from serving import configs
+from serving.files import replace
 
 NAME = "tensorrt"
 """For --model-config-name."""
@@ -49,7 +51,7 @@ def target(repository: Path) -> Target | None:
 
 def set_target(repository: Path, wanted: Target) -> None:
     """For the Triton that is to serve: from now on no other plans are good."""
-    _write(repository / TARGET, json.dumps(asdict(wanted)) + "\n")
+    replace(repository / TARGET, json.dumps(asdict(wanted)) + "\n")
 
 
 # --- plans
@@ -70,7 +72,7 @@ def is_good(version: Path, wanted: Target, config: pb.ModelConfig) -> bool:
 
 def record(version: Path, wanted: Target, config: pb.ModelConfig) -> None:
     """Says of a plan that has just been put there what it was built for."""
-    _write(version / RECORD, json.dumps(_record(version, wanted, config), indent=2) + "\n")
+    replace(version / RECORD, json.dumps(_record(version, wanted, config), indent=2) + "\n")
 
 
 def forget(version: Path) -> None:
@@ -104,7 +106,7 @@ def settle(folder: Path, *, coming: Iterable[Path] = (), going: int = 0) -> bool
     Called before a change, `coming` are folders of versions to be, and `going` is how many will be withdrawn: what is
     told then holds before and after. Returns whether plans are served. Where no GPU has served, it changes nothing.
     """
-    wanted, config = target(folder.parent), configured(folder)
+    wanted, config = target(folder.parent), configs.read(folder)
     if wanted is None:
         return False
     served = in_service(folder, config, going) + list(coming)
@@ -117,14 +119,6 @@ def in_service(folder: Path, config: pb.ModelConfig, more: int = 0) -> list[Path
     """Folders of the versions that Triton loads, oldest first, and of as many `more` before them."""
     numbers = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
     return [folder / str(number) for number in numbers[-(config.version_policy.latest.num_versions or 1) - more :]]
-
-
-def configured(folder: Path) -> pb.ModelConfig:
-    """What config.pbtxt says; nothing if it cannot be read."""
-    try:
-        return text_format.Parse((folder / "config.pbtxt").read_text(encoding="utf-8"), pb.ModelConfig())
-    except (OSError, ValueError, text_format.ParseError):
-        return pb.ModelConfig()
 
 
 def render(config: pb.ModelConfig) -> str:
@@ -145,7 +139,7 @@ def _tell(path: Path, text: str | None) -> None:
         path.unlink(missing_ok=True)
     elif not path.is_file() or path.read_text(encoding="utf-8") != text:
         path.parent.mkdir(exist_ok=True)
-        _write(path, text)
+        replace(path, text)
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -153,12 +147,3 @@ def _read(path: Path) -> Mapping[str, Any]:
     if not isinstance(said, dict):
         raise ValueError(f"{path}: not an object")
     return said
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ A hand-over has two halves. First each replica tries the version out, under a na
 its golden batch. When all of them agree, each loads it, one after the other, and is verified again. Requests go on all
 the while: Triton answers with the version before until the new one is ready, and ends what it has begun. The version
 before stays loaded; a request that names it is answered for one more hand-over, and one that names an older one is not.
+A version whose inputs have other members, such as a new style, is served alone.
 
 A replica that refuses or disagrees, though it does well with the version before, condemns the version: it is withdrawn
 in the repository and, where it was loaded, taken back. One that is gone from --servers meanwhile is passed over; a

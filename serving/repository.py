@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import hashlib
 import json
-import os
 import secrets
 import shlex
 import shutil
@@ -25,14 +24,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from serving import cli, plans
+from serving import cli, configs, files, plans
 from serving.errors import RepositoryError
 
 REPOSITORY = Path(__file__).parent / "model_repository"
-MODEL, CARD, GOLDEN, CONFIG = "model.onnx", "card.json", "golden.npz", "config.pbtxt"
+MODEL, CARD, GOLDEN, CONFIG = "model.onnx", "card.json", "golden.npz", configs.NAME
 FILES = (MODEL, CARD, GOLDEN)
 # tritonserver passes over folders whose name is no number.
 STAGING = ".incoming-"
@@ -108,11 +106,8 @@ def newest(repository: Path, model: str) -> int:
 
 
 def config(repository: Path, model: str) -> pb.ModelConfig:
-    """What config.pbtxt says; nothing if it cannot be read, as tritonserver says better why."""
-    try:
-        return text_format.Parse((repository / model / CONFIG).read_text(encoding="utf-8"), pb.ModelConfig())
-    except (OSError, ValueError, text_format.ParseError):
-        return pb.ModelConfig()
+    """What its config.pbtxt says; see configs.read."""
+    return configs.read(repository / model)
 
 
 def steps(repository: Path, model: str) -> list[str]:
@@ -134,8 +129,8 @@ def publish(candidate: Path, repository: Path, model: str, *, beside: Mapping[st
     """Adds `candidate` (a folder with model.onnx, card.json, golden.npz) as the next version; returns that.
 
     A reader sees the whole version or none of it, whatever happens meanwhile; no number is used twice. A candidate's
-    TensorRT plan comes along. `beside` are the texts of files beside the versions, pbtxt.files(spec). Raises
-    RepositoryError, having changed nothing.
+    TensorRT plan comes along. `beside` are the texts of files beside the versions, pbtxt.files(spec); config.pbtxt
+    follows the newest version's members, see configs.fitted. Raises RepositoryError, having changed nothing.
     """
     check(candidate, model)
     folder = repository / model
@@ -144,12 +139,15 @@ def publish(candidate: Path, repository: Path, model: str, *, beside: Mapping[st
         with _staged(candidate, folder, [*FILES, *plans.files(candidate)]) as staged, _locked(folder):
             number = max(_numbers_used(folder), default=0) + 1
             _number(staged, number)
-            _sync(staged)
+            files.sync(staged)
             for name, text in beside.items():
-                _replace(folder / name, text)
-            plans.settle(folder, coming=[staged])
-            staged.rename(folder / str(number))
-            _sync(folder)
+                if name != CONFIG:
+                    files.replace(folder / name, text)
+            present = [folder / str(each) for each in versions(repository, model)]
+            with _configured(folder, [*present, staged], beside.get(CONFIG)):
+                plans.settle(folder, coming=[staged])
+                staged.rename(folder / str(number))
+                files.sync(folder)
             plans.settle(folder)
     return number
 
@@ -175,11 +173,44 @@ def withdraw(repository: Path, model: str) -> int:
     if len(present) < 2:
         raise RepositoryError(f"{folder}: versions {present}; rolling back would leave nothing to serve")
     with _clear_errors(f"rolling back {model} in {repository}"):
-        plans.settle(folder, going=1)
-        (folder / str(present[-1])).rename(withdrawn(repository, model, present[-1]))
-        _sync(folder)
+        with _configured(folder, [folder / str(each) for each in present[:-1]]):
+            plans.settle(folder, going=1)
+            (folder / str(present[-1])).rename(withdrawn(repository, model, present[-1]))
+            files.sync(folder)
         plans.settle(folder)
     return present[-1]
+
+
+@contextlib.contextmanager
+def _configured(folder: Path, coming: Sequence[Path], text: str | None = None) -> Iterator[None]:
+    """Meanwhile the versions in service become `coming`, oldest first. From then on config.pbtxt says `text`, or what
+    it does already, fitted to the newest of them; after an error it is as it was."""
+    path = folder / CONFIG
+    was = path.read_text(encoding="utf-8") if path.is_file() else None
+    if (text := was if text is None else text) is None:
+        yield
+        return
+    *older, newest = map(_members, coming)
+    fitted = configs.fitted(text, newest, older[-1] if older else None)
+    if fitted == was:
+        yield
+        return
+    files.replace(path, fitted if was is None else configs.between(was))
+    try:
+        yield
+    except BaseException:
+        path.unlink() if was is None else files.replace(path, was)
+        raise
+    files.replace(path, fitted)
+
+
+def _members(version: Path) -> configs.Members:
+    """Names of a version's own, such as its styles; none if its card can't be read."""
+    try:
+        members: configs.Members = Card.read(version / CARD).data.get(configs.MEMBERS, {})
+    except RepositoryError:
+        return {}
+    return members
 
 
 @contextlib.contextmanager
@@ -222,9 +253,10 @@ def _seed(source: Path, repository: Path, model: str) -> int | None:
         for path in _beside(source / model):
             target = folder / path.relative_to(source / model)
             target.parent.mkdir(exist_ok=True)
-            _replace(target, path.read_text(encoding="utf-8"))
-        staged.rename(folder / str(version))
-        _sync(folder)
+            files.replace(target, path.read_text(encoding="utf-8"))
+        with _configured(folder, [staged]):
+            staged.rename(folder / str(version))
+            files.sync(folder)
     return version
 
 
@@ -246,7 +278,7 @@ def _beside(folder: Path) -> list[Path]:
 def _make_key(repository: Path) -> None:
     with _locked(repository):
         if not (repository / KEY).exists():
-            _replace(repository / KEY, secrets.token_hex(32), mode=0o640)
+            files.replace(repository / KEY, secrets.token_hex(32), mode=0o640)
 
 
 def control_key(repository: Path) -> str:
@@ -300,7 +332,7 @@ def _staged(candidate: Path, folder: Path, names: Iterable[str]) -> Iterator[Pat
         staged.mkdir()
         for name in names:
             shutil.copyfile(candidate / name, staged / name)
-            _sync(staged / name)
+            files.sync(staged / name)
             if sha256(staged / name) != sha256(candidate / name):
                 raise RepositoryError(f"{staged / name}: the copy differs from {candidate / name}; check the disk")
         yield staged
@@ -329,28 +361,7 @@ def _number(staged: Path, number: int) -> None:
     data = dict(Card.read(staged / CARD).data)
     data["version"] = number
     data["published"] = datetime.now(UTC).isoformat(timespec="seconds")
-    _replace(staged / CARD, json.dumps(data, indent=2) + "\n")
-
-
-def _replace(path: Path, text: str, mode: int = 0o666) -> None:
-    """Writes the whole text or leaves the file as it was."""
-    beside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    try:
-        beside.touch(mode)
-        beside.write_text(text, encoding="utf-8")
-        _sync(beside)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """Returns when the file's or folder's content is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    files.replace(staged / CARD, json.dumps(data, indent=2) + "\n")
 
 
 @contextlib.contextmanager

@@ -118,22 +118,24 @@ def classifier_graph(version: int) -> onnx.ModelProto:
 # --- the style network ---
 
 
-def _manners(version: int) -> tuple[Weights, Weights]:
-    """What each style makes of a level, per channel: a factor of it, and what is added."""
+def _manners(version: int, styles: int) -> tuple[Weights, Weights]:
+    """What each style makes of a level, per channel: a factor of it, and what is added. After three they repeat."""
     factors = np.repeat(np.array([[-1], [0], [0.5]], np.float32), 3, axis=1)
-    return factors, np.array([[255, 255, 255], [200, 10 * version, 30], [100, 100, 100 + version]], np.float32)
+    added = np.array([[255, 255, 255], [200, 10 * version, 30], [100, 100, 100 + version]], np.float32)
+    which = np.arange(styles) % 3
+    return factors[which], added[which]
 
 
 def styled(pictures: Images, weights: Weights, version: int) -> Images:
-    """What version `version` answers to pictures uint8 (N, H, W, 3) and weights (N, 3), without ONNX."""
+    """What version `version` answers to pictures uint8 (N, H, W, 3) and weights (N, styles), without ONNX."""
     shares = weights / weights.sum(1, keepdims=True)
-    factors, added = (np.expand_dims(shares @ each, (1, 2)) for each in _manners(version))
+    factors, added = (np.expand_dims(shares @ each, (1, 2)) for each in _manners(version, weights.shape[1]))
     return np.rint(np.clip(pictures * factors + added, 0, 255)).astype(np.uint8)
 
 
-def style_graph(version: int) -> onnx.ModelProto:
+def style_graph(version: int, styles: int) -> onnx.ModelProto:
     """The same as an ONNX model."""
-    factors, added = _manners(version)
+    factors, added = _manners(version, styles)
     nodes = [
         helper.make_node("ReduceSum", ["style_weights", "last"], ["sums"], keepdims=1),
         helper.make_node("Div", ["style_weights", "sums"], ["shares"]),
@@ -264,9 +266,10 @@ def _drawn(spec: ModelSpec, version: int) -> tuple[onnx.ModelProto, dict[str, np
             pictures = rng.integers(0, 256, (GOLDEN, garments.SIZE, garments.SIZE, 1), np.uint8)
             return classifier_graph(version), {"image": pictures, "probabilities": probabilities(pictures, version)}
         case "style":
-            weights = rng.random((GOLDEN, 3), np.float32)
+            styles = len(spec.inputs[1].members)
+            weights = rng.random((GOLDEN, styles), np.float32)
             painted = styled(photos, weights, version)
-            return style_graph(version), {"content": photos, "style_weights": weights, "image": painted}
+            return style_graph(version, styles), {"content": photos, "style_weights": weights, "image": painted}
         case "upscaler":
             return upscaler_graph(version), {"low_res": photos, "image": upscaled(photos, version)}
         case "colorizer":
@@ -290,6 +293,7 @@ def candidate(folder: Path, version: int = 1, spec: ModelSpec = SPEC) -> Path:
         "options": {"seed": version},
         "corpus": {"name": "none", "sha256": ""},
         "metrics": {"structure": 0.5 + version / 10, "palette": 0.9},
+        "members": {tensor.name: list(tensor.members) for tensor in spec.inputs if tensor.members},
         "commit": "0" * 40,
         "sha256": hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest(),
         "trained_on": "nothing",

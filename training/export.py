@@ -26,7 +26,7 @@ import onnx
 import onnxruntime
 import torch
 
-from serving import pbtxt, plans, repository, tensorrt, verify
+from serving import configs, pbtxt, plans, repository, tensorrt, verify
 from serving.embedded import Embedded
 from serving.errors import RepositoryError, ServingError
 from serving.spec import ModelSpec, Threshold
@@ -40,8 +40,6 @@ GRAPH_GOLDEN = "graph.npz"
 """Beside golden.npz where model.onnx is only part of what is served: its own tensors. It isn't published."""
 FLOAT_GOLDEN = "floats.npz"
 """Beside golden.npz where that is what a quantized graph answers: what the eager model does. It isn't published."""
-MEMBERS = "members"
-"""In a card: names of the elements of an input that are this version's own, such as its styles."""
 ONNX_TYPES = {"FP32": onnx.TensorProto.FLOAT, "UINT8": onnx.TensorProto.UINT8}
 
 
@@ -68,7 +66,7 @@ def export(model: str, checkpoint: Path, run: Path, *, corpus: Corpus) -> Path:
     metrics = recipe.evaluate(judged, corpus, out=run)
     more: dict[str, Any] = {"missed_aims": missed(spec.aims, metrics), "golden_atol": spec.golden_atol}
     if hasattr(recipe, "members"):
-        more[MEMBERS] = recipe.members(net)
+        more[configs.MEMBERS] = recipe.members(net)
     if hasattr(recipe, "backbone"):
         more["backbone"] = recipe.backbone(net)
     _write_card(candidate, repository.MODEL, model, run, metrics, more)
@@ -169,7 +167,7 @@ def add_plan(model: str, candidate: Path, into: Path | None) -> str:
     A plan is of use on the GPU that it was built on, so none is built where `into` is served by another.
     """
     card = json.loads((candidate / repository.CARD).read_text())
-    config = pbtxt.config(catalog.spec(model).with_members(card.get(MEMBERS, {})))
+    config = pbtxt.config(catalog.spec(model).with_members(card.get(configs.MEMBERS, {})))
     served_by = plans.target(into) if into else None
     try:
         by = tensorrt.builder()
@@ -187,7 +185,7 @@ def add_plan(model: str, candidate: Path, into: Path | None) -> str:
 def publish(model: str, candidate: Path, into: Path) -> int:
     """Put a candidate through the gate and into a model repository; return its version. Raises Refused."""
     card = json.loads((candidate / repository.CARD).read_text())
-    spec = catalog.spec(model).with_members(card.get(MEMBERS, {}))
+    spec = catalog.spec(model).with_members(card.get(configs.MEMBERS, {}))
     (candidate / "refused.txt").unlink(missing_ok=True)
     reasons = parity_reasons(candidate, spec) + graph_reasons(candidate / repository.MODEL, spec)
     reasons += metric_reasons(candidate, spec, into)

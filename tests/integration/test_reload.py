@@ -20,6 +20,7 @@ import tritonclient.grpc as triton
 from conftest import need_tritonserver
 from fleet import MODEL, Fleet
 
+from serving import pbtxt
 from serving import repository as repo
 from serving.embedded import Embedded
 from serving.errors import Withdrawn
@@ -112,6 +113,26 @@ def test_an_ensemble_follows_its_steps(tmp_path: Path) -> None:
         repo.rollback(repository, "wgan")
         watch.round()
         assert (alone.serve("wgan"), alone.serve("wgan_x4")) == ([2], [1])
+
+
+def test_a_version_with_a_new_style(tmp_path: Path) -> None:
+    """It is handed over, taken back, and a server that starts in between is ready: the one before is no burden."""
+    need_tritonserver()
+    spec = stand_in.STYLE.with_members({"style_weights": ("negative", "ink-red", "faded", "blueprint")})
+    repository = stand_in.repository(tmp_path / "repository", spec=stand_in.STYLE)
+    with fleet.fleet(repository, 1) as alone:
+        watch = Watch(alone.reloader())
+        candidate = stand_in.candidate(tmp_path / "candidate", 3, spec)
+        repo.publish(candidate, repository, "style", beside=pbtxt.files(spec))
+        watch.round()
+        assert alone.serve("style") == [3]
+        with fleet.fleet(repository, 1) as late:
+            assert late.serve("style") == [3]
+        repo.rollback(repository, "style")
+        watch.round()
+        assert alone.serve("style") == [2]
+        with fleet.fleet(repository, 1) as late:
+            assert late.serve("style") == [2]
 
 
 def test_guarded(classifiers: Path, tmp_path: Path) -> None:

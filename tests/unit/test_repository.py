@@ -18,8 +18,10 @@ import pytest
 import stand_in
 from conftest import mounted
 
+from serving import configs, pbtxt
 from serving import repository as repo
 from serving.errors import RepositoryError
+from serving.spec import ModelSpec
 
 AWAY = 3600.0
 
@@ -200,6 +202,91 @@ def test_rollback(candidate: Path, repository: Path) -> None:
     assert repo.publish(candidate, repository, "wgan") == 3
     repo.withdrawn(repository, "wgan", 2).rename(repository / "wgan" / "2")
     assert repo.versions(repository, "wgan") == [1, 2, 3]
+
+
+# --- versions whose inputs have members of their own: styles
+
+MORE = stand_in.STYLE.with_members({"style_weights": ("negative", "ink-red", "faded", "blueprint")})
+OTHERS = stand_in.STYLE.with_members({"style_weights": ("etching", "ink-red", "faded")})
+
+
+@pytest.fixture
+def styles(tmp_path: Path) -> Path:
+    return stand_in.repository(tmp_path / "repository", spec=stand_in.STYLE)
+
+
+def publish_styles(repository: Path, spec: ModelSpec) -> int:
+    version = repo.newest(repository, "style") + 1
+    candidate = stand_in.candidate(repository.with_name(f"candidate {version}"), version, spec)
+    return repo.publish(candidate, repository, "style", beside=pbtxt.files(spec))
+
+
+def told(repository: Path) -> tuple[str, list[int], int]:
+    """Which styles config.pbtxt names, with how many weights it warms them up, and how many versions it serves."""
+    config = repo.config(repository, "style")
+    warm = [size for warmup in config.model_warmup for size in warmup.inputs["style_weights"].dims]
+    return config.parameters["style_weights"].string_value, warm, config.version_policy.latest.num_versions
+
+
+@pytest.mark.parametrize("spec", [MORE, OTHERS], ids=["one more", "as many others"])
+def test_other_styles_are_served_alone(spec: ModelSpec, styles: Path) -> None:
+    """config.pbtxt names the newest version's styles; one before it with others would be asked by wrong names."""
+    before = (styles / "style" / "config.pbtxt").read_text()
+    names = spec.inputs[1].members
+    assert publish_styles(styles, spec) == 3
+    assert told(styles) == (",".join(names), [len(names)] * 2, 1)
+    assert publish_styles(styles, spec) == 4
+    assert told(styles) == (",".join(names), [len(names)] * 2, 2)
+    for back in (1, 2):
+        repo.rollback(styles, "style")
+        assert told(styles)[2] == back
+    assert (styles / "style" / "config.pbtxt").read_text() == before
+
+
+def test_styles_whose_publication_fails(styles: Path) -> None:
+    """Nothing has changed, as the message says: config.pbtxt names the styles of the version that stays."""
+    (styles / "style" / "3").write_text("in the way")
+    before = content(styles)
+    with pytest.raises(RepositoryError, match="nothing has changed"):
+        publish_styles(styles, MORE)
+    assert content(styles) == before
+
+
+@pytest.mark.parametrize("change", [lambda at: publish_styles(at, MORE), lambda at: repo.rollback(at, "style")])
+def test_styles_whose_publisher_is_killed(
+    change: Callable[[Path], int], styles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Meanwhile config.pbtxt suits any version: a server that starts then serves one, and warms nothing up."""
+    publish_styles(styles, OTHERS)
+    seen = []
+
+    def killed(path: Path, target: Path) -> Path:
+        if path.parent.name == "style" and path.is_dir():
+            seen.append(told(styles))
+        return rename(path, target)
+
+    rename = Path.rename
+    monkeypatch.setattr(Path, "rename", killed)
+    change(styles)
+    assert seen == [("etching,ink-red,faded", [], 1)]
+
+
+def test_a_seeded_volume_has_the_styles_of_its_version(styles: Path, tmp_path: Path) -> None:
+    """The newest version of the source may be damaged, and the one that is copied have other styles."""
+    before = (styles / "style" / "config.pbtxt").read_text()
+    publish_styles(styles, MORE)
+    (styles / "style" / "3" / "golden.npz").unlink()
+    assert repo.seed(styles, tmp_path / "volume") == ["style 2"]
+    assert (tmp_path / "volume" / "style" / "config.pbtxt").read_text() == before
+
+
+@pytest.mark.parametrize("text", ["no configuration", "# mine\nname: 'wgan'  # and mine\n"])
+def test_a_config_that_knows_no_members_stays(text: str, candidate: Path, repository: Path) -> None:
+    """Whoever wrote it by hand finds it as it was."""
+    (repository / "wgan" / configs.NAME).write_text(text)
+    repo.publish(candidate, repository, "wgan")
+    repo.rollback(repository, "wgan")
+    assert (repository / "wgan" / configs.NAME).read_text() == text
 
 
 def test_only_version_stays(repository: Path) -> None:
