@@ -6,8 +6,10 @@ The server comes from the nvidia-pytriton wheel; serving/backends run the models
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import json
 import re
+import secrets
 import sys
 import time
 from collections.abc import Sequence
@@ -26,7 +28,8 @@ REASONS = (  # in tritonserver's log, the most telling first
     r"tritonserver: (unrecognized option .+|option .+ requires an argument)",
 )
 RESTRICTED = "model-repository,shared-memory,trace,logging"
-"""What a control key is asked for: whatever changes the server or reaches into its memory."""
+"""What a control key is asked for: whatever changes the server or reaches into its memory. Who may load models may run
+Python of their own in it."""
 
 
 FREE = Ports(0, 0, 0)
@@ -36,10 +39,10 @@ class Embedded(Local[Ports]):
     """A tritonserver that serves `repository`: `with Embedded(path) as server: connect(server.grpc)`.
 
     `models` names what to load, all by default. `http`, `grpc`, `metrics` are addresses ("127.0.0.1:8001"),
-    open and with every model ready once entered. With a `control_key` only who sends it may load models; `options`
-    are tritonserver's own (--grpc-use-ssl=true); `show_log` copies its log to stderr. Raises ServerError with the
-    server's own reason, PortTaken for a port that was asked for by its number, RepositoryError where there is
-    nothing to serve.
+    open and with every model ready once entered. With a `control_key` only who sends it may load models; without one,
+    only who reaches gRPC on this machine. `options` are tritonserver's own (--grpc-use-ssl=true); `show_log` copies its
+    log to stderr. Raises ServerError with the server's own reason, PortTaken for a port that was asked for by its
+    number, RepositoryError where there is nothing to serve.
     """
 
     program = "tritonserver"
@@ -52,7 +55,7 @@ class Embedded(Local[Ports]):
         host: str = "127.0.0.1",
         ports: Ports = FREE,
         timeout_s: float = START_TIMEOUT_S,
-        control_key: str = "",
+        control_key: str | None = None,
         options: Sequence[str] = (),
         show_log: bool = False,
     ) -> None:
@@ -113,10 +116,13 @@ def _arguments(plan: Embedded, ports: Ports, server_id: str, backends: Path) -> 
 
 
 def _restricted(plan: Embedded) -> list[str]:
-    if not plan.control_key:
-        return []
-    rule = f"{RESTRICTED}:{CONTROL_HEADER}={plan.control_key}"
-    return [f"--grpc-restricted-protocol={rule}", f"--http-restricted-api={rule}"]
+    """HTTP is never left open, as any page in a browser can post to it, nor is gRPC beyond this machine. Where there is
+    no key, nobody has the one that is asked for."""
+    rule = f"{RESTRICTED}:{CONTROL_HEADER}={plan.control_key or secrets.token_hex(32)}"
+    arguments = [f"--http-restricted-api={rule}"]
+    if plan.control_key or not ipaddress.ip_address(plan.host).is_loopback:
+        arguments.append(f"--grpc-restricted-protocol={rule}")
+    return arguments
 
 
 def _readable(reason: str) -> str:
@@ -135,7 +141,10 @@ def _parser() -> cli.Parser:
     parser = cli.Parser(prog="python -m serving.embedded", description="The real tritonserver on this machine.")
     local.add_options(parser, Ports())
     parser.add_argument("--host", default="127.0.0.1", help=f"{EVERY_INTERFACE} listens on every interface")
-    guarded = "load models only for who sends the repository's key, which `serving.repository seed` makes"
+    guarded = (
+        "load models only for who sends the repository's key, which `serving.repository seed` makes and the list of "
+        "processes shows. Without it nobody may over HTTP or from elsewhere, and all may over gRPC on this machine"
+    )
     parser.add_argument("--guarded", action="store_true", help=guarded)
     further = "tritonserver's own options, after --, such as -- --grpc-max-connection-age=10000"
     parser.add_argument("options", nargs="*", type=_option, metavar="OPTION", help=further)
@@ -155,7 +164,7 @@ def _serve(options: argparse.Namespace) -> None:
         models=options.model,
         host=options.host,
         ports=local.asked(options, Ports()),
-        control_key=control_key(options.repository) if options.guarded else "",
+        control_key=control_key(options.repository) if options.guarded else None,
         options=options.options,
         show_log=options.show_log,
     ) as server:

@@ -82,13 +82,13 @@ class Card:
             raise RepositoryError(f"{path}: not a model card ({exc})") from exc
 
 
-def models(repository: Path) -> list[str]:
-    """The folders with a config.pbtxt. Raises RepositoryError if there are none."""
+def models(repository: Path, flag: str = "--repository") -> list[str]:
+    """The folders with a config.pbtxt. Raises RepositoryError, which names the `flag`, if there are none."""
     if not repository.is_dir():
-        raise RepositoryError(f"--repository {repository}: no such folder")
+        raise RepositoryError(f"{flag} {repository}: no such folder")
     found = sorted(path.parent.name for path in repository.glob(f"[!.]*/{CONFIG}"))
     if not found:
-        raise RepositoryError(f"--repository {repository}: no model in it (looked for MODEL/{CONFIG})")
+        raise RepositoryError(f"{flag} {repository}: no model in it (looked for MODEL/{CONFIG})")
     return found
 
 
@@ -283,11 +283,14 @@ def _make_key(repository: Path) -> None:
 
 def control_key(repository: Path) -> str:
     """The key that guards model control of the servers of this repository. Raises RepositoryError if there is none."""
+    path, command = repository / KEY, f"python -m serving.repository --repository {repository} seed"
     try:
-        return (repository / KEY).read_text(encoding="utf-8")
+        key = path.read_text(encoding="utf-8").strip()
     except OSError as exc:
-        command = f"python -m serving.repository --repository {repository} seed"
-        raise RepositoryError(f"{repository / KEY}: {exc.strerror}; `{command}` makes it") from exc
+        raise RepositoryError(f"{path}: {exc.strerror}; `{command}` makes it") from exc
+    if not key:
+        raise RepositoryError(f"{path}: is empty, and would guard nothing; remove it, and `{command}` makes it anew")
+    return key
 
 
 def control_headers(repository: Path) -> dict[str, str]:
@@ -433,6 +436,7 @@ def _rollback(options: argparse.Namespace) -> str:
 
 
 def _seed_volume(options: argparse.Namespace) -> str:
+    models(options.source, "--source")
     found = options.first and any(options.first.glob(f"*/{CONFIG}"))
     added = [
         each for source in [options.first] * bool(found) + [options.source] for each in seed(source, options.repository)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import json
 import select
 import shutil
 import socket
@@ -27,7 +29,6 @@ from serving import repository as repo
 from serving import verify
 from serving.embedded import Embedded
 
-TLS = {"ATELIER_TLS_NAME": "atelier-triton"}
 AGE_S = 0.5
 
 
@@ -82,6 +83,34 @@ def test_no_key_to_guard_with(repository: Path, command: Command) -> None:  # no
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err.count("\n")) == (2, "", 1)
     assert "seed` makes it" in err
+
+
+def test_no_page_in_a_browser_loads_models(repository: Path, tmp_path: Path) -> None:
+    """A page may post text to any address of this machine; a model of its own would be its own Python in the server.
+
+    Without a key, gRPC on this machine, which pages don't speak, loads models as before.
+    """
+    run = tmp_path / "run"
+    code = f"import pathlib; pathlib.Path({str(run)!r}).touch()\nclass TritonPythonModel: pass\n"
+    files = {"file:1/model.py": base64.b64encode(code.encode()).decode()}
+    config = json.dumps({"backend": "python", "max_batch_size": 0})
+    body = json.dumps({"parameters": {"config": config, **files}}).encode()
+    with Embedded(repository) as server, triton.InferenceServerClient(server.grpc) as client:
+        address = f"http://{server.http}/v2/repository/models/own/load"
+        request = urllib.request.Request(address, body, {"Content-Type": "text/plain"})
+        with pytest.raises(urllib.error.HTTPError, match="403"), urllib.request.urlopen(request):
+            pass
+        assert not run.exists()
+        client.load_model("wgan")
+        assert client.is_model_ready("wgan")
+
+
+def test_beyond_this_machine_nobody_loads_models(repository: Path) -> None:
+    """Without a key there is none that a stranger could have."""
+    with Embedded(repository, host="0.0.0.0") as server, triton.InferenceServerClient(server.grpc) as client:
+        with pytest.raises(InferenceServerException, match="restricted"):
+            client.unload_model("wgan")
+        assert client.is_model_ready("wgan")
 
 
 # --- the deep probe ---

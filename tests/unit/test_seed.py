@@ -130,3 +130,19 @@ def test_key(shipped: Path, tmp_path: Path) -> None:
         repo.control_key(shipped)
     repo.seed(shipped, volume)
     assert repo.control_headers(volume) == {"triton-grpc-protocol-atelier-key": repo.control_key(volume)}
+
+
+def test_the_key_is_a_line_of_its_own(shipped: Path, tmp_path: Path) -> None:
+    """One made by hand may end in a newline, as the shell of a pod reads it without; an empty one guards nothing."""
+    (shipped / repo.KEY).write_text("secret\n")
+    assert repo.control_key(shipped) == "secret"
+    (shipped / repo.KEY).write_text("\n")
+    with pytest.raises(RepositoryError, match=r"\.control-key: is empty.*remove it.*seed` makes it"):
+        repo.control_key(shipped)
+
+
+def test_a_source_that_is_not_there(tmp_path: Path) -> None:
+    """It is called by its own flag, and nothing is made."""
+    done = run(tmp_path / "volume", "--source", str(tmp_path / "nowhere"))
+    assert (done.returncode, done.stderr) == (2, f"--source {tmp_path / 'nowhere'}: no such folder\n")
+    assert not (tmp_path / "volume").exists()
