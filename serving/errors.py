@@ -20,7 +20,7 @@ class PortTaken(ServerError):
 
 
 class Unreachable(ServerError):
-    """Nothing answers at a server's address."""
+    """Nothing answers at a server's address, or not in time, or it has too much to do."""
 
 
 class Disagreement(ServingError):

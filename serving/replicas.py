@@ -86,7 +86,7 @@ class Replica:
             try:
                 yield client, headers
             except InferenceServerException as exc:
-                kind = Unreachable if exc.status() in (verify.UNAVAILABLE, verify.TOO_LATE) else ServerError
+                kind = Unreachable if exc.status() in verify.SILENT else ServerError
                 raise kind(f"{self}: {doing}: {' '.join(exc.message().split())}") from exc
 
 

@@ -26,7 +26,6 @@ import tempfile
 import time
 import uuid
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +35,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tritonclient.grpc import model_config_pb2 as pb
 
-from serving import cli, plans
+from serving import cli, plans, verify
 from serving import repository as repo
 from serving.errors import PlanError, RepositoryError
 from serving.plans import Target
@@ -251,9 +250,8 @@ def _sizes(tensor: pb.ModelInput, k: int, config: pb.ModelConfig, golden: Path) 
 
 def _width(name: str, golden: Path) -> int:
     try:
-        with np.load(golden) as arrays:
-            return int(arrays[name].shape[-1])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as exc:
+        return int(verify.read(golden)[name].shape[-1])
+    except (RepositoryError, KeyError, IndexError) as exc:
         raise PlanError(f"{golden.name}: no length of {name} in it ({exc})") from exc
 
 

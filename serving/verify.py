@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import os
 import sys
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
@@ -29,7 +28,16 @@ from serving.pbtxt import GPU_ATOL
 from serving.repository import CARD, GOLDEN, REPOSITORY, Card, config, control_headers, newest, steps
 
 TIMEOUT_S = 60.0
-UNAVAILABLE, TOO_LATE = "StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED"
+NOBODY = "; is a server running there, and is that its gRPC port? `make serve` starts one"
+BUSY = "; it has too much to do; try again later"
+SILENT = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED")
+"""What gRPC says where nothing answers. Triton, too, says UNAVAILABLE, of what it can't do at the moment."""
+HINTS = {  # by Triton 2.51's words or gRPC's, in lower case
+    "exceeds maximum queue size": BUSY,
+    "request timeout expired": BUSY,
+    "failed to connect": NOBODY,
+    "errors resolving": NOBODY,
+}
 LEVELS_ATOL, NUMBERS_ATOL = 1.0, 1e-3
 """Differences allowed unless told otherwise, for each model that rounds: one level of a picture, and what rounding
 leaves of other numbers."""
@@ -68,7 +76,7 @@ def verify(url: str, model: str, version: int, golden: Path, atol: float | None 
     the version's card allows, on a GPU config.pbtxt, or else what rounding explains) or for another shape or dtype,
     ServerError without an answer, RepositoryError for an unreadable golden batch.
     """
-    arrays = _read(golden)
+    arrays = read(golden)
     with _connected(url, f"{model} {version}") as client:
         if atol is None:
             atol = _on_gpu(client, model, str(version)) or _allowed(golden)
@@ -85,7 +93,7 @@ def verify_ensemble(url: str, model: str, version: int, repository: Path, atol: 
     asked = config(repository, model)
     first = asked.ensemble_scheduling.step[0]
     golden = repository / first.model_name / str(newest(repository, first.model_name)) / GOLDEN
-    arrays = _read(golden)
+    arrays = read(golden)
     given = {name: arrays[own][: asked.max_batch_size] for own, name in first.input_map.items() if own in arrays}
     if missing := {tensor.name for tensor in asked.input} - set(given):
         raise RepositoryError(f"{golden}: no array for {', '.join(sorted(missing))}, which {model} takes")
@@ -112,19 +120,22 @@ def _connected(url: str, about: str) -> Iterator[triton.InferenceServerClient]:
         try:
             yield client
         except InferenceServerException as exc:
-            said = f"--url {url}: {about}: {exc.message()}"
-            if exc.status() != UNAVAILABLE:
-                raise ServerError(said) from exc
-            hint = "is a server running there, and is that its gRPC port? `make serve` starts one"
-            raise Unreachable(f"{said}; {hint}") from exc
+            hint = next((hint for words, hint in HINTS.items() if words in exc.message().lower()), "")
+            # An error of a stream has words, and no status.
+            kind = Unreachable if exc.status() in SILENT or hint == BUSY else ServerError
+            raise kind(f"--url {url}: {about}: {exc.message()}{hint}") from exc
 
 
-def _read(golden: Path) -> Arrays:
+def read(golden: Path) -> Arrays:
+    """The arrays of a golden batch by name. Raises RepositoryError for a file that is damaged or something else."""
     try:
         with golden.open("rb") as file, np.load(file) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as exc:
-        raise RepositoryError(f"{golden}: not a golden batch ({exc})") from exc
+            found = dict(arrays)
+        if other := [name for name, array in found.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"{other[0]} is no array")
+    except Exception as exc:  # numpy, zipfile and zlib have no base class for their errors
+        raise RepositoryError(f"{golden}: not a golden batch ({' '.join(str(exc).split())})") from exc
+    return found
 
 
 def _on_gpu(client: triton.InferenceServerClient, model: str, version: str) -> float | None:

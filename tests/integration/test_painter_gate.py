@@ -1,5 +1,6 @@
 """A version of the painter on its way through the gate: a real Triton streams, and its first answer is judged."""
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,12 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import need_tritonserver
+from PIL import Image
 
+from atelier import Client
 from serving import repository
 from serving.embedded import Embedded
-from serving.errors import Disagreement, ServerError
+from serving.errors import Disagreement, ServerError, Unreachable
 from serving.verify import verify
 from training import export, run
+from training.models.painter.spec import SPEC
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +84,18 @@ def test_refused_request_is_one_line(server: Embedded, golden: Path) -> None:
     with pytest.raises(ServerError, match="every: 0 must be 1 to 1000") as error:
         verify(server.grpc, "painter", 1, changed(golden, every=np.array([0], np.int32)))
     assert "\n" not in str(error.value)
+
+
+def test_more_paintings_than_there_is_room_for(server: Embedded, golden: Path) -> None:
+    """A painter that is busy says nothing about its version: a hand-over asks again, and withdraws nothing."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8))
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(Client(server.grpc, patient=True))
+        for _ in range(SPEC.streams):
+            painting = stack.enter_context(client.paint(picture, picture, iterations=1000, every=1, scales=1))
+            assert next(painting).iteration == 0
+        with pytest.raises(Unreachable, match="exceeds maximum queue size; it has too much to do; try again later"):
+            verify(server.grpc, "painter", 1, golden)
 
 
 def test_candidate_that_triton_answers_otherwise_is_refused(candidate: Path, tmp_path: Path) -> None:

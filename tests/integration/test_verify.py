@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fleet
 import numpy as np
 import pytest
 import stand_in
+from conftest import need_tritonserver
 from traces import PATIENCE_S
 
 from serving.embedded import Embedded
-from serving.errors import Disagreement, RepositoryError, ServerError
-from serving.verify import verify
+from serving.errors import Disagreement, RepositoryError, ServerError, Unreachable
+from serving.spec import Batching
+from serving.verify import read, verify
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 NOBODY = "127.0.0.1:1"
@@ -126,9 +133,29 @@ def test_not_served(server: Embedded, golden: Path, model: str, version: int, sa
 
 
 def test_nobody_there(golden: Path) -> None:
-    """An address where nobody listens is named."""
-    with pytest.raises(ServerError, match=f"{NOBODY}.*onnect"):
+    """An address where nobody listens is named, with the command that starts a server."""
+    with pytest.raises(Unreachable, match=f"{NOBODY}.*onnect.*`make serve` starts one"):
         verify(NOBODY, "wgan", 1, golden, atol=1)
+
+
+def test_too_much_to_do(tmp_path: Path, golden: Path) -> None:
+    """A server whose queue is full, or too slow, is said to be there."""
+    need_tritonserver()
+    batching = Batching(max_batch=32, queue_delay_us=60_000_000, queue_size=1, queue_timeout_us=2_000_000)
+    busy = stand_in.repository(tmp_path / "busy", (1,), replace(stand_in.SPEC, batching=batching, instances=1))
+    with Embedded(busy) as server, ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(verify, server.grpc, "wgan", 1, golden) for _ in range(2)]
+        errors = [each.exception() for each in as_completed(asked)]
+    for error, words in zip(errors, ("Exceeds maximum queue size", "Request timeout expired"), strict=True):
+        assert isinstance(error, Unreachable)
+        assert str(error).endswith(f"{words}; it has too much to do; try again later")
+
+
+def test_too_late(server: Embedded, golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is up and does not answer in time is as one that is not there: it may be well again soon."""
+    monkeypatch.setattr("serving.verify.TIMEOUT_S", 1.0)
+    with fleet.frozen(fleet.process(server)), pytest.raises(Unreachable, match=r"wgan 1: Deadline Exceeded$"):
+        verify(server.grpc, "wgan", 1, golden)
 
 
 def test_golden_without_output(server: Embedded, golden: Path) -> None:
@@ -138,12 +165,53 @@ def test_golden_without_output(server: Embedded, golden: Path) -> None:
         verify(server.grpc, "wgan", 1, golden, atol=1)
 
 
-@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04cut"], ids=["empty", "text", "cut short"])
+def one_array() -> bytes:
+    """An .npy file."""
+    file = io.BytesIO()
+    np.save(file, np.zeros(3))
+    return file.getvalue()
+
+
+def one_text() -> bytes:
+    """A zip of a file that is no array."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("image", b"text")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"no archive", id="text"),
+        pytest.param(b"PK\x03\x04cut", id="cut short"),
+        pytest.param(one_array(), id="one array"),
+        pytest.param(one_text(), id="no array in it"),
+    ],
+)
 def test_unreadable_golden(golden: Path, content: bytes) -> None:
     """A golden batch that cannot be read is named."""
     golden.write_bytes(content)
-    with pytest.raises(RepositoryError, match=r"golden.npz: not a golden batch"):
+    with pytest.raises(RepositoryError, match=r"^\S+golden.npz: not a golden batch \(.+\)$"):
         verify(NOBODY, "wgan", 1, golden, atol=1)
+
+
+def test_damaged_golden(golden: Path) -> None:
+    """Whichever byte is wrong, a compressed golden batch is refused, unless that byte says nothing about its arrays."""
+    arrays = {"latent": np.arange(8, dtype=np.float32), "image": np.zeros((2, 3, 3), np.uint8)}
+    np.savez_compressed(golden, **arrays)
+    whole = golden.read_bytes()
+    refused = 0
+    for place in range(len(whole)):
+        golden.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            found = read(golden)
+        except RepositoryError:
+            refused += 1
+        else:
+            assert all(np.array_equal(found[name], array) for name, array in arrays.items() if name in found)
+    assert refused > len(whole) / 2
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -158,8 +226,15 @@ def test_command(server: Embedded) -> None:
     assert re.fullmatch(r"wgan 2 at \S+: agrees, largest difference [01]\n", done.stdout)
 
 
-@pytest.mark.parametrize("version", ["1", "9"], ids=["nobody there", "no such version"])
-def test_command_fails(server: Embedded, version: str) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        pytest.param(("--url", NOBODY), f"--url {NOBODY}: wgan 2: failed to connect", id="nobody there"),
+        pytest.param(("--version", "9"), "wgan/9/golden.npz: not a golden batch", id="no such version"),
+    ],
+)
+def test_command_fails(server: Embedded, arguments: tuple[str, ...], says: str) -> None:
     """What is wrong is one line on stderr, with status 2, so that a probe fails."""
-    done = run("--url", NOBODY, "--repository", str(server.repository), "--version", version)
+    done = run("--url", server.grpc, "--repository", str(server.repository), *arguments)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert says in done.stderr

@@ -207,6 +207,18 @@ def test_one_version_without_a_plan_keeps_its_model_on_onnx(
     assert "SHA-256" in caplog.text
 
 
+def test_a_golden_batch_that_can_not_be_read_is_told(
+    tmp_path: Path, tools: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """How long a vector of free length is stands nowhere else; that version has no plan."""
+    repository = stand_in.repository(tmp_path / "repository", spec=stand_in.STYLE)
+    with (repository / "style" / "2" / repo.GOLDEN).open("wb") as file:
+        np.save(file, np.zeros(3))
+    assert run(repository) == 0
+    assert (planned(repository, "style"), told(repository, "style")) == (["1"], False)
+    assert "style 2: no plan: golden.npz: no length of style_weights in it" in caplog.text
+
+
 def test_a_full_disk_is_told(
     repository: Path, tools: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
