@@ -330,9 +330,8 @@ def run(serve: Callable[[argparse.Namespace], None], options: argparse.Namespace
         serve(options)
     except KeyboardInterrupt:
         return 0
-    except ServingError as exc:
-        print(exc, file=sys.stderr)
-        return cli.BAD_INPUT
+    except (ServingError, OSError) as exc:
+        return cli.failed(exc)
     return 0
 
 

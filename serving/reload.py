@@ -292,10 +292,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        return cli.run(_watch if options.watch else _once, options)
-    except KeyboardInterrupt:
-        return 0
+    status = cli.run(_watch if options.watch else _once, options)
+    return 0 if options.watch and status == cli.INTERRUPTED else status
 
 
 def _parser() -> cli.Parser:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,7 +19,7 @@ import pytest
 import stand_in
 import traces
 import tritonclient.grpc as triton
-from conftest import need_tritonserver
+from conftest import mounted, need_tritonserver
 
 from serving.embedded import FREE, Embedded, Ports
 from serving.errors import PortTaken, RepositoryError, ServerError
@@ -311,6 +312,16 @@ def test_bad_input(command: Command, repository: Path, tmp_path: Path, arguments
     assert (process.returncode, output) == (2, "")
     assert errors.count("\n") == 1
     assert says in errors
+
+
+def test_full_disk(command: Command, repository: Path, tmp_path: Path) -> None:
+    """No room for what a server needs beside it is one line, which names what was to be written, and status 2."""
+    with mounted(tmp_path / "full", "size=1m") as full:
+        process = command("--repository", str(repository), "--free-ports", env=os.environ | {"TMPDIR": str(full)})
+        output, errors = process.communicate(timeout=traces.PATIENCE_S)
+        assert (process.returncode, output, errors.count("\n")) == (2, "", 1), errors
+        assert re.search(rf" -> {full}/\S+: No space left on device$", errors)
+        assert list(full.iterdir()) == []
 
 
 def without_a_version(root: Path) -> Path:

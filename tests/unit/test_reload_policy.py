@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,18 @@ def test_no_repository(tmp_path: Path) -> None:
     done = run("--watch", "--servers", NOBODY, "--repository", str(tmp_path / "absent"))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert f"--repository {tmp_path / 'absent'}: no such folder" in done.stderr
+
+
+def test_ended_before_it_has_handed_over(repository: Path) -> None:
+    """Then it is not as one that has done its work."""
+    command = [sys.executable, "-m", "serving.reload", "wgan", "--servers", NOBODY, "--repository", str(repository)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not (repository / "wgan" / ".lock").exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.terminate()
+        output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output, errors) == (130, "", "")
 
 
 @pytest.mark.parametrize(
