@@ -139,7 +139,11 @@ def build(version: Path, config: pb.ModelConfig, by: Builder, timings: Path, lim
             graph = Path(scratch) / repo.MODEL
             graph.write_bytes(half(version / repo.MODEL))
             shapes = ranges(config, version / repo.GOLDEN)
-            _run(by.command(graph, made, timings, shapes), made, limit_s)
+            measured = Path(scratch) / TIMINGS  # a copy, which no other builder reads half written
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(timings, measured)
+            _run(by.command(graph, made, measured, shapes), made, limit_s)
+            _keep(measured, timings)
         with made.open("rb") as file:
             os.fsync(file.fileno())
         made.replace(version / plans.PLAN)
@@ -157,6 +161,15 @@ def _clear(version: Path) -> None:
     plans.forget(version)
     for path in version.glob(f".{plans.PLAN}-*"):
         path.unlink(missing_ok=True)
+
+
+def _keep(measured: Path, timings: Path) -> None:
+    beside = timings.with_name(f"{timings.name}-{uuid.uuid4().hex}")
+    try:
+        shutil.copyfile(measured, beside)
+        beside.replace(timings)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _run(command: list[str], made: Path, limit_s: float) -> None:
@@ -288,18 +301,18 @@ def _settle(repository: Path, model: str, by: Builder, limit_s: float) -> bool:
 def _ensure(version: Path, config: pb.ModelConfig, by: Builder, timings: Path, limit_s: float) -> None:
     """Another replica that starts beside this one waits here for the plan, and finds it."""
     model = version.parent.name
-    with repo.held(version.parent, version.name):
-        if plans.is_good(version, by.target, config):
-            return
-        began = time.monotonic()
-        try:
+    try:
+        with repo.held(version.parent, version.name):
+            if plans.is_good(version, by.target, config):
+                return
+            began = time.monotonic()
             repo.check(version, model)
             build(version, config, by, timings, limit_s)
-        except (PlanError, RepositoryError) as exc:
-            for reason in str(exc).splitlines():
-                log.error("%s %s: no plan: %s", model, version.name, reason)
-        else:
             log.info("%s %s: plan for %s, %.0f s", model, version.name, by.target, time.monotonic() - began)
+    except (PlanError, RepositoryError) as exc:
+        reasons = str(exc).splitlines() if version.is_dir() else ["withdrawn meanwhile"]
+        for reason in reasons:
+            log.error("%s %s: no plan: %s", model, version.name, reason)
 
 
 def plannable(repository: Path, names: Sequence[str] = ()) -> list[str]:

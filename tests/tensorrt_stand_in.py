@@ -24,7 +24,7 @@ echo '[11/27/2026-10:00:00] [I] === Model Options ==='
 echo '[11/27/2026-10:00:01] [E] [TRT] ModelImporter.cpp:949: In node 3 (GridSample): unsupported' >&2
 echo '[11/27/2026-10:00:01] [E] Failed to parse onnx file' >&2
 exit 1"""
-CRASHES = f"{_ARGUMENTS}echo half > $plan; kill -SEGV $$"
+CRASHES = f"{_ARGUMENTS}echo half > $plan; echo half > $timings; kill -SEGV $$"
 HANGS = "exec sleep 60"
 
 

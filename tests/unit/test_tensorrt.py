@@ -102,6 +102,20 @@ def test_timings_are_kept_for_the_same_gpu_only(repository: Path, tools: Path, m
     assert (repository / tensorrt.TIMINGS).read_text() == "measured\n" * 2
 
 
+def test_a_builder_that_is_killed_leaves_the_timings_whole(
+    tmp_path: Path, tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the builders before, whatever it had written of its own."""
+    repository = stand_in.repository(tmp_path / "repository")
+    run(repository)
+    repo.publish(stand_in.candidate(tmp_path / "third", 3), repository, "wgan")
+    fake.install(tools, monkeypatch, trtexec=fake.CRASHES)
+    run(repository)
+    assert len(fake.orders(tools)) == 3
+    assert (repository / tensorrt.TIMINGS).read_text() == "measured\n" * 2
+    assert list(repository.glob(f"{tensorrt.TIMINGS}*")) == [repository / tensorrt.TIMINGS]
+
+
 def test_versions_out_of_service_lose_plans_that_no_server_can_load(
     tmp_path: Path, tools: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +219,22 @@ def test_one_version_without_a_plan_keeps_its_model_on_onnx(
     assert (planned(repository), told(repository)) == (["2"], False)
     assert "wgan 1: no plan" in caplog.text
     assert "SHA-256" in caplog.text
+
+
+def test_a_version_that_is_withdrawn_meanwhile_is_passed_over(
+    repository: Path, tools: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A plan takes minutes to build, and another version may be gone by then; the others are served by theirs."""
+    build = tensorrt.build
+
+    def slowly(version: Path, *arguments: Any) -> None:
+        build(version, *arguments)
+        assert repo.withdraw(repository, "wgan") == 2
+
+    monkeypatch.setattr(tensorrt, "build", slowly)
+    assert run(repository) == 0
+    assert (planned(repository), told(repository)) == (["1"], True)
+    assert [record.getMessage() for record in caplog.records] == ["wgan 2: no plan: withdrawn meanwhile"]
 
 
 def test_a_golden_batch_that_can_not_be_read_is_told(
