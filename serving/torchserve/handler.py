@@ -31,7 +31,7 @@ class Handler:
         # TorchServe writes three lines about each batch, which its frontend reads and takes apart again.
         logging.getLogger().setLevel(logging.WARNING)
 
-    def handle(self, data: Sequence[dict[str, bytes]], context: Any) -> list[bytes]:
+    def handle(self, data: Sequence[dict[str, Any]], context: Any) -> list[bytes]:
         """A reply to each request, in order. A refusal is words: in gRPC a batch has but one status."""
         requests = [self._request(fields) for fields in data]
         taken = [request for request in requests if not isinstance(request, str)]
@@ -42,7 +42,7 @@ class Handler:
             for request in requests
         ]
 
-    def _request(self, fields: dict[str, bytes]) -> Any:
+    def _request(self, fields: dict[str, Any]) -> Any:
         """The request as Triton would hand it over, or what is wrong with it."""
         try:
             arrays = {tensor["name"]: self._array(tensor, fields) for tensor in self._inputs}
@@ -52,11 +52,13 @@ class Handler:
             return f"batches of different sizes: { {name: len(array) for name, array in arrays.items()} }"
         return pb_utils.InferenceRequest(arrays)
 
-    def _array(self, tensor: dict[str, Any], fields: dict[str, bytes]) -> tensors.Array:
+    def _array(self, tensor: dict[str, Any], fields: dict[str, Any]) -> tensors.Array:
         """Checked as Triton checks it against config.pbtxt. Raises ValueError."""
         name, dims = tensor["name"], [int(side) for side in tensor["dims"]]
         if name not in fields:
             raise ValueError(f"no input {name!r}; this model takes {', '.join(each['name'] for each in self._inputs)}")
+        if not isinstance(fields[name], bytes | bytearray):  # TorchServe decodes JSON and text by itself
+            raise ValueError(f"{name}: not bytes; send it as application/octet-stream")
         try:
             array, taken = tensors.unpacked(fields[name], tensors.DTYPES[tensor["data_type"]], len(dims) + 1)
         except ValueError as exc:

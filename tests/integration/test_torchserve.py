@@ -28,6 +28,7 @@ from tests.load.torchserve_target import TorchServe as Target
 MODELS = ("classifier", "colorizer", "style", "upscaler", "wgan")
 SHORT_QUEUE = 4
 TIMEOUT_S = 60.0
+BYTES = b"application/octet-stream"
 
 Arrays = dict[str, Any]
 Ask = Callable[..., tuple[Arrays, int]]
@@ -54,8 +55,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
 def ask(server: TorchServe) -> Ask:
     """Asks a model, and gives its outputs and how many requests shared their batch."""
 
-    def asked(model: str, arrays: Arrays, token: str = server.token) -> tuple[Arrays, int]:
+    def asked(model: str, arrays: Arrays, token: str = server.token, kind: bytes = BYTES) -> tuple[Arrays, int]:
         path, headers, body = client.question(model, arrays, token)
+        body = body.replace(BYTES, kind)
         status, reply = http_answer(server.http, "POST", path, headers, body)
         if status != HTTPStatus.OK:
             raise NotAnsweredError(status, json.loads(reply)["message"])
@@ -120,6 +122,18 @@ def test_batches(ask: Ask) -> None:
         assert max(pool.map(one, [*rows] * 40)) > 1
 
 
+def assert_refused(server: TorchServe, ask: Ask, model: str, arrays: Arrays, says: str, **options: Any) -> None:
+    """In one line, while who shares its batch is answered and the worker lives."""
+    inputs, right = golden(model)
+    with ThreadPoolExecutor(2) as pool:
+        good, bad = pool.submit(ask, model, inputs), pool.submit(ask, model, arrays, **options)
+        with pytest.raises(client.Refused, match=says) as error:
+            bad.result()
+        agrees(good.result()[0], right)
+    assert "\n" not in str(error.value)
+    assert "died" not in server.log.read_text()
+
+
 @pytest.mark.parametrize(
     ("model", "arrays", "says"),
     [
@@ -140,15 +154,15 @@ def test_batches(ask: Ask) -> None:
     ],
 )
 def test_bad_tensor(server: TorchServe, ask: Ask, model: str, arrays: Arrays, says: str) -> None:
-    """A bad tensor is refused in one line that names it; who shares its batch is answered, and the worker lives."""
-    inputs, right = golden(model)
-    with ThreadPoolExecutor(2) as pool:
-        good, bad = (pool.submit(ask, model, given) for given in (inputs, arrays))
-        with pytest.raises(client.Refused, match=says) as refused:
-            bad.result()
-        agrees(good.result()[0], right)
-    assert "\n" not in str(refused.value)
-    assert "died" not in server.log.read_text()
+    """A bad tensor is refused by its name."""
+    assert_refused(server, ask, model, arrays, says)
+
+
+@pytest.mark.parametrize("kind", [b"application/json", b"text/plain"], ids=["JSON", "text"])
+def test_part_that_is_decoded(server: TorchServe, ask: Ask, kind: bytes) -> None:
+    """TorchServe itself makes a number or a text of such a part; it is refused like any other bad tensor."""
+    five = np.array(b"5")  # no dimensions and one byte
+    assert_refused(server, ask, "classifier", {"image": five}, "image: not bytes; send it as", kind=kind)
 
 
 def test_target(server: TorchServe) -> None:
