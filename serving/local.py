@@ -207,14 +207,24 @@ class Run(Generic[P]):
         return ServerError(f"{self._server.program} ended by itself with status {status}; its log: {self.log}")
 
     def stop(self, *, keep_log: bool = False) -> None:
-        """Ends the server; its log stays if asked for, or if the server had ended by itself."""
+        """Ends the server; its log stays if asked for, or if the server had ended by itself or does not end.
+
+        A second Ctrl-C or SIGTERM waits until it has. Raises ServerError.
+        """
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         keep_log = keep_log or self._keeper.poll() is not None
         assert self._keeper.stdin is not None
-        self._keeper.stdin.close()
-        self._keeper.wait(STOP_TIMEOUT_S)
-        if self._shown.is_alive():
-            self._shown.join()
-        self._remove(keep_log=keep_log)
+        try:
+            self._keeper.stdin.close()
+            self._keeper.wait(STOP_TIMEOUT_S)
+            if self._shown.is_alive():
+                self._shown.join()
+        except subprocess.TimeoutExpired as exc:
+            keep_log = True
+            raise ServerError(f"{self._server.program} does not end in time; its log: {self.log}") from exc
+        finally:
+            self._remove(keep_log=keep_log)
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
     def _remove(self, *, keep_log: bool = False) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,68 @@
+"""How a server is ended, whatever program it is: in order, once, and with nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import fleet
+import pytest
+import traces
+from conftest import need
+
+from serving import local
+from serving.errors import ServerError
+from serving.local import Local, Ports, Run
+
+
+class Sleeper(Local[Ports]):
+    """A server that does nothing."""
+
+    program = "sleeper"
+
+    def command(self, run: Run[Ports]) -> tuple[list[str], dict[str, str]]:
+        return ["bash", "-c", f": {run.id}; echo runs; sleep 1000 & wait"], dict(os.environ)
+
+    def is_ready(self, run: Run[Ports]) -> bool:
+        return run.log.read_text() == "runs\n"
+
+    def failure(self, run: Run[Ports]) -> ServerError | None:
+        return None
+
+
+@pytest.fixture
+def sleeper() -> Iterator[Sleeper]:
+    need(sys.platform == "linux", "process groups and signal masks of Linux")
+    with Sleeper(host="127.0.0.1", ports=Ports(0, 0, 0), timeout_s=traces.PATIENCE_S) as server:
+        yield server
+
+
+def test_a_second_ctrl_c_waits_for_the_end(sleeper: Sleeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes when the server is gone, and its log with it."""
+    name, wait = sleeper.running.id, subprocess.Popen.wait
+
+    def struck(process: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        return wait(process, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", struck)
+    with pytest.raises(KeyboardInterrupt):
+        sleeper.stop()
+    assert (traces.processes(name), traces.files(name), traces.logs(name)) == ([], [], [])
+
+
+def test_a_server_that_does_not_end(sleeper: Sleeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told in one line, with its log, which stays; it can be stopped again."""
+    name = sleeper.running.id
+    monkeypatch.setattr(local, "STOP_TIMEOUT_S", 0.1)
+    with fleet.frozen(*traces.processes(name, "keeper")):
+        with pytest.raises(ServerError, match=r"^sleeper does not end in time; its log: ") as error:
+            sleeper.stop()
+        assert str(error.value).endswith(str(sleeper.log))
+        assert sleeper.log.exists()
+    sleeper.stop()
+    assert (traces.processes(name), traces.files(name), traces.logs(name)) == ([], [], [])
