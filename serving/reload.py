@@ -37,6 +37,7 @@ import prometheus_client
 from serving import cli, replicas
 from serving import repository as repo
 from serving.errors import Refused, RepositoryError, ServerError, ServingError, Unreachable, Withdrawn
+from serving.local import EVERY_INTERFACE
 from serving.replicas import Listed, Replica
 from serving.repository import REPOSITORY
 
@@ -306,6 +307,7 @@ def _parser() -> cli.Parser:
     waits = "how long a replica that is listed may be silent; default %(default)g"
     parser.add_argument("--patience-s", type=float, default=PATIENCE_S, help=waits)
     parser.add_argument("--metrics-port", type=int, default=0, help="with --watch: serve Prometheus there")
+    parser.add_argument("--metrics-host", default="127.0.0.1", help=f"{EVERY_INTERFACE} listens on every interface")
     return parser
 
 
@@ -330,17 +332,17 @@ def _watch(options: argparse.Namespace) -> str:
         raise ServerError(f"--watch: hands over every model; leave out {options.model}")
     watch = Watch(_reloader(options))
     if options.metrics_port:
-        _serve_metrics(options.metrics_port)
+        _serve_metrics(options.metrics_host, options.metrics_port)
     while True:
         watch.round()
         time.sleep(POLL_S)
 
 
-def _serve_metrics(port: int) -> None:
+def _serve_metrics(host: str, port: int) -> None:
     try:
-        prometheus_client.start_http_server(port)
+        prometheus_client.start_http_server(port, host)
     except (OSError, OverflowError) as exc:
-        raise ServerError(f"--metrics-port {port}: {exc}; choose another") from exc
+        raise ServerError(f"--metrics-host {host} --metrics-port {port}: {exc}; choose others") from exc
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -189,6 +190,8 @@ def test_watch(two: Fleet, tmp_path: Path) -> None:
             time.sleep(0.1)
         assert 'atelier_reload_total{model="classifier",outcome="rolled_back"} 1.0' in counted
         assert "atelier_reload_replicas 2.0" in counted
+        with pytest.raises(ConnectionRefusedError):  # one open to other machines would be on 127.0.0.2, too
+            socket.create_connection(("127.0.0.2", port))
     finally:
         watching.send_signal(signal.SIGTERM)
         assert watching.wait(PATIENCE_S) == 0

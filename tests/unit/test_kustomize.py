@@ -26,7 +26,8 @@ from pod_security import pods, violations
 from test_manifests import DEPLOY, FILES, VERSIONS
 from wiring import Manifest, Manifests, of_kind
 
-from serving import embedded, keeper, repository, verify, wheel
+from serving import embedded, keeper, reload, repository, verify, wheel
+from serving.local import EVERY_INTERFACE
 from training import jobs
 
 OVERLAYS = ("triton", "overlays/cpu", "overlays/gpu")
@@ -267,6 +268,14 @@ def test_base_has_its_objects(compose):
         ("NetworkPolicy", "atelier-nothing"), ("NetworkPolicy", "atelier-triton"),
         ("NetworkPolicy", "atelier-reload"), ("NetworkPolicy", "atelier-training"),
     }  # fmt: skip
+
+
+def test_the_reloader_is_reached(compose):
+    """Its probe and Prometheus ask it from outside the pod, where its own default would not hear them."""
+    container = dict(wiring.containers(compose("triton")))["atelier-reload/reload"]
+    options = reload._parser().parse_args(container["args"])
+    assert options.metrics_host == EVERY_INTERFACE
+    assert [port["containerPort"] for port in container["ports"]] == [options.metrics_port]
 
 
 def test_no_token_is_mounted(compose):

@@ -39,6 +39,11 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         pytest.param(
             ["--watch", "--servers", NOBODY, "--metrics-port", "70000"], "--metrics-port 70000", id="metrics port"
         ),
+        pytest.param(
+            ["--watch", "--servers", NOBODY, "--metrics-port", "8", "--metrics-host", "nowhere.invalid"],
+            "--metrics-host nowhere.invalid",
+            id="metrics host",
+        ),
     ],
 )
 def test_bad_input(repository: Path, arguments: list[str], says: str) -> None:
