@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -54,6 +55,7 @@ def test_one_at_a_time():
             for _ in range(50):
                 with turns.turn(worker):
                     inside.append(1)
+                    time.sleep(0)  # lets others run, who would come in
                     most.append(len(inside))
                     inside.pop()
 
