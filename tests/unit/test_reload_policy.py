@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import stand_in
@@ -13,7 +14,7 @@ import stand_in
 from serving import replicas
 from serving import repository as repo
 from serving.errors import ServerError, Unreachable, Withdrawn
-from serving.reload import Reloader, Watch
+from serving.reload import PATIENCE_S, Reloader, Watch
 from serving.replicas import Replica
 
 NOBODY = "127.0.0.1:1"
@@ -116,6 +117,26 @@ def test_the_only_replica_is_lost(repository: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ServerError, match="no replica is there"):
         Reloader(repository, lambda: list(there)).hand_over("wgan")
     assert repo.versions(repository, "wgan") == [1, 2]
+
+
+def test_patience_begins_with_the_first_silence(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that was too late is asked again, though it took longer than a replica may be silent."""
+    now, left = [0.0], [Unreachable("Deadline Exceeded")]
+
+    def too_late_at_first(*_: object) -> float:
+        if left:
+            now[0] += 2 * PATIENCE_S
+            raise left.pop()
+        return 0.0
+
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda _: None)
+    monkeypatch.setattr("serving.reload.time", clock)
+    monkeypatch.setattr(Replica, "serves", lambda replica: {"wgan": 1})
+    monkeypatch.setattr(Replica, "try_out", lambda *_: 0.0)
+    monkeypatch.setattr(Replica, "load", lambda *_: None)
+    monkeypatch.setattr(Replica, "verify", too_late_at_first)
+    assert Reloader(repository, lambda: ["a:1"]).hand_over("wgan") == 2
+    assert left == []
 
 
 def test_trouble_with_the_volume_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
