@@ -60,19 +60,17 @@ class Generator:
 
     def _watched(self, plan: Plan, begin: float) -> Result:
         models = [share.model for share in plan.mix]
-        watch = measure.Watch(plan.target.pids)
         _sleep_until(begin)
         before = measure.statistics(plan.target.statistics, models)
-        watch.start()
-        if not plan.requests:
-            _sleep_until(begin + plan.duration_s)
-        parts: Sequence[Part] = self._received() if plan.requests else ()
-        usage = watch.stop()
+        with measure.Watch(plan.target.pids) as watch:
+            if not plan.requests:
+                _sleep_until(begin + plan.duration_s)
+            parts: Sequence[Part] = self._received() if plan.requests else ()
         after = measure.statistics(plan.target.statistics, models)
         parts = parts or self._received()
         window_s = max(part.ended for part in parts) - begin if plan.requests else plan.duration_s
         counts = {model: after[model].minus(before[model]) for model in after}
-        return Result(plan, parts, window_s, counts, usage)
+        return Result(plan, parts, window_s, counts, watch.usage)
 
     def _await_ready(self) -> None:
         answers = [connection.recv() for connection in self._connections]

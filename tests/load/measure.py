@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 import tritonclient.grpc as triton
@@ -101,23 +101,27 @@ class Usage:
 
 
 class Watch:
-    """Samples the memory of processes in a thread, from `start` to `stop`."""
+    """Samples the memory of processes in a thread for as long as its context lasts, however that ends; `usage` is known
+    then, and None without processes."""
 
     def __init__(self, pids: Sequence[int]) -> None:
         self._pids = pids
         self._ended = threading.Event()
         self._memory: list[tuple[float, int]] = []
         self._thread = threading.Thread(target=self._sample)
+        self.usage: Usage | None = None
 
-    def start(self) -> None:
+    def __enter__(self) -> Self:
         self._began, self._before_s = time.monotonic(), cpu_s(self._pids)
         self._thread.start()
+        return self
 
-    def stop(self) -> Usage | None:
-        used = cpu_s(self._pids) - self._before_s
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
+        used = cpu_s(self._pids) - self._before_s
         self._thread.join()
-        return Usage(used, self._memory) if self._pids else None
+        if self._pids:
+            self.usage = Usage(used, self._memory)
 
     def _sample(self) -> None:
         while self._pids:

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import itertools
 import json
+import os
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -144,9 +146,13 @@ def test_answers_that_are_not_compared_closely_must_have_the_shape(generator: Ge
 
 @pytest.mark.parametrize("load", [Closed(2), Open(100.0)], ids=str)
 def test_a_fault_of_the_generators_own_ends_the_run(generator: Generator, load: Closed | Open) -> None:
-    plan = Plan(target=Malformed(name="malformed"), load=load, mix=MIX, warmup_s=0.0, requests=10)
+    """And the thread that watches the server, for which the program would wait at its end."""
+    before = threading.enumerate()
+    watched = Malformed(name="malformed", pids=(os.getpid(),))
+    plan = Plan(target=watched, load=load, mix=MIX, warmup_s=0.0, requests=10)
     with pytest.raises(RuntimeError, match="AttributeError: 'str' object has no attribute 'shape'"):
         generator.run(plan)
+    assert threading.enumerate() == before
 
 
 def test_a_target_that_cannot_be_opened_is_told_and_the_processes_go_on() -> None:
