@@ -34,7 +34,8 @@ OVERLAYS = ("triton", "overlays/cpu", "overlays/gpu")
 ADDED = ("monitoring", "keda", "s3", "tls")
 SETS = [parts for n in range(len(ADDED) + 1) for parts in itertools.combinations(ADDED, n)]
 EVERYTHING = ("overlays/gpu", "monitoring", "keda", "kueue", "tls", "tls/cert-manager")
-COMPOSITIONS = [*((overlay, *parts) for overlay in OVERLAYS for parts in SETS), EVERYTHING]
+SEVERAL_NODES = ("overlays/gpu", "monitoring", "rwx", "tls")
+COMPOSITIONS = [*((overlay, *parts) for overlay in OVERLAYS for parts in SETS), EVERYTHING, SEVERAL_NODES]
 CUSTOM = (
     cert_manager.Certificate, cert_manager.Issuer, keda.ScaledObject, prometheus.PodMonitor, prometheus.PrometheusRule,
 )  # fmt: skip
@@ -341,6 +342,29 @@ def test_component_s3(compose):
     assert (fetch["name"], seed["command"][-1]) == ("fetch", f"--first={fetch['args'][2]}")
     (models,) = (volume for volume in pod["volumes"] if volume["name"] == "models")
     assert models.keys() == {"name", "emptyDir"}
+    assert_spread(manifests)
+
+
+@pytest.mark.parametrize("parts", [("rwx",), ("rwx", "s3"), ("s3", "rwx")], ids="+".join)
+def test_component_rwx(compose, parts):
+    """A volume that several nodes mount, and replicas on as many as there are; or a bucket, in either order."""
+    manifests = compose("triton", *parts)
+    modes = [claim["spec"]["accessModes"] for claim in of_kind(manifests, "PersistentVolumeClaim")]
+    assert modes == ([] if "s3" in parts else [["ReadWriteMany"]])
+    assert_spread(manifests)
+
+
+def assert_spread(manifests: Manifests) -> None:
+    """Replicas wish to be on different nodes and in different zones, and nothing keeps them together."""
+    assert not any("affinity" in wiring.pod(deployment) for deployment in of_kind(manifests, "Deployment"))
+    spread = {each["topologyKey"] for each in triton(manifests)[0]["topologySpreadConstraints"]}
+    assert spread == {"topology.kubernetes.io/zone", "kubernetes.io/hostname"}
+
+
+def test_a_volume_of_one_node_has_all_its_pods_there(compose):
+    """No wish to be elsewhere is left beside the rule."""
+    assert "topologySpreadConstraints" not in triton(compose("triton"))[0]
+    assert len(of_kind(compose("triton"), "Deployment")) == 2
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -447,6 +471,15 @@ def _triton(manifests: Manifests) -> Manifest:
     return triton(manifests)[1]
 
 
+def _beside(manifests: Manifests) -> list[Manifest]:
+    """What Triton's pods look for before they go to a node: the expressions of the selector."""
+    (term,) = wiring.pod(_DEPLOYMENT(manifests))["affinity"]["podAffinity"][
+        "requiredDuringSchedulingIgnoredDuringExecution"
+    ]
+    expressions: list[Manifest] = term["labelSelector"]["matchExpressions"]
+    return expressions
+
+
 LAPSES: dict[str, tuple[Callable[[Manifests], list[str]], Callable[[Manifests], Any]]] = {
     "service": (wiring.unselected, lambda m: _SERVICE(m)["spec"].update(selector={"app": "triton"})),
     "budget": (wiring.unselected, lambda m: _BUDGET(m)["spec"]["selector"]["matchLabels"].update({"a": "b"})),
@@ -466,6 +499,9 @@ LAPSES: dict[str, tuple[Callable[[Manifests], list[str]], Callable[[Manifests], 
     "limit": (wiring.unbounded, lambda m: _triton(m)["resources"]["limits"].pop("memory")),
     "probe": (wiring.unprobed, lambda m: _triton(m).pop("startupProbe")),
     "liveness": (wiring.unprobed, lambda m: wiring.pod(_RELOAD(m))["containers"][0].pop("livenessProbe")),
+    "elsewhere": (wiring.scattered, lambda m: wiring.pod(_RELOAD(m)).pop("affinity")),
+    "not by itself": (wiring.scattered, lambda m: _beside(m)[0].update(values=["painter", "triton"])),
+    "beside a stranger": (wiring.scattered, lambda m: _beside(m).pop()),
     "replicas": (wiring.scaled_twice, lambda m: _DEPLOYMENT(m)["spec"].update(replicas=2)),
 }  # fmt: skip
 

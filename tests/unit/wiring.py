@@ -68,7 +68,10 @@ def _selected(manifests: Manifests, selector: Manifest) -> Manifests:
 def matches(selector: Manifest, template: Manifest) -> bool:
     labels = template["metadata"]["labels"]
     given = all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
-    return given and all(labels.get(each["key"]) in each["values"] for each in selector.get("matchExpressions", []))
+    return given and all(
+        (labels.get(each["key"]) in each["values"]) == (each["operator"] == "In")
+        for each in selector.get("matchExpressions", [])
+    )
 
 
 def unselective(manifests: Manifests) -> list[str]:
@@ -206,6 +209,33 @@ def scaled_twice(manifests: Manifests) -> list[str]:
     return [f"{name} is scaled twice" for name in {*targets, *fixed} if (targets + fixed).count(name) > 1]
 
 
+def scattered(manifests: Manifests) -> list[str]:
+    """Deployments that mount a claim which one node at a time can mount, and don't look for those who mount it, for all
+    of them, themselves included (the first pod finds no other), and for nobody else."""
+    found = []
+    for claim in of_kind(manifests, "PersistentVolumeClaim"):
+        name = claim["metadata"]["name"]
+        mounting = [
+            each for each in of_kind(manifests, *WORKLOADS) if ("PersistentVolumeClaim", name) in _named_by_pod(each)
+        ]
+        for deployment in of_kind(mounting, "Deployment") if "ReadWriteOnce" in claim["spec"]["accessModes"] else []:
+            sought = [_selected(manifests, selector) for selector in _nearby(deployment)]
+            if sought != [mounting]:
+                found.append(f"Deployment {deployment['metadata']['name']}: not on the node of {name}")
+    return found
+
+
+def _nearby(manifest: Manifest) -> list[Manifest]:
+    """Selectors of the pods beside which, on one node, its own must be."""
+    terms = (
+        pod(manifest)
+        .get("affinity", {})
+        .get("podAffinity", {})
+        .get("requiredDuringSchedulingIgnoredDuringExecution", [])
+    )
+    return [term["labelSelector"] for term in terms if term["topologyKey"] == "kubernetes.io/hostname"]
+
+
 CHECKS: tuple[Callable[[Manifests], list[str]], ...] = (
-    unselected, unselective, unknown_ports, missing, unmounted, unbounded, unprobed, scaled_twice,
+    unselected, unselective, unknown_ports, missing, unmounted, unbounded, unprobed, scaled_twice, scattered,
 )  # fmt: skip
