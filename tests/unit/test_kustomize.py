@@ -329,7 +329,24 @@ def test_component_keda(compose):
     """KEDA's autoscaler stands in the place of ours."""
     manifests = compose("triton", "keda")
     assert not of_kind(manifests, "HorizontalPodAutoscaler")
-    assert of_kind(manifests, "ScaledObject")
+    (scaled,) = of_kind(manifests, "ScaledObject")
+    (version,) = re.findall(r"KEDA \((\d+)\.(\d+) or newer\)", (DEPLOY / "README.md").read_text())
+    values = any(trigger.get("metricType") == "Value" for trigger in scaled["spec"]["triggers"])
+    assert not (values and "fallback" in scaled["spec"]) or tuple(map(int, version)) >= (2, 18), "older ones refuse it"
+
+
+def test_component_keda_has_the_bounds_of_ours(compose, tmp_path):
+    """The base's as it comes; those of the GPUs' by the patch that its kustomization shows."""
+    _, shown = (DEPLOY / "components" / "keda" / "kustomization.yaml").read_text().split("in your overlay:\n")
+    patch = "".join(line.removeprefix("#   ") + "\n" for line in shown.splitlines() if line.startswith("#   "))
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    mine = tmp_path / "deploy" / "overlays" / "mine"
+    mine.mkdir()
+    (mine / "kustomization.yaml").write_text(f"resources: [../gpu]\ncomponents: [../../components/keda]\n{patch}")
+    for overlay, manifests in (("triton", compose("triton", "keda")), ("overlays/gpu", rendered(mine))):
+        (ours,), (theirs,) = of_kind(compose(overlay), "HorizontalPodAutoscaler"), of_kind(manifests, "ScaledObject")
+        bounds = theirs["spec"]["minReplicaCount"], theirs["spec"]["maxReplicaCount"]
+        assert bounds == (ours["spec"]["minReplicas"], ours["spec"]["maxReplicas"])
 
 
 def test_component_s3(compose):
@@ -374,7 +391,9 @@ def test_component_tls(compose, overlay):
     _, container = triton(manifests)
     files = ["--grpc-server-cert=/tls/tls.crt", "--grpc-server-key=/tls/tls.key"]
     assert container["args"][-3:] == ["--grpc-use-ssl=true", *files]
-    assert {p["name"] for s in of_kind(manifests, "Service") for p in s["spec"]["ports"]} == {"grpc"}
+    ports = [port for service in of_kind(manifests, "Service") for port in service["spec"]["ports"]]
+    assert {port["name"] for port in ports} == {"grpc"}
+    assert not any("appProtocol" in port for port in ports), "h2c is HTTP/2 in clear"
     policy = named(manifests, "NetworkPolicy", "atelier-triton")
     assert [port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]] == ["grpc", "metrics"]
     for where in ("atelier-triton/triton", "atelier-reload/reload"):
