@@ -35,7 +35,7 @@ SPARE = 0.7
 """How much of its capacity a replica is given; deploy/README.md has the formula."""
 TARGETS = (10, 100, 1000)
 CAPACITY_HEAD = (
-    "model", "requests/s of a replica", f"p50, p99 at {MOST:.0%} of that, ms",
+    "model", "most requests/s of a replica", f"p50, p99 at {MOST:.0%} of that, ms",
     *(f"replicas for {target}/s" for target in TARGETS),
 )  # fmt: skip
 

@@ -440,6 +440,26 @@ def test_the_overlay_in_the_readme(tmp_path):
     assert triton(manifests)[1]["image"].startswith("registry.example/atelier-serving:")
 
 
+def test_the_image_that_kind_is_given_in_the_readme(compose):
+    """It is loaded under the name that a node looks for when a manifest names no registry."""
+    (walkthrough,) = re.findall(r"```\n(kind create cluster.*?)```", (DEPLOY / "README.md").read_text(), re.DOTALL)
+    image = triton(compose("overlays/cpu"))[1]["image"]
+    meant = f"docker.io/library/{image}"
+    assert f"podman tag {image} {meant}\n" in walkthrough
+    assert f"podman save {meant} -o serving.tar && kind load image-archive serving.tar\n" in walkthrough
+
+
+def test_the_pod_in_the_readme():
+    """The pod that copies pictures onto the volume is one that the namespace admits: restricted, and within a quota."""
+    (overrides,) = re.findall(r"kubectl run fill .* --overrides '(.*?)'", (DEPLOY / "README.md").read_text(), re.DOTALL)
+    spec = json.loads(overrides)["spec"]
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "fill"}, "spec": spec}
+    kubernetes_validate.validate(pod, VERSIONS[-1], strict=True)
+    assert violations(spec) == []
+    (container,) = spec["containers"]
+    assert all(container["resources"][kind].keys() == {"cpu", "memory"} for kind in ("requests", "limits"))
+
+
 def test_the_queue_in_the_readme():
     """The line that puts a Job into its queue does."""
     (line,) = re.findall(r"`(sed '.*) \| kubectl apply -f -`", (DEPLOY / "README.md").read_text())
