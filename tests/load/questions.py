@@ -6,6 +6,7 @@ size, pictures are drawn at the size of the benchmarks, and ONNX Runtime in proc
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,10 +120,17 @@ def drawn(model: ModelSpec, count: int, side: int) -> tuple[np.ndarray, ...]:
 
 
 def in_process(repository: Path, model: ModelSpec) -> Callable[[Arrays], dict[str, Array]]:
-    """The newest version's graph, without a server."""
+    """The newest version's graph, without a server. Of calls from many threads as many run at once as the server has
+    instances, and the others wait: more would only take the cores from each other, which a ceiling must not."""
     session = graph(folder(repository, model.name) / MODEL, model)
     outputs = [tensor.name for tensor in model.outputs]
-    return lambda given: dict(zip(outputs, session.run(outputs, dict(given)), strict=True))
+    free = threading.Semaphore(model.instances)
+
+    def run(given: Arrays) -> dict[str, Array]:
+        with free:
+            return dict(zip(outputs, session.run(outputs, dict(given)), strict=True))
+
+    return run
 
 
 def ensemble(repository: Path, made_of: Ensemble) -> Callable[[Arrays], dict[str, Array]]:

@@ -296,7 +296,8 @@ def _tensor(client: ModuleType, name: str, array: Array) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class InProcess(Threaded):
-    """The graphs of `repository` in the generator itself, with the threads of each spec; N callers are N threads."""
+    """The graphs of `repository` in the generator itself, with the threads of each spec. N callers are N threads, of
+    which as many compute at once as the spec has instances."""
 
     repository: Path
 

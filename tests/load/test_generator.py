@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,14 +20,16 @@ import numpy as np
 import pytest
 
 from serving.errors import ServerError
+from serving.repository import REPOSITORY
+from serving.spec import Ensemble
 from tests.load import __main__ as command
-from tests.load import knee, measure, page, plots, side_by_side, tables, tune
+from tests.load import knee, measure, page, plots, questions, side_by_side, tables, tune
 from tests.load.generator import Generator
 from tests.load.loop import Load, Part, Tally
 from tests.load.plan import Closed, Open, Plan, Share
 from tests.load.questions import Question
 from tests.load.result import Result
-from tests.load.targets import Arrays, Ask, Awaited, Failed, Run, Threaded, asking
+from tests.load.targets import Arrays, Ask, Awaited, Failed, InProcess, Run, Threaded, asking
 
 RIGHT = {"number": np.ones((1, 1), np.float32)}
 QUESTION = Question(model="stand-in", inputs=RIGHT, outputs=RIGHT, atol=0.1)
@@ -184,6 +187,40 @@ def test_arrivals_are_drawn_by_the_seed_and_shared_by_processes() -> None:
     waits = together - due(1, 0)
     assert set(together % 0.25) == {0.0}
     assert 0 <= waits.min() < waits.max() < 0.25
+
+
+class Slow:
+    """A session that notes how many of its runs there are at once."""
+
+    def __init__(self) -> None:
+        self._lock, self._now, self.most, self.runs = threading.Lock(), 0, 0, 0
+
+    def run(self, outputs: list[str], given: Arrays) -> list[np.ndarray]:
+        with self._lock:
+            self._now, self.runs = self._now + 1, self.runs + 1
+            self.most = max(self.most, self._now)
+        time.sleep(0.01)
+        with self._lock:
+            self._now -= 1
+        return [np.zeros(1)] * len(outputs)
+
+
+@pytest.mark.parametrize("model", ["classifier", "wgan_x4"])
+def test_in_process_computes_as_many_at_once_as_the_server(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many threads call, each step of an ensemble included; and all of them are answered."""
+    sessions: dict[str, Slow] = {}
+    monkeypatch.setattr(questions, "graph", lambda path, spec: sessions.setdefault(spec.name, Slow()))
+    asked = questions.served(model)
+    inputs = asked.steps[0].inputs.values() if isinstance(asked, Ensemble) else [t.name for t in asked.inputs]
+    question = Question(model=model, inputs=dict.fromkeys(inputs, np.zeros(1)), outputs={}, atol=0)
+    with InProcess(name="in process", repository=REPOSITORY).opened([question]) as (call,):
+        threads = [threading.Thread(target=call) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert {session.runs for session in sessions.values()} == {len(threads)}
+    assert all(session.most <= questions.served(name).instances for name, session in sessions.items())
 
 
 def part(delay_us: int = 10, busy: float = 0.1, late: int = 0, latency_us: int = 10_000, asked: int = 100) -> Part:
