@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from serving import cli
-from serving.errors import RepositoryError, ServingError
+from serving.errors import ServingError
 from serving.repository import REPOSITORY, models
 from tests.load import knee, page, perf_analyzer, plots, servers, side_by_side, tables
 from tests.load.generator import Generator
@@ -34,10 +34,15 @@ from tests.load.targets import Target
 
 OUT = Path("out/load")
 WIDTHS = (16, 11, 10, 8, 7, *[7] * 5, 7, 1)
+WARMUP_S = 1.0
 AGREE_CALLERS = {"classifier": 8}
 AGREE_CALLERS_ELSE = 2
 """perf_analyzer counts requests that begin and end within a window, which must be long beside the latency."""
 COUNTERPARTS = ("triton", "grpc", "tritonclient", "sdk", "sdk-threads")
+LOAD, AGREE, REPORT = "a plain load", "--agree", "--report"
+LOADS_ONLY = ("url", "rate", "p99_ms", "requests", "warmup_s", "processes", "seed")
+UNUSED = {LOAD: ("write", "quick"), AGREE: (*LOADS_ONLY, "write"), REPORT: (*LOADS_ONLY, "way", "callers")}
+"""Options that each refuses, as it would go on without them and measure something else than was asked for."""
 
 
 class Unready(ServingError):
@@ -45,10 +50,8 @@ class Unready(ServingError):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
-    options.way = options.way or ("grpc" if options.url else "triton")
     try:
-        return cli.run(options.command or _loads, options)
+        return cli.run(_measured, _parser().parse_args(arguments))
     except KeyboardInterrupt:
         return 130
 
@@ -75,18 +78,18 @@ def _parser() -> cli.Parser:
     add(
         "--duration-s", type=tables.positive(float), help="of each window; default 5, of --report and --agree their own"
     )
-    add("--requests", type=tables.positive(int), default=0, help="of each window, instead of a duration")
-    add("--warmup-s", type=tables.positive(float), default=1.0, help="default %(default)s")
-    add("--processes", type=tables.positive(int), default=1, help="of the generator; default %(default)s")
-    add("--seed", type=int, default=0, help="of the arrivals and the mix; default %(default)s")
+    add("--requests", type=tables.positive(int), help="of each window, instead of a duration")
+    add("--warmup-s", type=tables.positive(float), help=f"default {WARMUP_S:g}")
+    add("--processes", type=tables.positive(int), help="of the generator; default 1")
+    add("--seed", type=int, help="of the arrivals and the mix; default 0")
     add("--out", type=tables.folder, default=OUT, help="default %(default)s")
     add("--quick", action="store_true", help="with --report or --agree: short windows, one round")
     written = "with --report: put tables between their markers there (again for more files)"
     add("--write", type=Path, action="append", default=[], metavar="README.md", help=written)
     add("--dry-run", action="store_true", help="print the options and exit")
     commands = parser.add_mutually_exclusive_group()
-    commands.add_argument("--agree", dest="command", action="store_const", const=_agree, help="beside perf_analyzer")
-    commands.add_argument("--report", dest="command", action="store_const", const=_report, help="side by side")
+    for flag, what in ((AGREE, "beside perf_analyzer"), (REPORT, "side by side")):
+        commands.add_argument(flag, dest="command", action="store_const", const=flag, default=LOAD, help=what)
     return parser
 
 
@@ -95,8 +98,39 @@ def _weighted(text: str) -> tuple[str, float]:
     return name, tables.positive(float)(weight) if given else 1.0
 
 
-def _printed(options: argparse.Namespace) -> str:
-    return json.dumps({key: value for key, value in vars(options).items() if key != "command"}, default=str)
+def _measured(options: argparse.Namespace) -> str:
+    for name in UNUSED[options.command]:
+        if getattr(options, name) != _parser().get_default(name):
+            takers = " or ".join(command for command, unused in UNUSED.items() if name not in unused)
+            raise Unready(f"--{name.replace('_', '-')}: goes with {takers}, not with {options.command}")
+    options.way = options.way or ("grpc" if options.url else "triton")
+    _check(options)
+    if options.dry_run:
+        return json.dumps(vars(options), default=str)
+    return {LOAD: _loads, AGREE: _agree, REPORT: _report}[options.command](options)
+
+
+def _check(options: argparse.Namespace) -> None:
+    command, names = options.command, [name for name, _ in options.model]
+    if again := next((name for name in names if names.count(name) > 1), None):
+        raise Unready(f"--model {again}: given more than once; give it once, with its weight")
+    if command != LOAD and any(weight != 1 for _, weight in options.model):
+        raise Unready(f"--model NAME=WEIGHT: makes a mix, which {command} does not ask; leave the weight out")
+    if command == AGREE and options.way not in COUNTERPARTS:
+        raise Unready(f"--way {options.way}: perf_analyzer asks a Triton; give {', '.join(COUNTERPARTS)}")
+    if command == AGREE and len(options.callers or ()) > 1:
+        raise Unready("--callers: --agree takes one number; give it once")
+    if options.url and options.way not in servers.ELSEWHERE:
+        raise Unready(f"--url: goes with --way {', '.join(servers.ELSEWHERE)}, not {options.way}")
+    if "painter" in names and (command != LOAD or options.way in ("in-process", "tritonclient", "torchserve")):
+        asker = f"--way {options.way}" if command == LOAD else command
+        raise Unready(f"--model painter: streams, which {asker} can't; use a plain load with --way triton, grpc or sdk")
+    if options.requests and options.duration_s:
+        raise Unready("--requests: instead of --duration-s; give one of them")
+    most = options.callers and min(options.callers)
+    if most and most < (options.processes or 1):
+        raise Unready(f"--callers {most}: fewer than --processes {options.processes}; give one process each")
+    tables.check_markers(options.write)
 
 
 # --- loads on one target
@@ -104,14 +138,12 @@ def _printed(options: argparse.Namespace) -> str:
 
 def _loads(options: argparse.Namespace) -> str:
     weights = dict(options.model) or {"wgan": 1.0}
-    _check(options, weights)
-    if options.dry_run:
-        return _printed(options)
-    mix = mixed(weights, options.repository)
-    with _target(options, list(weights)) as target, Generator(options.processes) as generator:
+    mix, processes = mixed(weights, options.repository), options.processes or 1
+    with _target(options, list(weights)) as target, Generator(processes) as generator:
         plan = Plan(
-            target=target, load=Closed(1), mix=mix, warmup_s=options.warmup_s, duration_s=options.duration_s or 5.0,
-            requests=options.requests, processes=options.processes, seed=options.seed,
+            target=target, load=Closed(1), mix=mix, warmup_s=options.warmup_s or WARMUP_S,
+            duration_s=options.duration_s or 5.0, requests=options.requests or 0, processes=processes,
+            seed=options.seed or 0,
         )  # fmt: skip
         print(_line(HEAD), flush=True)
         given = options.callers or options.rate
@@ -119,18 +151,6 @@ def _loads(options: argparse.Namespace) -> str:
         rates = (options.rate or ()) if given else None
         results = knee.stages(generator, plan, callers, rates, _show)
     return _told(options, "+".join(weights), results)
-
-
-def _check(options: argparse.Namespace, weights: dict[str, float]) -> None:
-    if options.write or options.quick:
-        raise Unready("--write and --quick: go with --report or --agree")
-    if options.url and options.way not in servers.ELSEWHERE:
-        raise Unready(f"--url: goes with --way {', '.join(servers.ELSEWHERE)}, not {options.way}")
-    if "painter" in weights and options.way in ("in-process", "tritonclient", "torchserve"):
-        raise Unready(f"--model painter: streams, which --way {options.way} can't; use triton, grpc or sdk")
-    most = options.callers and min(options.callers)
-    if most and most < options.processes:
-        raise Unready(f"--callers {most}: fewer than --processes {options.processes}; give one process each")
 
 
 def _target(options: argparse.Namespace, names: Sequence[str]) -> AbstractContextManager[Target]:
@@ -155,7 +175,7 @@ def _told(options: argparse.Namespace, models: str, results: Sequence[Result]) -
     folder = options.out / f"{models}-{options.way}"
     limit_ms = options.p99_ms or knee.limit_ms(results)
     found = knee.knee(results, limit_ms) if limit_ms else None
-    verdict = _verdict(found, limit_ms)
+    verdict = _verdict(results, found, limit_ms)
     print(verdict)
     told = {
         "models": models,
@@ -172,12 +192,17 @@ def _told(options: argparse.Namespace, models: str, results: Sequence[Result]) -
     return json.dumps(told)
 
 
-def _verdict(found: Result | None, limit_ms: float | None) -> str:
+def _verdict(results: Sequence[Result], found: Result | None, limit_ms: float | None) -> str:
+    rates = knee.by_rate(results)
+    if not rates:
+        return "No rate was tried, so there is no knee: give --rate, or leave out --callers."
     if limit_ms is None:
         return "No limit for the 99th percentile: give --p99-ms, or callers beside the rates."
     if found is None:
         return f"No rate kept the 99th percentile under {limit_ms:.4g} ms without errors."
     total = f"{found.plan.load} (p99 {found.percentile_ms(99):.4g} ms)"
+    if found is rates[-1]:
+        return f"Knee: at least {total}, with a limit of {limit_ms:.4g} ms; no higher rate was tried."
     return f"Knee: {total} is the highest rate that kept the 99th percentile under {limit_ms:.4g} ms."
 
 
@@ -190,17 +215,14 @@ def _write_json(path: Path, told: dict[str, Any]) -> None:
 
 
 def _agree(options: argparse.Namespace) -> str:
-    if options.dry_run:
-        return _printed(options)
-    if options.way not in COUNTERPARTS:
-        raise Unready(f"--way {options.way}: perf_analyzer asks a Triton; give {', '.join(COUNTERPARTS)}")
     perf_analyzer.find()
     found = []
     for model in [name for name, _ in options.model] or ["style", "classifier"]:
         (share,) = mixed({model: 1}, options.repository)
         with servers.WAYS[options.way](options.repository, [model]) as target:
-            callers = min(options.callers or [AGREE_CALLERS.get(model, AGREE_CALLERS_ELSE)])
-            rounds, window_s = (1, 3.0) if options.quick else (5, options.duration_s or 12.0)
+            (callers,) = options.callers or [AGREE_CALLERS.get(model, AGREE_CALLERS_ELSE)]
+            rounds, usual_s = (1, 3.0) if options.quick else (5, 12.0)
+            window_s = options.duration_s or usual_s
             found.append(perf_analyzer.agree(target, share, callers, rounds=rounds, window_s=window_s).data())
         print(f"{model}: throughput {found[-1]['throughput_ratio']}, p50 {found[-1]['p50_ratio']} of perf_analyzer's")
     told = {"machine": tables.machine(), "way": options.way, "agreement": found}
@@ -209,12 +231,7 @@ def _agree(options: argparse.Namespace) -> str:
 
 
 def _report(options: argparse.Namespace) -> str:
-    tables.check_markers(options.write)
-    if options.dry_run:
-        return _printed(options)
     names = [name for name, _ in options.model] or [n for n in models(options.repository) if n != "painter"]
-    if "painter" in names:
-        raise RepositoryError("--model painter: streams, which the other ways can't; leave it out")
     times = side_by_side.QUICK if options.quick else side_by_side.Times()
     if options.duration_s:
         times = replace(times, duration_s=options.duration_s)

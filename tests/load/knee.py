@@ -40,21 +40,23 @@ def _run(generator: Generator, plan: Plan, loads: Iterator[Closed | Open], show:
 def limit_ms(results: Sequence[Result]) -> float | None:
     """For the 99th percentile, from the fewest callers; None without any."""
     closed = [result for result in results if isinstance(result.plan.load, Closed) and result.total.right]
-    return SLOWER * closed[0].percentile_ms(50) if closed else None
+    return SLOWER * min(closed, key=lambda result: result.plan.load.callers).percentile_ms(50) if closed else None
 
 
 def knee(results: Sequence[Result], limit_ms: float) -> Result | None:
     """The highest rate up to which all were answered, rightly and in time."""
     found = None
-    for result in sorted(_open(results), key=lambda result: result.plan.load.per_s):
+    for result in by_rate(results):
         if not _kept_up(result, limit_ms):
             break
         found = result
     return found
 
 
-def _open(results: Sequence[Result]) -> list[Result]:
-    return [result for result in results if isinstance(result.plan.load, Open)]
+def by_rate(results: Sequence[Result]) -> list[Result]:
+    """Those of open loop, the lowest rate first."""
+    opened = [result for result in results if isinstance(result.plan.load, Open)]
+    return sorted(opened, key=lambda result: result.plan.load.per_s)
 
 
 def _kept_up(result: Result, limit_ms: float) -> bool:

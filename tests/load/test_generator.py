@@ -259,7 +259,25 @@ def test_the_knee_is_the_highest_rate_below_the_first_that_is_too_slow() -> None
     found = knee.knee(results, 100.0)
     assert found is results[1]
     assert knee.knee(results, 10.0) is None
-    assert knee.limit_ms([made(Closed(1), latency_us=10_000)]) == pytest.approx(50, rel=0.01)
+    callers = [made(Closed(8), latency_us=90_000), made(Closed(1), latency_us=10_000)]
+    assert knee.limit_ms(callers) == pytest.approx(50, rel=0.01), "five times the fewest callers', in any order"
+
+
+@pytest.mark.parametrize(
+    ("rates", "limit_ms", "says"),
+    [
+        ({20: 40, 10: 20}, 100.0, "Knee: at least 20/s (p99 40.03 ms)"),
+        ({10: 20, 20: 200}, 100.0, "Knee: 10/s (p99 20.02 ms) is the highest rate"),
+        ({10: 200}, 100.0, "No rate kept"),
+        ({10: 20}, None, "No limit"),
+        ({}, 100.0, "No rate was tried"),
+    ],
+    ids=["all", "some", "none", "no limit", "no rate"],
+)
+def test_the_verdict_says_what_was_seen_of_the_knee(rates: dict[float, int], limit_ms: float | None, says: str) -> None:
+    results = [made(Closed(1)), *(made(Open(rate), latency_us=1000 * ms) for rate, ms in rates.items())]
+    found = knee.knee(results, limit_ms) if limit_ms else None
+    assert command._verdict(results, found, limit_ms).startswith(says)
 
 
 def test_a_tally_of_two_processes_is_that_of_all_their_requests() -> None:
@@ -323,6 +341,18 @@ def test_tables_go_between_their_markers_and_nowhere_else(tmp_path: Path) -> Non
         (["--report", "--write", "/nowhere/README.md"], "--write /nowhere/README.md"),
         (["--repository", "/nowhere"], "/nowhere"),
         (["--url", "localhost:1", "--callers", "1", "--requests", "1"], "localhost:1"),
+        (["--agree", "--url", "localhost:1"], "--url: goes with a plain load, not with --agree"),
+        (["--agree", "--seed", "0"], "--seed: goes with a plain load, not with --agree"),
+        (["--agree", "--callers", "1", "--callers", "2"], "--callers: --agree takes one number"),
+        (["--agree", "--way", "in-process"], "--way in-process"),
+        (["--report", "--callers", "1"], "--callers: goes with a plain load or --agree, not with --report"),
+        (["--report", "--p99-ms", "1"], "--p99-ms: goes with a plain load, not with --report"),
+        (["--report", "--model", "painter"], "--model painter"),
+        (["--report", "--model", "wgan=3"], "--model NAME=WEIGHT: makes a mix"),
+        (["--write", "README.md"], "--write: goes with --report, not with a plain load"),
+        (["--quick"], "--quick: goes with --agree or --report"),
+        (["--model", "wgan=1", "--model", "wgan=3"], "--model wgan: given more than once"),
+        (["--requests", "1", "--duration-s", "1"], "--requests: instead of --duration-s"),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
 )
