@@ -246,8 +246,7 @@ def _report(options: argparse.Namespace) -> str:
     ]
     _write_json(options.out / "report.json", told | {"windows": windows})
     (options.out / "report.md").write_text(made + "\n", encoding="utf-8")
-    for path in options.write:
-        tables.write(path, compared, times)
+    tables.write(options.write, compared, times)
     print(made)
     return json.dumps(told)
 

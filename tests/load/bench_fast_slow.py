@@ -9,7 +9,6 @@ photograph. Draws how its objective falls, and where the network's answer lies, 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -23,7 +22,7 @@ from bench_painter import graph, opened, picture
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
-from serving import repository
+from serving import cli, repository
 from serving.backends.painter import knobs, painting
 from serving.errors import ServingError
 from training import plots
@@ -110,7 +109,7 @@ def compare(root: Path, iterations: int, side: int) -> tuple[dict[str, np.ndarra
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = cli.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--repository", type=Path, default=repository.REPOSITORY, help="default %(default)s")
     parser.add_argument("--iterations", type=int, default=100)
     parser.add_argument("--side", type=int, default=256, help="pixels of the photographs, cut to squares")
@@ -118,6 +117,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.iterations < CLAIMED:
         parser.error(f"--iterations: {args.iterations} are fewer than the {CLAIMED} that are looked at")
+    if args.side < painting.SMALLEST_SIDE:
+        parser.error(f"--side: {args.side} is too few pixels for a painting; give {painting.SMALLEST_SIDE} or more")
     torch.set_num_threads(spec("painter").threads)
     try:
         curves, version = compare(args.repository, args.iterations, args.side)

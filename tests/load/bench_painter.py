@@ -11,7 +11,6 @@ evaluations of objective and gradient is worth. One evaluation is timed in proce
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -29,7 +28,7 @@ import torch
 from PIL import Image, ImageOps
 
 import atelier
-from serving import repository
+from serving import cli, repository
 from serving.backends.painter import knobs, painting
 from serving.embedded import Embedded
 from serving.errors import ServingError
@@ -174,7 +173,7 @@ def bench_served(root: Path, content: np.ndarray, style: np.ndarray) -> dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = cli.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--repository", type=Path, default=repository.REPOSITORY, help="default %(default)s")
     parser.add_argument("--content", type=Path, default=home() / "photos" / "kodak" / "kodim23.png", metavar="PHOTO")
     parser.add_argument(
@@ -182,6 +181,8 @@ def main() -> None:
     )
     parser.add_argument("--size", type=int, default=256, help="pixels a side of both, cut to squares")
     args = parser.parse_args()
+    if args.size < painting.SMALLEST_SIDE:
+        parser.error(f"--size: {args.size} is too few pixels for a painting; give {painting.SMALLEST_SIDE} or more")
 
     threads = spec("painter").threads
     torch.set_num_threads(threads)

@@ -9,7 +9,6 @@ nothing was chosen by it.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -25,6 +24,7 @@ from PIL import Image
 
 import atelier
 from atelier import garments, pictures
+from serving import cli
 from serving.embedded import Embedded
 from training.data.files import home
 
@@ -63,7 +63,7 @@ def show(truth: np.ndarray, said: np.ndarray) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = cli.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--half", choices=("dev", "test"), default="dev")
     half = parser.parse_args().half
     folder = home() / "clothing"

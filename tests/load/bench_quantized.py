@@ -7,7 +7,6 @@ Both run in process on one thread, in turn, in the same run; figures are medians
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from serving import cli
 from serving.repository import MODEL, REPOSITORY
 from serving.tensorrt import in_floats
 from tests.load import tables
@@ -26,7 +26,7 @@ from training.catalog import spec
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = cli.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=tables.positive(int), default=20)
     parser.add_argument("--batch", type=tables.positive(int), nargs="+", default=[1, 8])
     asked = parser.parse_args()

@@ -15,7 +15,6 @@ sleep, or they would take their cores away from the server; the others run on th
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -34,10 +33,12 @@ import tritonclient.grpc as triton
 from PIL import Image
 
 import atelier
+from serving import cli
 from serving.embedded import Embedded
 from serving.errors import ServingError
 from serving.repository import MODEL, REPOSITORY, newest
 from serving.spec import ModelSpec
+from tests.load import tables
 from tests.load.questions import LAST_STAGE, SIDES, drawn, folder, graph
 from training.catalog import spec
 
@@ -249,15 +250,17 @@ def ratio(slow: list[float], fast: list[float]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = cli.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=("wgan", "classifier", *SIDES), default="wgan")
     parser.add_argument("--repository", type=Path, default=REPOSITORY, help="default %(default)s")
-    parser.add_argument("--frames", type=int, default=20, help="of wgan, in each call")
-    parser.add_argument("--rounds", type=int, default=30, help="of all but the classifier")
-    parser.add_argument("--pictures", type=int, default=8, help=f"of {', '.join(SIDES)}, in each round")
+    parser.add_argument("--frames", type=tables.positive(int), default=20, help="of wgan, in each call")
+    parser.add_argument("--rounds", type=tables.positive(int), default=30, help="of all but the classifier")
+    parser.add_argument(
+        "--pictures", type=tables.positive(int), default=8, help=f"of {', '.join(SIDES)}, in each round"
+    )
     sides = ", ".join(f"{name} {side}" for name, side in SIDES.items())
-    parser.add_argument("--side", type=int, default=0, help=f"of their pictures, in pixels; left out: {sides}")
-    parser.add_argument("--requests", type=int, default=2000, help="to the classifier")
+    parser.add_argument("--side", type=tables.positive(int), help=f"of their pictures, in pixels; left out: {sides}")
+    parser.add_argument("--requests", type=tables.positive(int), default=2000, help="to the classifier")
     args = parser.parse_args()
     if args.pictures < BATCH or args.pictures % BATCH:
         parser.error(f"--pictures: {args.pictures} do not make batches of {BATCH}; give a multiple of {BATCH}")

@@ -11,7 +11,6 @@ would write first. The plot out/bench_training.png lays their losses over each o
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import platform
@@ -27,6 +26,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from serving import cli
+from tests.load import tables
 from training.data.corpus import Corpus
 from training.data.fashion_mnist import Garments
 from training.devices import keep_freed_memory
@@ -165,10 +166,10 @@ def plot(network: str, fast: list[float], slow: list[float], out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = cli.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", choices=(*wgan_net.NETWORKS, "four-conv"), default="strips")
-    parser.add_argument("--steps", type=int, default=12, help="of each loop in each round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=tables.positive(int), default=12, help="of each loop in each round")
+    parser.add_argument("--rounds", type=tables.positive(int), default=5)
     parser.add_argument("--out", type=Path, default=Path("out/bench_training.png"))
     args = parser.parse_args()
 

@@ -92,8 +92,12 @@ def _asked(repository: Path, asked: Served, count: int) -> tuple[Arrays, Arrays]
 
 
 def _golden(repository: Path, model: ModelSpec, tensors: Sequence[Tensor]) -> dict[str, Array]:
-    with np.load(folder(repository, model.name) / GOLDEN) as arrays:
-        return {tensor.name: arrays[tensor.name] for tensor in tensors}
+    path = folder(repository, model.name) / GOLDEN
+    try:
+        with np.load(path) as arrays:
+            return {tensor.name: arrays[tensor.name] for tensor in tensors}
+    except OSError as exc:
+        raise RepositoryError(f"{path}: {exc.strerror}; publish the version anew, or take it away") from exc
 
 
 def _atol(asked: Served) -> float:

@@ -76,7 +76,9 @@ def capacity(rows: Sequence[Row], times: Times) -> str:
     for row in rows:
         if row.way == "triton":
             latency = f"{_figure(row.p(MOST, 50))}, {_figure(row.p(MOST, 99))}" if MOST in row.results else "-"
-            needed = (str(math.ceil(target / (SPARE * row.capacity)) + 1) for target in TARGETS)
+            needed = [
+                str(math.ceil(target / (SPARE * row.capacity)) + 1) if row.capacity else "-" for target in TARGETS
+            ]
             lines.append(f"| {' | '.join([row.model, _figure(row.capacity, 4), latency, *needed])} |")
     return "\n".join([head, "", *lines])
 
@@ -164,15 +166,20 @@ def folder(text: str) -> Path:
         raise argparse.ArgumentTypeError(said) from exc
 
 
-def write(path: Path, rows: Sequence[Row], times: Times) -> None:
-    """Puts each table between its markers, where the file has them."""
-    text = path.read_text(encoding="utf-8")
+def write(paths: Iterable[Path], rows: Sequence[Row], times: Times) -> None:
+    """Puts each table between its markers, where a file has them. All are made before the first is written."""
+    texts = {path: _written(path.read_text(encoding="utf-8"), rows, times) for path in paths}
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8")
+
+
+def _written(text: str, rows: Sequence[Row], times: Times) -> str:
     for name, made in MARKED.items():
         if _is_marked(text, name):
             begin, end = _markers(name)
             before, _, rest = text.partition(begin)
             text = f"{before}{begin}\n\n{made(rows, times)}\n\n{end}{rest.partition(end)[2]}"
-    path.write_text(text, encoding="utf-8")
+    return text
 
 
 def _markers(name: str) -> tuple[str, str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,8 +21,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving.errors import ServerError
-from serving.repository import REPOSITORY
+from serving.errors import RepositoryError, ServerError
+from serving.repository import GOLDEN, REPOSITORY
 from serving.spec import Ensemble
 from tests.load import __main__ as command
 from tests.load import knee, measure, page, plots, questions, side_by_side, tables, tune
@@ -314,9 +316,8 @@ def test_tables_go_between_their_markers_and_nowhere_else(tmp_path: Path) -> Non
     readme, page = tmp_path / "README.md", tmp_path / "page.md"
     readme.write_text("before\n<!-- load-report -->\nold\n<!-- /load-report -->\nafter\n")
     page.write_text("<!-- capacity -->\n<!-- /capacity -->\nafter\n")
-    for path in (readme, page):
-        tables.check_markers([path])
-        tables.write(path, [ceiling, row], side_by_side.QUICK)
+    tables.check_markers([readme, page])
+    tables.write([readme, page], [ceiling, row], side_by_side.QUICK)
     text = readme.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
@@ -324,6 +325,46 @@ def test_tables_go_between_their_markers_and_nowhere_else(tmp_path: Path) -> Non
     assert "| classifier | triton | 20 | 20 | 20 | 0.50 |" in text
     assert "| classifier | 20 | - | 2 | 9 | 73 |" in page.read_text(), "ceil(target / (0.7 x 20)) + 1"
     tables.check_markers([readme, page])
+
+
+def test_a_way_that_answered_nothing_has_its_row_in_every_table(tmp_path: Path) -> None:
+    row = side_by_side.Row("classifier", "triton", {load: [made(Closed(load), asked=0)] for load in knee.CALLERS})
+    page = tmp_path / "page.md"
+    page.write_text("<!-- load-report --><!-- /load-report -->\n<!-- capacity --><!-- /capacity -->\n")
+    tables.write([page], [row], side_by_side.QUICK)
+    assert "| classifier | triton | 0 | 0 | 0 | - |" in page.read_text()
+    assert "| classifier | 0 | - | - | - | - |" in page.read_text()
+
+
+def test_a_version_without_its_golden_batch_is_named(tmp_path: Path) -> None:
+    shutil.copytree(REPOSITORY / "classifier", tmp_path / "classifier", ignore=shutil.ignore_patterns(GOLDEN))
+    with pytest.raises(RepositoryError, match=rf"classifier/\d+/{GOLDEN}: No such file"):
+        questions.questions(tmp_path, "classifier")
+
+
+@pytest.mark.parametrize(
+    ("bench", "arguments"),
+    [
+        ("bench_fast_slow", ["--side", "0"]),
+        ("bench_painter", ["--size", "0"]),
+        ("bench_quantized", ["--rounds", "0"]),
+        ("bench_serving", ["--rounds", "0"]),
+        ("bench_serving", ["--model", "classifier", "--requests", "0"]),
+        ("bench_serving", ["--model", "style", "--side", "15"]),
+        ("bench_training", ["--rounds", "0"]),
+        ("bench_training", ["--steps", "-1"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_a_bench_refuses_what_it_cannot_measure(
+    bench: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [bench, *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        importlib.import_module(bench).main()
+    said = capsys.readouterr().err
+    assert arguments[-2] in said
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize(
