@@ -338,9 +338,9 @@ class Load:
         return Failed("wrong answer", said) if said else None
 
     def _part(self, used_before: float) -> Part:
-        elapsed = max(self.ended - self.started, 1e-9)
+        busy = (cpu_s() - used_before) / max(self.ended - self.started, 1e-9) if self.ended else 0.0  # nothing to do
         delays = self._delays.get_value_at_percentile(50), self._delays.get_value_at_percentile(99)
-        return Part(self.tallies, (cpu_s() - used_before) / elapsed, self.ended, delays)
+        return Part(self.tallies, busy, self.ended, delays)
 
 
 class Shared(Iterator[T], Generic[T]):

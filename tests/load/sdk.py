@@ -1,4 +1,4 @@
-"""The SDK as a target: what an application would call, pictures in and pictures out."""
+"""The SDK as a target: what an application would call, pictures in and pictures out, its attempts included."""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@ opened, and gives a call for each prepared question.
 
 To add one, derive from `Awaited` (the calls come back at once, and thousands may be under way) or from `Threaded`
 (they block, and each caller has a thread), and write `opened`. A call gives all of its question's outputs, decoded, or
-`Failed`; it never tries again. Prepare everything in `opened`: what a call does itself is measured.
+`Failed`; it never tries again, but for the SDK, which asks an unreachable server four times in all, as for any
+application. Prepare everything in `opened`: what a call does itself is measured.
 """
 
 from __future__ import annotations

@@ -169,6 +169,16 @@ def test_a_target_that_cannot_be_opened_is_told_and_the_processes_go_on() -> Non
         assert generator.run(replace(plan, target=fine)).total.right == 10
 
 
+def test_a_process_that_had_nothing_to_do_was_not_busy() -> None:
+    """Of one request for two processes; no warm-up, in which both would ask."""
+    fine = Faulty(name="fine", answers=([[1.0]],))
+    plan = Plan(target=fine, load=Open(50.0), mix=MIX, warmup_s=0.0, requests=1, processes=2)
+    with Generator(2) as generator:
+        result = generator.run(plan)
+    assert [part.tallies["stand-in"].asked for part in result.parts] == [1, 0]
+    assert result.parts[1].busy == 0.0
+
+
 def test_arrivals_are_drawn_by_the_seed_and_shared_by_processes() -> None:
     """The same seed draws the same; two processes have other arrivals each, and the rate together."""
 
