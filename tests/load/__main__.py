@@ -50,10 +50,7 @@ class Unready(ServingError):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    try:
-        return cli.run(_measured, _parser().parse_args(arguments))
-    except KeyboardInterrupt:
-        return 130
+    return cli.run(_measured, _parser().parse_args(arguments))
 
 
 def _parser() -> cli.Parser:
