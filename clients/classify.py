@@ -94,7 +94,7 @@ def classify(options: Namespace) -> cli.Outcome:
     """Looks at every picture before it asks for a server."""
     if options.sheet:
         with cli.naming("--sheet"):
-            sheet.check(options.sheet, len(options.pictures))
+            sheet.check(options.sheet, len(options.pictures), given=options.pictures)
     looked = {path: tried(path, options.method) for path in options.pictures}
     looks = [look for look in looked.values() if isinstance(look, tuple)]
     if options.method != "raw" and any(picture.size == RAW for _, picture, _ in looks):

@@ -258,13 +258,14 @@ def test_text_has_the_answers_and_stderr_the_rest(near, tmp_path):
 
 def test_when_every_picture_is_bad_nothing_is_started(tmp_path, repository):
     """No server, no answer, an older sheet stays, and the status is 1; JSON still says why."""
-    (tmp_path / "s.png").write_bytes(b"precious")
+    worked(run(CLASSIFY, "--repository", repository, "--in-process", "--sheet", "s.png", "boot.jpg", cwd=tmp_path))
+    older = (tmp_path / "s.png").read_bytes()
     arguments = ("--repository", repository, "--sheet", "s.png", "missing.jpg", "été")
     for options, records in (((), 0), (("--json",), 2)):
         done = run(CLASSIFY, *arguments, *options, cwd=tmp_path)
         assert (done.returncode, done.stderr.count("\n")) == (1, 2)
         assert [sorted(record) for record in json.loads(done.stdout or "[]")] == [["error", "file"]] * records
-    assert (tmp_path / "s.png").read_bytes() == b"precious"
+    assert (tmp_path / "s.png").read_bytes() == older
 
 
 def test_a_photo_is_not_what_raw_takes(near):
@@ -314,6 +315,16 @@ def test_without_the_sdk_it_says_how_to_install_it(tmp_path):
         pytest.param(["boot.jpg", "--sheet", "s.gif"], ["--sheet", "s.gif: a sheet is a .png"], id="sheet-ending"),
         pytest.param(["boot.jpg", "--sheet", "boot.jpg/s.png"], ["--sheet", "cannot be written"], id="sheet-in-file"),
         pytest.param(["boot.jpg", "--sheet", "/proc/s.png"], ["--sheet", "cannot be written"], id="sheet-read-only"),
+        pytest.param(
+            ["boot.jpg", "été/sac.png", "--sheet", "été/sac.png"],
+            ["--sheet: été/sac.png: would replace a picture that was given"],
+            id="sheet-given",
+        ),
+        pytest.param(
+            ["--sheet", "été/sac.png", "boot.jpg"],
+            ["--sheet", "not made with Atelier; choose"],
+            id="sheet-first-of-a-glob",
+        ),
         pytest.param(["boot.jpg", "--model", "nope"], ["--model", "'nope'", "classifier"], id="unknown-model"),
         pytest.param(["boot.jpg", "--model", "wgan"], ["--model", "'wgan'", "classifier"], id="another-kind"),
         pytest.param(["boot.jpg", "--version", 9], ["--version", "served: classifier 1, 2"], id="unknown-version"),

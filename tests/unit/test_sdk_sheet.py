@@ -139,23 +139,28 @@ def count_all(drawn: Image.Image, picture: Image.Image) -> int:
         ("a.png", sheet.MOST + 1, f"{sheet.MOST + 1} pictures are too many"),
         ("folder.png", 1, "folder.png: is a folder"),
         ("file/a.png", 1, "file/a.png: cannot be written"),
+        ("x/../given.png", 1, "given.png: would replace a picture that was given"),
+        ("theirs.png", 1, "theirs.png: is there already, and not made with Atelier; choose another file"),
     ],
-    ids=["ending", "too-many", "folder", "below-a-file"],
+    ids=["ending", "too-many", "folder", "below-a-file", "given", "another's"],
 )
 def test_what_cannot_be_saved_is_said_before_any_work(tmp_path, name, cards, says):
     """InvalidInput names the file; nothing is left behind."""
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "file").touch()
+    sheet.save(tmp_path / "given.png", [card()])
+    Image.new("RGB", (8, 8)).save(tmp_path / "theirs.png")
     with pytest.raises(InvalidInput, match=says):
-        sheet.check(tmp_path / name, cards)
-    assert {path.name for path in tmp_path.rglob("*")} == {"folder.png", "file"}
+        sheet.check(tmp_path / name, cards, given=[tmp_path / "given.png"])
+    assert {path.name for path in tmp_path.rglob("*")} == {"folder.png", "file", "given.png", "theirs.png"}
 
 
 def test_a_sheet_is_saved_whole(tmp_path):
-    """In a folder that is made for it, and over an older one."""
+    """In a folder that is made for it, and over an older one; it says what made it."""
     path = tmp_path / "new" / "sheet.png"
     for best in (0.4, 0.9):
         sheet.save(path, [card(best)])
     with Image.open(path) as found:
         assert found.tobytes() == sheet.draw([card(0.9)]).tobytes()
+        assert found.getexif()[0x010E] == "Made with Atelier: classifier version 3"
     assert [each.name for each in path.parent.iterdir()] == ["sheet.png"]

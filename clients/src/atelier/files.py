@@ -6,7 +6,7 @@ import contextlib
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from atelier.errors import InvalidInput
@@ -18,8 +18,7 @@ def replacing(target: Path) -> Iterator[Path]:
 
     Makes missing parent folders. Raises InvalidInput, naming `target`, where the system refuses.
     """
-    if target.is_dir() or not target.name:
-        raise InvalidInput(f"{target}: is a folder; name a file")
+    _check_no_folder(target)
     beside = target.with_name(f".{target.stem}-{secrets.token_hex(4)}{target.suffix}")
     with told(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -31,22 +30,51 @@ def replacing(target: Path) -> Iterator[Path]:
             beside.unlink(missing_ok=True)
 
 
+def check_file(target: Path) -> None:
+    """Raises InvalidInput if no file can be written at `target`. Leaves nothing behind."""
+    _check_no_folder(target)
+    check_writable(target)
+
+
 def check_writable(target: Path) -> None:
     """Raises InvalidInput if nothing can be made at `target`. Leaves nothing behind."""
-    there = next(path for path in (target.absolute(), *target.absolute().parents) if path.exists())
-    if not there.is_dir():
+    there = next(path for path in (target.absolute(), *target.absolute().parents) if exists(path))
+    if not is_dir(there):
         there = there.parent if there == target.absolute() else there
     with told(target), tempfile.TemporaryDirectory(prefix=".atelier-", dir=there):
         pass
 
 
+def check_apart(target: Path, others: Iterable[str | Path], *, what: str = "a picture that was given") -> None:
+    """Raises InvalidInput if `target` is one of the others, which are `what`, by whatever name."""
+    if target.resolve() in {Path(other).resolve() for other in others}:
+        raise InvalidInput(f"{target}: would replace {what}; choose another")
+
+
+def exists(path: Path) -> bool:
+    """As `Path.exists`. Raises InvalidInput where the system does not say, as of a name that is too long."""
+    with told(path, "reached"):
+        return path.exists()
+
+
+def is_dir(path: Path) -> bool:
+    """As `Path.is_dir`. Raises InvalidInput where the system does not say, as of a name that is too long."""
+    with told(path, "reached"):
+        return path.is_dir()
+
+
 @contextlib.contextmanager
-def told(target: Path) -> Iterator[None]:
-    """Turns an OSError of the block into InvalidInput that names `target`."""
+def told(target: Path, done: str = "written") -> Iterator[None]:
+    """Turns an OSError of the block into InvalidInput that names `target`, which cannot be `done`."""
     try:
         yield
     except OSError as exc:
-        raise InvalidInput(f"{target}: cannot be written: {exc.strerror or exc}") from exc
+        raise InvalidInput(f"{target}: cannot be {done}: {exc.strerror or exc}") from exc
+
+
+def _check_no_folder(target: Path) -> None:
+    if is_dir(target) or not target.name:
+        raise InvalidInput(f"{target}: is a folder; name a file")
 
 
 def _sync(path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Final
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from atelier.errors import InvalidInput
-from atelier.files import check_writable, replacing
+from atelier.files import check_writable, is_dir, replacing
 from atelier.pictures import FORMATS, as_rgb
 
 OUT: Final = Path("out")
@@ -59,7 +59,8 @@ def plan(given: Sequence[str | Path], *, out: str | Path | None, tag: str) -> li
     else:
         jobs = [job for path in paths for job in _jobs(path, Path(out) if out else None, tag, len(paths) > 1)]
         _check_apart(jobs)
-        _check_free(jobs)
+        for job in jobs:
+            check_free(job.target)
     for folder in sorted({job.target.parent for job in jobs}):
         check_writable(folder / jobs[0].target.name)
     return jobs
@@ -71,6 +72,12 @@ def check_holds(target: Path, sides: tuple[int, int]) -> None:
     if ending in _LONGEST and max(sides) > _LONGEST[ending]:
         most = f"{ending} can have {_LONGEST[ending]:,} pixels a side, and this would have {sides[0]} x {sides[1]}"
         raise InvalidInput(f"{target}: {most}; do it by itself, with an --out that ends in .png")
+
+
+def check_free(target: Path, *, other: str = "another --out") -> None:
+    """Raises InvalidInput for what is there already, unless `write` has written it. It says to choose the `other`."""
+    if os.path.lexists(target) and not _is_ours(target):
+        raise InvalidInput(f"{target}: is there already, and not made with Atelier; choose {other}")
 
 
 def write(target: Path, picture: Image.Image, *, about: str) -> None:
@@ -92,7 +99,7 @@ def write(target: Path, picture: Image.Image, *, about: str) -> None:
 def _is_picture(out: str | Path) -> bool:
     """Whether results are to go into this one file, and not into a folder."""
     ending = Path(out).suffix.lower()
-    if not ending or str(out).endswith(("/", os.sep)) or Path(out).is_dir():
+    if not ending or str(out).endswith(("/", os.sep)) or is_dir(Path(out)):
         return False
     if ending not in _WRITTEN:
         known = " ".join(_WRITTEN)
@@ -101,13 +108,13 @@ def _is_picture(out: str | Path) -> bool:
 
 
 def _single(paths: Sequence[Path], out: Path) -> Job:
-    if len(paths) > 1 or paths[0].is_dir():
+    if len(paths) > 1 or is_dir(paths[0]):
         raise InvalidInput(f"--out: {out} is one picture, and more are to be made; name a folder")
     return Job(paths[0], out)
 
 
 def _jobs(path: Path, out: Path | None, tag: str, several: bool) -> Iterator[Job]:
-    if not path.is_dir():
+    if not is_dir(path):
         yield Job(path, (out or OUT) / f"{path.stem}-{tag}.png")
         return
     name = path.resolve().name
@@ -129,12 +136,6 @@ def _pictures(folder: Path, *, but: Path) -> Iterator[Path]:
         inside = made != folder.resolve() and made in path.resolve().parents
         if path.suffix.lower() in endings and path.is_file() and not hidden and not inside:
             yield path
-
-
-def _check_free(jobs: Sequence[Job]) -> None:
-    for job in jobs:
-        if os.path.lexists(job.target) and not _is_ours(job.target):
-            raise InvalidInput(f"{job.target}: is there already, and not made with Atelier; choose another --out")
 
 
 def _check_apart(jobs: Sequence[Job]) -> None:

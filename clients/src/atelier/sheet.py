@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from atelier import folders
 from atelier.classification import Classification
 from atelier.errors import InvalidInput
-from atelier.files import check_writable, replacing
+from atelier.files import check_apart, check_file
 
 SIDE: Final = 168
 """Pixels of the side of either picture: 6 for each of the network's 28."""
@@ -50,23 +51,25 @@ class Card:
     answer: Classification
 
 
-def check(path: Path, cards: int) -> None:
-    """Whether a sheet of so many cards can be saved there, asked before any work is done. Raises InvalidInput."""
+def check(path: Path, cards: int, *, given: Iterable[str | Path] = ()) -> None:
+    """Whether a sheet of so many cards can be saved there, asked before any work is done. Raises InvalidInput.
+
+    given: the files of the pictures on it. Neither one of those is replaced, nor any that was not made with Atelier.
+    """
     if path.suffix.lower() != ".png":
         raise InvalidInput(f"{path}: a sheet is a .png")
     if cards > MOST:
         raise InvalidInput(f"{path}: {cards} pictures are too many for one sheet; give at most {MOST}")
-    if path.is_dir():
-        raise InvalidInput(f"{path}: is a folder; name a file")
-    check_writable(path)
+    check_file(path)
+    check_apart(path, given)
+    folders.check_free(path, other="another file")
 
 
 def save(path: Path, cards: Sequence[Card], *, top: int | None = None) -> None:
     """Writes what `draw` makes, at once or not at all. Raises InvalidInput."""
     check(path, len(cards))
-    drawn = draw(cards, top=top)
-    with replacing(path) as beside:
-        drawn.save(beside, format="PNG")
+    answer = cards[0].answer
+    folders.write(path, draw(cards, top=top), about=f"{answer.model} version {answer.version}")
 
 
 def contact(pictures: Sequence[tuple[str, Image.Image]], *, title: str, columns: int | None = None) -> Image.Image:
