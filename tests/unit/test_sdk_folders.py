@@ -11,6 +11,7 @@ from PIL import Image
 from atelier import folders
 from atelier.errors import InvalidInput
 
+LONG = "x" * 300
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
 
 
@@ -45,6 +46,7 @@ def plan(*given: str, out: str | None = None) -> dict[str, str]:
         pytest.param(["gone.jpg"], None, {"gone.jpg": "out/gone-scream.png"}, id="one-that-is-not-there"),
         pytest.param(["other"], None, {"other/2.jpg": "out/other-scream/2.jpg"}, id="a-folder"),
         pytest.param(["other"], "x", {"other/2.jpg": "x/2.jpg"}, id="a-folder-into-a-folder"),
+        pytest.param(["in/sub"], ".", {"in/sub/x.gif": "x.png", "in/sub/y.webp": "y.webp"}, id="into-the-folder-above"),
         pytest.param(
             ["in"],
             "x",
@@ -74,6 +76,17 @@ def test_results_are_not_taken_for_pictures(here):
         folders.write(job.target, PHOTO, about="scream")
     assert not any("painted" in source for source in plan(".", out="painted"))
     assert (here / "painted" / "in" / "2.jpg").is_file()
+
+
+def test_nor_are_those_of_another_run(here):
+    """What was made in out/ is left out of a search that comes by, and someone else's picture there is not."""
+    before = plan(".")
+    for job in folders.plan(["."], out=None, tag="faded"):
+        folders.write(job.target, PHOTO, about="faded")
+    assert plan(".") == before
+    PHOTO.save("out/mine.png")
+    assert plan(".").keys() - before.keys() == {"out/mine.png"}
+    assert len(plan("out", out="x")) == len(before) + 1
 
 
 def test_what_was_made_before_is_replaced_and_nothing_else():
@@ -110,6 +123,10 @@ def test_a_file_that_is_named_is_replaced():
         pytest.param(["dull"], None, "dull: holds no pictures (looked for .png", id="nothing-to-see"),
         pytest.param(["a.jpg"], "b.PNG/x", "b.PNG/x", id="into-a-file"),
         pytest.param(["a.jpg"], "/proc/x.png", "/proc/x.png: cannot be written", id="where-nothing-can-be"),
+        pytest.param(["a.jpg"], f"{LONG}.png", f"{LONG}.png: cannot be reached: File name too long", id="long-file"),
+        pytest.param(["a.jpg"], LONG, f"{LONG}/a-scream.png: cannot be reached: File name too long", id="long-folder"),
+        pytest.param([LONG], None, f"{LONG}: cannot be reached: File name too long", id="long-picture"),
+        pytest.param([LONG], "x.png", f"{LONG}: cannot be reached: File name too long", id="long-picture-into-one"),
     ],
 )
 def test_results_that_can_go_nowhere_are_refused(given, out, says, here):

@@ -74,6 +74,11 @@ def test_every_picture_gets_its_result_a_few_at_a_time():
             assert made.getpixel((0, 0)) == (255 - index, 255, 255)
 
 
+def test_the_line_names_this_folder_too():
+    """Which has no other name than a dot."""
+    assert Model().run("in", out=".") == cli.Outcome(".: 20 pictures: negative version 3")
+
+
 def test_all_are_of_the_version_of_the_first():
     """Whether it was asked for or not."""
     model = Model()

@@ -16,7 +16,7 @@ from typing import Any, Final
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from atelier.errors import InvalidInput
-from atelier.files import check_writable, is_dir, replacing
+from atelier.files import check_writable, is_dir, replacing, told
 from atelier.pictures import FORMATS, as_rgb
 
 OUT: Final = Path("out")
@@ -128,14 +128,19 @@ def _jobs(path: Path, out: Path | None, tag: str, several: bool) -> Iterator[Job
 
 
 def _pictures(folder: Path, *, but: Path) -> Iterator[Path]:
-    """What is in a folder and those below it, by name, without what is hidden and what was made here before."""
+    """What is in a folder and those below it, by name, without what is hidden and what was made here before.
+
+    That is what is in a folder `but` below it, and what is ours in the folder OUT below it.
+    """
     endings = {ending for ending, form in Image.registered_extensions().items() if form in FORMATS}
-    made = but.resolve()
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        inside = made != folder.resolve() and made in path.resolve().parents
-        if path.suffix.lower() in endings and path.is_file() and not hidden and not inside:
-            yield path
+    made, out = (each.resolve() if folder.resolve() in each.resolve().parents else None for each in (but, OUT))
+    with told(folder, "searched"):
+        for path in sorted(folder.rglob("*")):
+            hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+            if path.suffix.lower() in endings and path.is_file() and not hidden:
+                within = path.resolve().parents
+                if made not in within and not (out in within and _is_ours(path)):
+                    yield path
 
 
 def _check_apart(jobs: Sequence[Job]) -> None:

@@ -109,4 +109,4 @@ def _handfuls(looks: Iterable[Look], scale: int) -> Iterator[list[Look]]:
 def _place(done: Sequence[Path], jobs: Sequence[Job]) -> str:
     if len(jobs) == 1:
         return str(done[0])
-    return f"{os.path.commonpath([path.parent for path in done])}: {len(done)} pictures"
+    return f"{os.path.commonpath([path.parent for path in done]) or '.'}: {len(done)} pictures"
