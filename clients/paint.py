@@ -14,7 +14,7 @@ try:
     from PIL import Image
     from tqdm import tqdm
 
-    from atelier import Painting, Stroke, cli, errors, folders, local, painting, pictures, saving, sizing, tasks
+    from atelier import Painting, Stroke, cli, errors, files, folders, local, painting, pictures, saving, sizing, tasks
     from atelier.styling import slug
 except ModuleNotFoundError as missing:
     print(f"paint.py: Atelier's SDK is not installed ({missing.name}): pip install ./clients", file=sys.stderr)
@@ -112,11 +112,14 @@ def kept(target: Path, seen: list[Stroke], options: Namespace) -> str:
     about = "{model} version {version}".format(**last.image.info)
     folders.write(target, last.image, about=f"{Path(options.painting).stem}; {about}")
     if options.film:
-        film(seen, options)
-    files = f"{target}, {options.film}" if options.film else str(target)
+        try:
+            film(seen, options)
+        except errors.AtelierError as exc:
+            raise errors.InvalidInput(f"--film: {exc}; {target} is saved") from exc
+    written = f"{target}, {options.film}" if options.film else str(target)
     size = f"{last.image.width} x {last.image.height}"
     losses = f"content {last.content_loss:.3f}, style {last.style_loss:.4f}"
-    return f"{files}: {size}, {last.iteration} of {last.total} iterations; {losses}; {about}"
+    return f"{written}: {size}, {last.iteration} of {last.total} iterations; {losses}; {about}"
 
 
 def paint(options: Namespace) -> cli.Outcome:
@@ -124,9 +127,13 @@ def paint(options: Namespace) -> cli.Outcome:
     given, (photo, style) = knobs(options), opened(options)
     with cli.naming("--out"):
         (job,) = folders.plan([options.photo], out=options.out, tag=slug(Path(options.painting).stem))
+        files.check_apart(job.target, [options.painting])
+        folders.check_holds(job.target, photo.size)
     with cli.naming("--film"):
         if options.film:
-            saving.check(options.film, fps=options.fps)
+            saving.check(options.film, fps=options.fps, sides=photo.size)
+            files.check_apart(Path(options.film), [options.photo, options.painting])
+            files.check_apart(Path(options.film), [job.target], what="the painting itself")
     where = {"checkout": CHECKOUT, "repository": options.repository}
     given |= {"keep_color": options.keep_color, "model": options.model, "version": options.version}
     seen: list[Stroke] = []

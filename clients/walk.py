@@ -17,6 +17,7 @@ except ModuleNotFoundError as missing:
 CHECKOUT = Path(__file__).resolve().parents[1]
 # With 20 steps at 20 frames a second, which a GIF can keep exactly: a loop of 4 seconds, without a seam.
 KEYFRAMES, SEED = 4, 1
+MOST = paths.MOST_FRAMES
 EXAMPLES = """\
   walk.py --steps 20                               a looping animation, out/walk.gif
   walk.py --seed 7 --keyframes 6 --out walk.mp4    another walk, through six pictures, as a video
@@ -33,9 +34,9 @@ def parser() -> cli.Parser:
     made = cli.Parser(__file__, about=__doc__, examples=EXAMPLES)
     group = made.add_argument_group("the walk")
     add, either = group.add_argument, group.add_mutually_exclusive_group().add_argument
-    add("--steps", type=cli.at_least(1), metavar="N", help="frames from each keyframe to the next (20)")
-    either("--keyframes", type=cli.at_least(2), metavar="N", help=f"pictures to walk through ({KEYFRAMES})")
-    either("--pairs", type=cli.at_least(1), metavar="N", help="instead, N walks between two pictures each")
+    add("--steps", type=cli.at_least(1, MOST), metavar="N", help="frames from each keyframe to the next (20)")
+    either("--keyframes", type=cli.at_least(2, MOST), metavar="N", help=f"pictures to walk through ({KEYFRAMES})")
+    either("--pairs", type=cli.at_least(1, MOST), metavar="N", help="instead, N walks between two pictures each")
     add("--seed", type=cli.at_least(0), metavar="N", help=f"another number is another walk ({SEED})")
     add("--path", choices=paths.PATHS, help="straight, on great arcs, or smoothly through all (spline)")
     add("--loop", action=BooleanOptionalAction, help="end where it began (yes, but not for pairs)")
@@ -83,18 +84,29 @@ def recipe(options: Namespace) -> Recipe:
         return Recipe(**{"keyframes": keyframes, "pairs": bool(pairs), "loop": not pairs, **given})
 
 
+def check_vectors(path: Path, walks: list[str]) -> None:
+    """Whether the keyframes can be written there, and neither walk is in the way."""
+    here = path.resolve()
+    for walk in walks:
+        there = Path(walk).resolve()
+        if there in (here, *here.parents) or here in there.parents:
+            raise errors.InvalidInput(f"{path}: {walk} is in the way, which is a walk; choose another file")
+    files.check_file(path)
+
+
 def walk(options: Namespace) -> cli.Outcome:
     """Renders and saves; the line that comes of it says where."""
     wanted = recipe(options)
     with cli.naming("--upscale"):
         if options.upscale is not None:
             wanted = wanted.upscaled(options.upscale, version=options.version)
+    height, width, _ = tasks.GENERATE.contract(wanted.model).outputs[0].shape
     out = options.out or ("out/walk.png" if wanted.strip else "out/walk.gif")
     with cli.naming("--out"):
-        saving.check(out, fps=wanted.fps, still=wanted.strip)
+        saving.check(out, fps=wanted.fps, still=wanted.strip, sides=wanted.sides((width, height)))
     with cli.naming("--save-vectors"):
         if options.save_vectors:
-            files.check_writable(Path(options.save_vectors))
+            check_vectors(Path(options.save_vectors), [out, options.again or out])
     where = {"checkout": CHECKOUT, "repository": options.repository, "in_process": options.in_process}
     with local.connect(options.url, task=tasks.GENERATE, model=wanted.model, say=cli.say, **where) as client:
         frames = client.stream(wanted.latents(), model=wanted.model, version=wanted.version)

@@ -130,6 +130,20 @@ def test_alpha_is_kept(paint, tmp_path):
     np.testing.assert_array_equal(np.asarray(opened(tmp_path / "p.png"))[..., 3], np.asarray(photo)[..., 3])
 
 
+def test_a_film_that_cannot_be_written_costs_no_painting(painter, tmp_path):
+    """The line says what happened, and that the painting is there."""
+    (tmp_path / "limited.py").write_text(
+        "import resource, runpy, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))\n"
+        "runpy.run_path(sys.argv.pop(1), run_name='__main__')\n"
+    )
+    arguments = ("photo.jpg", "wave.png", "--iterations", 1, "--out", "p.png", "--film", "f.zip")
+    done = run(tmp_path / "limited.py", PAINT, *arguments, "--url", painter.grpc, cwd=tmp_path)
+    refused(done, "--film: f.zip: cannot be written: File too large; p.png is saved")
+    assert opened(tmp_path / "p.png").size == (40, 60)
+    assert names(tmp_path) == {"limited.py", "p.png", "photo.jpg", "wave.png"}
+
+
 def test_odd_pictures(paint, tmp_path):
     """Gray, CMYK and 16 bits are what they look like."""
     photo = Image.open(tmp_path / "photo.jpg")
@@ -284,6 +298,29 @@ def test_a_server_that_goes_away_costs_no_canvas(tmp_path):
             ["photo.jpg", "wave.png", "--out", "photo.jpg"], ["--out", "photo.jpg", "replace"], id="out-photo"
         ),
         pytest.param(["photo.jpg", "wave.png", "--out", "/proc/p.png"], ["--out", "cannot be written"], id="out"),
+        pytest.param(
+            ["photo.jpg", "wave.png", "--out", "./wave.png"], ["--out", "wave.png: would replace"], id="out-painting"
+        ),
+        pytest.param(
+            ["thin.png", "wave.png", "--size", 17_000, "--out", "p.webp"],
+            ["--out: p.webp: .webp can have 16,383 pixels a side"],
+            id="out-too-small",
+        ),
+        pytest.param(
+            ["photo.jpg", "wave.png", "--film", "x/../wave.png"],
+            ["--film", "wave.png: would replace a picture"],
+            id="film-painting",
+        ),
+        pytest.param(
+            ["photo.jpg", "wave.png", "--film", "p.png", "--out", "./p.png"],
+            ["--film: p.png: would replace the painting itself"],
+            id="film-out",
+        ),
+        pytest.param(
+            ["thin.png", "wave.png", "--size", 17_000, "--film", "f.mp4"],
+            ["--film: f.mp4: 17000 x 16 is more pixels than .mp4"],
+            id="film-too-small",
+        ),
         pytest.param(["photo.jpg", "wave.png", "--film", "f.avi"], ["--film", ".avi"], id="film"),
         pytest.param(["photo.jpg", "wave.png", "--film", "f.gif", "--fps", 60], ["--film", "50"], id="film-fast"),
         pytest.param(["photo.jpg", "wave.png", "--model", "wgan"], ["--model", "painter"], id="model"),
@@ -293,6 +330,7 @@ def test_a_server_that_goes_away_costs_no_canvas(tmp_path):
 def test_bad_input_is_one_line_and_status_2(paint, tmp_path, arguments, says):
     """It names the flag or the file; nothing is written, and nothing that was there is changed."""
     Image.new("RGB", (12, 90)).save(tmp_path / "small.png")
+    Image.new("RGB", (17_000, 16)).save(tmp_path / "thin.png")
     (tmp_path / "words.txt").write_text("hello")
     (tmp_path / "torn.jpg").write_bytes((tmp_path / "photo.jpg").read_bytes()[:700])
     (tmp_path / "p.xyz").write_text("precious")

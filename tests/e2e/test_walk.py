@@ -274,6 +274,9 @@ def test_ctrl_c_leaves_nothing_behind(repository, tmp_path):
         pytest.param(["--steps", 0], ["--steps", "1 or more"], id="steps-0"),
         pytest.param(["--steps", -5], ["--steps", "1 or more"], id="steps-negative"),
         pytest.param(["--steps", "many"], ["--steps", "'many'"], id="steps-a-word"),
+        pytest.param(["--steps", 10**9], ["--steps", "100000 or less"], id="too-many-steps"),
+        pytest.param(["--steps", 60_000], ["240,000 frames is too long", "fewer steps"], id="too-many-frames"),
+        pytest.param(["--keyframes", 10**12], ["--keyframes", "100000 or less"], id="too-many-keyframes"),
         pytest.param(["--keyframes", 1], ["--keyframes", "2 or more"], id="one-keyframe"),
         pytest.param(["--pairs", 0], ["--pairs", "1 or more"], id="no-pairs"),
         pytest.param(["--seed", -1], ["--seed", "0 or more"], id="seed-negative"),
@@ -288,6 +291,12 @@ def test_ctrl_c_leaves_nothing_behind(repository, tmp_path):
         pytest.param(["--fps", 0], ["--fps", "above 0"], id="fps-0"),
         pytest.param(["--fps", "nan"], ["--fps", "above 0"], id="fps-nan"),
         pytest.param(["--fps", 60], ["at most 50", ".mp4"], id="gif-too-fast"),
+        pytest.param(["--fps", 0.001], ["--out", "at least 1 a minute"], id="too-slow"),
+        pytest.param(
+            ["--strip", "--steps", 125, "--out", "w.webp"],
+            ["--out: w.webp: 16504 x 532 is more pixels than .webp", ".png"],
+            id="strip-too-wide",
+        ),
         pytest.param(["--latent-scale", "big"], ["--latent-scale", "'walk', 'frame'"], id="unknown-scale"),
         pytest.param(["--strip", "--out", "w.mp4"], ["--out", "one picture"], id="strip-as-video"),
         pytest.param(["--stepz", 3], ["--stepz"], id="unknown-flag"),
@@ -312,10 +321,23 @@ def test_ctrl_c_leaves_nothing_behind(repository, tmp_path):
         pytest.param(["--out", "/proc/frames/"], ["--out", "/proc/frames: cannot be written"], id="out-folder"),
         pytest.param(["--out", "taken"], ["--out", "taken/frame-0000.png", "no walk made it"], id="out-taken"),
         pytest.param(["--save-vectors", "words.txt/v"], ["--save-vectors", "cannot be written"], id="save-vectors"),
+        pytest.param(["--save-vectors", "taken"], ["--save-vectors", "taken: is a folder"], id="save-vectors-folder"),
+        pytest.param(
+            ["--save-vectors", "out/walk.gif"], ["--save-vectors", "out/walk.gif is in the way"], id="save-vectors-out"
+        ),
+        pytest.param(
+            ["--save-vectors", "x/../w.gif/v", "--out", "w.gif"],
+            ["--save-vectors", "w.gif is in"],
+            id="save-vectors-in",
+        ),
+        pytest.param(
+            ["--save-vectors", "w", "--out", "w/w.gif"], ["--save-vectors", "w/w.gif is in"], id="save-vectors-around"
+        ),
         pytest.param(["--url", "http://localhost:8000"], ["--url", "HOST:PORT"], id="url-http"),
         pytest.param(["--url", "localhost:99999"], ["--url", "1 to 65535"], id="url-port"),
         pytest.param(["--url", "localhost:1"], ["localhost:1", "leave out"], id="url-and-in-process"),
         pytest.param(["--repository", "nowhere"], ["nowhere: no such folder"], id="no-repository"),
+        pytest.param(["--repository", "x" * 300], ["cannot be reached: File name too long"], id="long-repository"),
         pytest.param(["--repository", "taken"], ["taken: no version of wgan"], id="empty-repository"),
     ],
 )

@@ -181,6 +181,8 @@ def test_the_cubic_is_the_textbook_one(closed, kind, count):
         pytest.param(np.array([[1, np.nan], [1, 1]]), {}, "finite", id="nan"),
         pytest.param(np.ones((2, 4)), {"steps": 0}, "steps 0", id="no-steps"),
         pytest.param(np.ones((2, 4)), {"steps": -1}, "steps -1", id="negative-steps"),
+        pytest.param(np.ones((2, 4)), {"steps": 100_000}, "100,001 frames is too long", id="many-steps"),
+        pytest.param(np.ones((2, 4)), {"steps": 10**25}, "frames is too long", id="very-many-steps"),
         pytest.param(np.ones((2, 4)), {"path": "zigzag"}, "lerp, slerp, spline", id="unknown-path"),
     ],
 )

@@ -152,6 +152,21 @@ def test_rows_of_a_strip(options, columns, rows):
     assert (sheet.width // 33, sheet.height // 33) == (columns, rows)
 
 
+@pytest.mark.parametrize("strip", [False, True], ids=["frames", "strip"])
+@pytest.mark.parametrize("latent", [False, True], ids=["plain", "latent"])
+def test_the_sides_of_what_comes_are_known_before_it_does(strip, latent):
+    """For a file's format to be asked whether it can hold them."""
+    recipe = Recipe(keyframes=KEYFRAMES, steps=5, strip=strip, latent=latent)
+    shown = recipe.arranged([Image.new("RGB", (48, 64)) for _ in recipe.latents()])
+    assert {each.size for each in shown} == {recipe.sides((48, 64))}
+
+
+def test_a_walk_too_long_is_refused():
+    """All pairs counted together, each of which would be short enough."""
+    with pytest.raises(InvalidInput, match="120,002 frames is too long"):
+        Recipe(keyframes=KEYFRAMES, pairs=True, steps=60_000)
+
+
 def test_heat_maps_share_one_scale_unless_asked_otherwise():
     """With `walk` a frame's map depends on the other frames; with `frame` its largest number is full colour."""
     keyframes = np.concatenate([np.eye(1, 100), 4 * np.eye(1, 100)]).astype(np.float32)

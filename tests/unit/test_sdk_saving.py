@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import resource
+import struct
 import subprocess
 import sys
 import zipfile
@@ -21,6 +23,7 @@ from atelier.recipe import Recipe
 
 RECIPE = Recipe(keyframes=latents.draw(3, seed=1), steps=4, version=2, seed=1)
 COUNT, SIZE = 12, 32
+LONG = "x" * 300
 EXACT = ["walk.png", "walk.webp", "walk.zip", "walk"]
 ALL = [*EXACT, "walk.gif", "walk.mp4"]
 FLAT = [(0, 0, 0), (255, 255, 255), (224, 184, 7), (185, 33, 19), (54, 79, 179)]
@@ -182,6 +185,15 @@ def test_an_mp4_plays_at_the_rate_asked_for(fps, tmp_path):
         assert float(file.streams.video[0].average_rate) == pytest.approx(fps, rel=1e-3)
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_every_format_shows_a_frame_for_a_minute(name, tmp_path):
+    """The slowest that is taken."""
+    saving.save(tmp_path / name, smooth_frames(3), fps=saving.SLOWEST_FPS)
+    if name.endswith((".gif", ".webp", ".png")):
+        assert durations_ms(tmp_path / name) == [60_000] * 3
+    assert len(opened(tmp_path / name)) == 3
+
+
 # --- metadata
 
 
@@ -217,6 +229,23 @@ def test_the_same_walk_makes_the_same_bytes(tmp_path):
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
 
 
+def zipped(*, flags: int = 0, method: int = 0) -> bytes:
+    """A zip of a walk.json that says so of it, with what is no such thing."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("walk.json", "{}")
+    content = bytearray(buffer.getvalue())
+    for head, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        struct.pack_into("<HH", content, content.index(head) + at, flags, method)
+    return bytes(content)
+
+
+def webp(exif: bytes) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, format="WEBP", exif=exif)
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
@@ -225,6 +254,10 @@ def test_the_same_walk_makes_the_same_bytes(tmp_path):
         pytest.param("a.mp4", b"hello", "cannot be read as a video", id="no-video"),
         pytest.param("a.zip", b"PK\x03\x04broken", "neither a picture", id="broken-zip"),
         pytest.param("a.gif", b"GIF89a", "cannot be read|neither", id="cut-short"),
+        pytest.param(f"{LONG}.gif", None, "cannot be reached: File name too long", id="long"),
+        pytest.param("a.zip", zipped(flags=1), "cannot be read .*encrypted", id="encrypted-zip"),
+        pytest.param("a.zip", zipped(method=99), "cannot be read .*compression method", id="zip-of-another-kind"),
+        pytest.param("a.webp", webp(b"hello"), "cannot be read", id="damaged-exif"),
     ],
 )
 def test_what_is_no_walk_is_refused(name, content, says, tmp_path):
@@ -321,7 +354,12 @@ def test_a_walk_json_cannot_point_outside_its_folder(tmp_path):
         pytest.param("folder.gif", {}, "is a folder; name a file", id="file-is-a-folder"),
         pytest.param("walk.gif", {"fps": 51}, "at most 50", id="gif-too-fast"),
         pytest.param("walk.png", {"fps": 241}, "at most 240", id="too-fast"),
-        pytest.param("walk.png", {"fps": 0}, "above 0", id="no-fps"),
+        pytest.param("walk.png", {"fps": 0}, "at least 1 a minute", id="no-fps"),
+        pytest.param("walk.gif", {"fps": 0.01}, "at least 1 a minute", id="too-slow"),
+        pytest.param("walk.webp", {"sides": (8, 16384)}, "8 x 16384 is more pixels than .webp", id="webp-too-large"),
+        pytest.param("walk.mp4", {"sides": (8193, 8)}, "8193 x 8 is more pixels than .mp4", id="mp4-too-large"),
+        pytest.param(f"{LONG}.gif", {}, "cannot be reached: File name too long", id="long-file"),
+        pytest.param(LONG, {}, "cannot be reached: File name too long", id="long-folder"),
         pytest.param("walk.mp4", {"still": True}, "one picture", id="still-video"),
         pytest.param("walk/", {"still": True}, "one picture", id="still-folder"),
         pytest.param("/proc/walk.gif", {}, "cannot be written", id="read-only"),
@@ -362,7 +400,7 @@ def test_frames_of_different_sizes_are_refused(tmp_path):
 
 def test_a_strip_too_long_for_its_format_is_refused(tmp_path):
     """WebP ends at 16383 pixels."""
-    with pytest.raises(InvalidInput, match=r"more pixels than \.webp can hold; use \.png"):
+    with pytest.raises(InvalidInput, match=r"16384 x 1 is more pixels than \.webp can hold; use \.png"):
         saving.save(tmp_path / "a.webp", [Image.new("RGB", (16384, 1))])
 
 

@@ -139,10 +139,11 @@ def count_all(drawn: Image.Image, picture: Image.Image) -> int:
         ("a.png", sheet.MOST + 1, f"{sheet.MOST + 1} pictures are too many"),
         ("folder.png", 1, "folder.png: is a folder"),
         ("file/a.png", 1, "file/a.png: cannot be written"),
+        ("x" * 300 + ".png", 1, "cannot be reached: File name too long"),
         ("x/../given.png", 1, "given.png: would replace a picture that was given"),
         ("theirs.png", 1, "theirs.png: is there already, and not made with Atelier; choose another file"),
     ],
-    ids=["ending", "too-many", "folder", "below-a-file", "given", "another's"],
+    ids=["ending", "too-many", "folder", "below-a-file", "too-long", "given", "another's"],
 )
 def test_what_cannot_be_saved_is_said_before_any_work(tmp_path, name, cards, says):
     """InvalidInput names the file; nothing is left behind."""

@@ -138,16 +138,17 @@ def between(least: float, most: float) -> Callable[[str], float]:
     return number
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """An argparse type: a whole number of `least` or more."""
+def at_least(least: int, most: float = math.inf) -> Callable[[str], int]:
+    """An argparse type: a whole number of `least` or more, and of `most` or less."""
 
     def number(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, {least} or more")
+        if not least <= value <= most:
+            limit = f", {most} or less" if value > most else ""
+            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, {least} or more{limit}")
         return value
 
     return number

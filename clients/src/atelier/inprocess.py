@@ -14,7 +14,7 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2 as pb
 
-from atelier import _repository, _wire, errors
+from atelier import _repository, _wire, errors, files
 from atelier._address import Address
 from atelier._client import Client
 from atelier._protocol import Open, Send
@@ -44,7 +44,7 @@ class _OnnxRuntime:
         self._folder = repository
         self._sessions: dict[Path, Any] = {}
         self._turn = threading.Lock()  # one batch at a time, each on every core
-        if not repository.is_dir():
+        if not files.is_dir(repository):
             raise errors.InvalidInput(f"{repository}: no such folder of models")
 
     def send(self, step: Send) -> Any:

@@ -15,6 +15,8 @@ from PIL import Image
 
 from atelier.errors import InvalidInput
 
+Sides = tuple[int, int]
+
 # Blue through paper white to red, after Mondrian: far below zero, zero, far above it.
 _COLOURS = np.array([[54, 79, 179], [244, 241, 232], [185, 33, 19]], dtype=np.float64)
 _BLACK = (0, 0, 0)
@@ -51,11 +53,15 @@ def symmetric_scale(latents: npt.ArrayLike) -> float:
 
 def beside(left: Image.Image, right: Image.Image) -> Image.Image:
     """Two pictures of one height on black, a sixteenth of the height apart."""
-    gap = left.height // 16
-    canvas = Image.new("RGB", (left.width + gap + right.width, left.height), _BLACK)
+    canvas = Image.new("RGB", beside_sides(left.size, right.size), _BLACK)
     canvas.paste(left, (0, 0))
-    canvas.paste(right, (left.width + gap, 0))
+    canvas.paste(right, (canvas.width - right.width, 0))
     return canvas
+
+
+def beside_sides(left: Sides, right: Sides) -> Sides:
+    """The width and height of what `beside` makes of two of these."""
+    return left[0] + left[1] // 16 + right[0], left[1]
 
 
 def strip(frames: Sequence[Image.Image], *, columns: int) -> Image.Image:
@@ -63,11 +69,20 @@ def strip(frames: Sequence[Image.Image], *, columns: int) -> Image.Image:
     if not frames or columns < 1:
         raise InvalidInput(f"strip: needs a frame and a column, has {len(frames)} and {columns}")
     width, height = frames[0].size
-    gap = max(1, height // 32)
-    rows = math.ceil(len(frames) / columns)
-    across = min(columns, len(frames))
-    sheet = Image.new("RGB", (across * (width + gap) + gap, rows * (height + gap) + gap), _PAPER)
+    gap = _strip_gap(height)
+    sheet = Image.new("RGB", strip_sides(frames[0].size, len(frames), columns=columns), _PAPER)
     for index, frame in enumerate(frames):
         row, column = divmod(index, columns)
         sheet.paste(frame, (gap + column * (width + gap), gap + row * (height + gap)))
     return sheet
+
+
+def strip_sides(frame: Sides, count: int, *, columns: int) -> Sides:
+    """The width and height of what `strip` makes of so many of these."""
+    gap = _strip_gap(frame[1])
+    cells = min(columns, count), math.ceil(count / columns)
+    return cells[0] * (frame[0] + gap) + gap, cells[1] * (frame[1] + gap) + gap
+
+
+def _strip_gap(height: int) -> int:
+    return max(1, height // 32)

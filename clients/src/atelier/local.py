@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Final
 
-from atelier import _repository, errors
+from atelier import _repository, errors, files
 from atelier._address import DEFAULT_URL
 from atelier._client import Client
 from atelier._models import MODELS
@@ -175,7 +175,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def _with_model(repository: Path, model: str) -> Path:
-    if not repository.is_dir():
+    if not files.is_dir(repository):
         raise errors.InvalidInput(f"{repository}: no such folder of models; start a server elsewhere and give --url")
     made_of = MODELS[model].steps
     if made_of and not (repository / model).is_dir():

@@ -24,6 +24,9 @@ PATHS: tuple[Path, ...] = get_args(Path)
 Vectors = npt.NDArray[np.float32]
 _Reals = npt.NDArray[np.float64]
 
+MOST_FRAMES = 100_000
+"""Of a walk: an hour and a half of 20 a second, and 5 GB of the smallest pictures."""
+
 _COLLINEAR = 1e-12
 """Below this sine, two directions are one line to double precision and span no plane."""
 _TINY = 1e-300
@@ -47,6 +50,12 @@ def frame_count(keyframes: int, *, steps: int, loop: bool) -> int:
     return keyframes * steps if loop else (keyframes - 1) * steps + 1
 
 
+def check_count(frames: int) -> None:
+    """Raises InvalidInput for more frames than a walk may have."""
+    if frames > MOST_FRAMES:
+        raise InvalidInput(f"a walk of {frames:,} frames is too long, {MOST_FRAMES:,} are the most; take fewer steps")
+
+
 def walk(keyframes: npt.ArrayLike, *, steps: int, path: Path = "spline", loop: bool = False) -> Vectors:
     """Every frame of a walk through keyframes (N, D): (frames, D); frame `i * steps` is keyframe i, exactly.
 
@@ -58,7 +67,9 @@ def walk(keyframes: npt.ArrayLike, *, steps: int, path: Path = "spline", loop: b
     if steps < 1:
         raise InvalidInput(f"steps {steps}: must be 1 or more")
     points = _keyframes(keyframes)
-    times = np.arange(frame_count(len(points), steps=steps, loop=loop)) / steps
+    count = frame_count(len(points), steps=steps, loop=loop)
+    check_count(count)
+    times = np.arange(count) / steps
     frames = _smooth(points, times, loop) if path == "spline" else _legs(_WAYS[path], points, times)
     frames[::steps] = points
     return frames.astype(np.float32)

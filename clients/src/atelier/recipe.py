@@ -56,6 +56,7 @@ class Recipe:
     def latents(self) -> Latents:
         """The vector of every frame: (frames, 100)."""
         walks = self.keyframes.reshape(-1, 2, self.keyframes.shape[1]) if self.pairs else [self.keyframes]
+        paths.check_count(sum(paths.frame_count(len(k), steps=self.steps, loop=self.loop) for k in walks))
         return np.concatenate([paths.walk(k, steps=self.steps, path=self.path, loop=self.loop) for k in walks])
 
     def arranged(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
@@ -66,6 +67,11 @@ class Recipe:
             scale = layout.symmetric_scale(vectors) if self.latent_scale == "walk" else None
             shown = [_with_heat_map(*pair, scale) for pair in zip(shown, vectors, strict=True)]
         return [layout.strip(shown, columns=self._columns)] if self.strip else shown
+
+    def sides(self, picture: tuple[int, int]) -> tuple[int, int]:
+        """Width and height of what `arranged` makes of pictures of that width and height."""
+        shown = layout.beside_sides(picture, (picture[1], picture[1])) if self.latent else picture
+        return layout.strip_sides(shown, len(self.latents()), columns=self._columns) if self.strip else shown
 
     def upscaled(self, wanted: bool = True, *, version: int | None = None) -> Recipe:
         """The same walk in the larger pictures of the model's ensemble or, if not `wanted`, in the model's own.

@@ -23,12 +23,14 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from atelier import _gif, _video
-from atelier.errors import InvalidInput
-from atelier.files import check_writable, replacing, told
+from atelier.errors import AtelierError, InvalidInput
+from atelier.files import check_writable, exists, is_dir, replacing, told
 from atelier.recipe import Recipe
 
 WALK_JSON: Final = "walk.json"
 FOLDER: Final = ""
+SLOWEST_FPS: Final = 1 / 60
+"""A frame a minute: a GIF can show one for eleven, and no other format for less."""
 FASTEST_FPS: Final = 240.0
 _EXIF_DESCRIPTION: Final = 0x010E
 _LARGEST_SIDE: Final = {".gif": 65535, ".webp": 16383, ".mp4": 8192}
@@ -45,20 +47,25 @@ def format_of(path: str | Path) -> str:
     return suffix
 
 
-def check(path: str | Path, *, fps: float, still: bool = False) -> None:
-    """Whether `save` could write there at all, asked before any work is done. Raises InvalidInput, MissingPackage."""
+def check(path: str | Path, *, fps: float, still: bool = False, sides: tuple[int, int] = (0, 0)) -> None:
+    """Whether `save` could write there at all, asked before any work is done. Raises InvalidInput, MissingPackage.
+
+    sides: of a frame, in pixels, if they are known.
+    """
     suffix, target = format_of(path), Path(path)
     fastest = _gif.FASTEST_FPS if suffix == ".gif" else FASTEST_FPS
-    if not 0 < fps <= fastest:
+    if not SLOWEST_FPS <= fps <= fastest:
         other = "; .webp and .mp4 can show more" if suffix == ".gif" else ""
-        raise InvalidInput(f"{path}: fps {fps:g} must be above 0 and at most {fastest:g}{other}")
+        raise InvalidInput(f"{path}: fps {fps:g} must be at least 1 a minute, and at most {fastest:g}{other}")
     if still and suffix not in (".png", ".webp", ".gif"):
         raise InvalidInput(f"{path}: a strip is one picture; use .png, .webp or .gif")
+    if max(sides) > _LARGEST_SIDE.get(suffix, math.inf):
+        raise InvalidInput(f"{path}: {sides[0]} x {sides[1]} is more pixels than {suffix} can hold; use .png")
     if suffix == ".mp4":
         _video.require()
     if suffix == FOLDER:
         _check_folder(target)
-    elif target.is_dir():
+    elif is_dir(target):
         raise InvalidInput(f"{path}: is a folder; name a file, or end it with / to put frames in it")
     check_writable(target)
 
@@ -68,12 +75,10 @@ def save(path: str | Path, frames: Sequence[Image.Image], *, fps: float = 20.0, 
 
     In a folder only the frames of an earlier walk are replaced. Raises InvalidInput, MissingPackage.
     """
-    check(path, fps=fps)
-    suffix = format_of(path)
     if not frames or any(frame.size != frames[0].size for frame in frames):
         raise InvalidInput("frames: needs one or more, all of one size")
-    if max(frames[0].size) > _LARGEST_SIDE.get(suffix, math.inf):
-        raise InvalidInput(f"{path}: {frames[0].size} is more pixels than {suffix} can hold; use .png")
+    check(path, fps=fps, sides=frames[0].size)
+    suffix = format_of(path)
     about = recipe.to_json() if recipe else ""
     if suffix == FOLDER:
         _write_folder(Path(path), frames, about)
@@ -85,7 +90,7 @@ def save(path: str | Path, frames: Sequence[Image.Image], *, fps: float = 20.0, 
 def read(path: str | Path) -> Recipe:
     """The recipe in a file, folder or zip that `save` wrote. Raises InvalidInput if there is none."""
     file = Path(path)
-    if not file.exists():
+    if not exists(file):
         raise InvalidInput(f"{path}: no such file")
     about = _about(file)
     if not about or '"atelier"' not in about:
@@ -183,9 +188,9 @@ def _check_folder(folder: Path) -> set[str] | None:
 
     Raises InvalidInput for frames that no walk made.
     """
-    if not folder.exists():
+    if not exists(folder):
         return None
-    if not folder.is_dir():
+    if not is_dir(folder):
         raise InvalidInput(f"{folder}: is a file; name a folder, or give it an ending such as .gif")
     if folder.resolve().parent == folder.resolve():
         raise InvalidInput(f"{folder}: is the root of the file system; name a folder in it")
@@ -219,8 +224,11 @@ def _about(path: Path) -> str | None:
         if path.suffix.lower() == ".mp4":
             return _video.about(path)
         return _picture_about(path)
-    except (OSError, ValueError, zipfile.BadZipFile, Image.DecompressionBombError) as exc:
-        raise InvalidInput(f"{path}: cannot be read ({exc})") from exc
+    except AtelierError:
+        raise
+    except Exception as exc:  # what decoders raise on damaged bytes shares no narrower type
+        why = " ".join(str(exc).split()) or type(exc).__name__
+        raise InvalidInput(f"{path}: cannot be read ({why})") from exc
 
 
 def _picture_about(path: Path) -> str | None:
