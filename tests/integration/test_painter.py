@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import os
 import signal
 import threading
@@ -103,6 +104,15 @@ def test_the_start_is_the_photo_itself(client):
     assert (only.iteration, only.total) == (0, 0)
     assert only.content_loss == pytest.approx(0, abs=1e-6)
     assert only.style_loss > 0
+
+
+async def test_strokes_that_nobody_asked_for_are_dropped(server, client, monkeypatch):
+    """By either client: the painter gives more between those that are far apart."""
+    monkeypatch.setattr("atelier.painting.PIXELS_APART", 1)
+    ours = [stroke.iteration for stroke in client.paint(SMALL, STYLE, iterations=10, every=4)]
+    async with AsyncClient(server.grpc, patient=True) as other:
+        theirs = [stroke.iteration async for stroke in other.paint(SMALL, STYLE, iterations=10, every=4)]
+    assert ours == theirs == [0, 4, 8, 10]
 
 
 def test_a_seed_is_a_noise(client):
@@ -339,8 +349,18 @@ def idle(tmp_path):
         yield server
 
 
+def test_a_deadline_is_not_for_the_whole_painting(client):
+    """It goes on for longer than the deadline, as no stroke takes as long."""
+    deadline_s = 5.0
+    end = time.monotonic() + 1.2 * deadline_s
+    with client.paint(picture(400, 400), STYLE, **LONG, timeout_s=deadline_s) as strokes:
+        seen = list(itertools.takewhile(lambda _: time.monotonic() < end, strokes))
+    assert [stroke.iteration for stroke in seen] == list(range(len(seen)))
+    assert seen[-1].iteration < seen[-1].total
+
+
 def test_a_deadline_is_for_each_stroke(idle):
-    """The whole may take longer; a stroke that does not come in time is DeadlineExceeded, and ends the painting."""
+    """One that does not come in time is DeadlineExceeded, and ends the painting."""
     with patient(idle) as client, pytest.raises(errors.DeadlineExceeded, match=r"within 0\.01 s"):
         list(client.paint(picture(400, 400), STYLE, iterations=1000, every=1000, scales=1, timeout_s=0.01))
     assert_room(idle)

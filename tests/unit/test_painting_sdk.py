@@ -39,6 +39,20 @@ def test_pictures_and_knobs_fit_the_contract():
     assert (tensors["content"].shape, tensors["style"].shape) == ((1, 30, 40, 3), (1, 50, 20, 3))
 
 
+@pytest.mark.parametrize(
+    ("size", "every", "apart"),
+    [((40, 30), 1000, 1000), ((512, 384), 10, 10), ((512, 384), 1000, 20), ((1024, 1024), 10, 2), ((1024, 1024), 7, 1)],
+    ids=str,
+)
+def test_of_a_large_picture_more_strokes_come_than_were_asked_for(size, every, apart):
+    """So that the painter is never silent for long; those between are not wanted, the first and the last are."""
+    wanted = commission(photo(*size), photo(), every=every, iterations=1000)
+    assert wanted.tensors()["every"].item() == apart
+    come = [*range(0, 1000, apart), 1000]
+    kept = [count for count in come if wanted.wants(Stroke(photo(), count, 1000, 0, 0, 0, 0))]
+    assert kept == [*range(0, 1000, every), 1000]
+
+
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "I;16"])
 def test_a_picture_of_any_mode_is_sent_as_rgb(mode):
     """Whatever it is, the painter sees three channels of 8 bits."""

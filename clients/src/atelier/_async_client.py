@@ -255,7 +255,8 @@ class AsyncClient:
                 if done := stroke.iteration == stroke.total:
                     # Its end comes at once. Triton 2.51 can't unload a model whose stream was cancelled as it ended.
                     await self._run(following)
-                yield await asyncio.to_thread(wanted.finished, stroke)
+                if wanted.wants(stroke):
+                    yield await asyncio.to_thread(wanted.finished, stroke)
                 stroke = None if done else await self._run(following)
         finally:
             stream.cancel()

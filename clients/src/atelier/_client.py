@@ -250,7 +250,7 @@ class Client:
 
         Weights and layers: see `painting`. scales: sizes from coarse to fine, 0 as many as the content's size asks
         for. size: the content's long side in pixels, else it stays as large as it is. keep_color: only the brightness
-        changes. `timeout_s` is for each stroke.
+        changes. `timeout_s` is for each answer of the painter, which gives some between strokes that are far apart.
         """
         knobs = Knobs(
             iterations=iterations,
@@ -280,7 +280,8 @@ class Client:
                 if done := stroke.iteration == stroke.total:
                     # Its end comes at once. Triton 2.51 can't unload a model whose stream was cancelled as it ended.
                     self._run(following)
-                yield wanted.finished(stroke)
+                if wanted.wants(stroke):
+                    yield wanted.finished(stroke)
                 stroke = None if done else self._run(following)
         finally:
             stream.cancel()

@@ -38,6 +38,9 @@ MOST: Final = {
     "content_weight": 1e6, "style_weight": 1e6, "tv_weight": 1e6, "content_layers": 1e3, "style_layers": 1e3,
 }  # fmt: skip
 """The painter's limits, above which it would refuse."""
+PIXELS_APART: Final = 1 << 22
+"""Of all iterations from one answer of the painter to the next: a core takes 11 s for them. The client drops answers
+that nobody has asked for, so that its deadline for each need not grow with `every`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +181,17 @@ class Commission:
 
     def tensors(self) -> Tensors:
         pictures = {name: np.asarray(colours(getattr(self, name)))[None] for name in ("content", "style")}
-        return pictures | self.knobs.tensors()
+        return pictures | replace(self.knobs, every=self._apart).tensors()
+
+    def wants(self, stroke: Stroke) -> bool:
+        """Whether it is one of those asked for, and not one only to be sure that the painter is at work."""
+        return stroke.iteration % self.knobs.every == 0 or stroke.iteration == stroke.total
+
+    @property
+    def _apart(self) -> int:
+        """Iterations from one answer to the next: a part of `every` that takes no longer than PIXELS_APART."""
+        most = max(1, PIXELS_APART // (self.content.width * self.content.height))
+        return max(part for part in range(1, min(most, self.knobs.every) + 1) if self.knobs.every % part == 0)
 
     def finished(self, stroke: Stroke) -> Stroke:
         """With the colours of the content, where they are to be kept, and its alpha."""
