@@ -96,6 +96,12 @@ def test_the_sdk_s_tensors_fit_the_contract():
     assert all(tensor.fits(tensors[tensor.name]) for tensor in known if tensor.optional)
 
 
+def test_numpy_s_numbers_are_knobs():
+    """Whole ones and others."""
+    made = painting.Knobs(iterations=np.int64(5), style_weight=np.float32(2)).tensors()
+    assert (made["iterations"].item(), made["style_weight"].item()) == (5, 2)
+
+
 @pytest.mark.parametrize("client", [atelier.Client, atelier.AsyncClient])
 def test_paint_takes_every_knob(client):
     """By its name, with its default."""
@@ -108,6 +114,7 @@ def test_paint_takes_every_knob(client):
     ("given", "says"),
     [
         pytest.param({"iterations": 1001}, "iterations 1001: must be a whole number from 0 to 1000", id="iterations"),
+        pytest.param({"iterations": True}, "iterations True: must be a whole number", id="a-truth"),
         pytest.param({"iterations": 1.5}, "iterations 1.5: must be a whole number", id="half-an-iteration"),
         pytest.param({"every": 0}, "every 0: must be a whole number from 1", id="every"),
         pytest.param({"seed": -1}, "seed -1: must", id="seed"),

@@ -225,8 +225,9 @@ def test_a_server_that_answered_once_and_is_gone_is_unreachable():
         (pb.ServerReadyResponse(ready=False), False),
         (Failed(Code.UNAVAILABLE, REFUSED), False),
         (Failed(Code.UNAVAILABLE, "version 1 is not at ready state"), False),
+        (Failed(Code.DEADLINE_EXCEEDED), False),
     ],
-    ids=["ready", "loading", "nothing-there", "model-loading"],
+    ids=["ready", "loading", "nothing-there", "model-loading", "silent"],
 )
 def test_ready_is_a_yes_or_no_after_one_question(reply, expected):
     """So that it can be asked in a loop."""
@@ -297,7 +298,7 @@ def test_a_model_the_sdk_does_not_know_for_this_is_refused_before_anything_is_se
     assert str(caught.value) == says
 
 
-@pytest.mark.parametrize("timeout_s", [0, -1, math.nan, math.inf, None, "3"], ids=repr)
+@pytest.mark.parametrize("timeout_s", [0, -1, math.nan, math.inf, None, "3", True], ids=repr)
 def test_every_deadline_is_finite(timeout_s):
     """Neither the client nor a call waits for ever, or for nothing."""
     with pytest.raises(errors.InvalidInput, match="timeout_s"):
@@ -306,8 +307,14 @@ def test_every_deadline_is_finite(timeout_s):
         next(generate(core(), timeout_s=timeout_s))
 
 
-@pytest.mark.parametrize("version", [0, -1, "2", 1.0], ids=repr)
+@pytest.mark.parametrize("version", [0, -1, "2", 1.0, True], ids=repr)
 def test_a_version_is_a_number_from_one(version):
     """What Triton would misread is refused here."""
     with pytest.raises(errors.InvalidInput, match="version"):
         next(generate(core(), version=version))
+
+
+def test_numpy_s_numbers_are_numbers():
+    """As a version or a deadline."""
+    _, (step,) = drive(generate(core(), timeout_s=np.float32(1.5), version=np.int64(2)), answer())
+    assert (step.timeout_s, step.request.model_version) == (1.5, "2")

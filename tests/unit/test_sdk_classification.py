@@ -56,6 +56,8 @@ def test_an_answer_in_french_is_the_same_answer():
     assert list(french.probabilities) == list(garments.NAMES["fr"])
     assert list(french.probabilities.values()) == list(SHARES.values())
     assert (french.model, french.version) == ("classifier", 3)
+    assert french.translated("en") == ANSWER
+    assert french.translated("fr") == french
     assert ANSWER.translated("en") == ANSWER
 
 
@@ -146,7 +148,8 @@ def test_what_is_no_picture_of_a_garment_is_refused(pictures, says):
     assert says in str(caught.value)
 
 
-def test_a_method_that_is_none_is_refused():
-    """It names those there are."""
+@pytest.mark.parametrize("given", [photo(), SEEN], ids=["photo", "array"])
+def test_a_method_that_is_none_is_refused(given):
+    """It names those there are, even where nothing is to be prepared."""
     with pytest.raises(InvalidInput, match="method 'guess': must be one of find, source, raw"):
-        images(photo(), method="guess")
+        images(given, method="guess")

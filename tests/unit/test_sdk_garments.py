@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
+from atelier.errors import InvalidInput
 from atelier.garments import NAMES, SIZE, preprocess_garment
 
 GROUNDS = {"dark on light": ((40, 40, 90), (225, 220, 210)), "light on dark": ((235, 230, 225), (60, 40, 30))}
@@ -112,6 +113,12 @@ def test_source_method_is_the_sources():
     assert (seen[10:18, 4:24] == 255).all()
     seen[10:18, 4:24] = 0
     assert not seen.any()
+
+
+def test_a_method_that_is_none_is_refused():
+    """It names those there are."""
+    with pytest.raises(InvalidInput, match="method 'sorce': must be find or source"):
+        preprocess_garment(Image.new("RGB", (100, 40)), method="sorce")
 
 
 def test_source_method_keeps_the_ground():

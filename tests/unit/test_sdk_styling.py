@@ -115,6 +115,11 @@ def test_what_is_no_style_is_refused(style, says):
     assert says in str(caught.value)
 
 
+def test_a_style_that_a_blend_names_twice_has_both_weights():
+    """As one in another case has."""
+    assert styling.parsed("scream=1,Scream=3,tableau=1") == pytest.approx({"scream": 0.8, "tableau": 0.2})
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -143,6 +148,7 @@ def test_text_that_is_no_blend_is_refused(text, says):
         pytest.param((300, 31), 160, (160, 17), id="reduced"),
         pytest.param((31, 300), 160, (17, 160), id="upright"),
         pytest.param((40, 30), 40, (40, 30), id="the-same"),
+        pytest.param((40, 30), np.int64(80), (80, 60), id="numpy-s"),
     ],
 )
 def test_size_is_that_of_the_long_side(given, size, expected):

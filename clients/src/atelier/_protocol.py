@@ -21,7 +21,7 @@ from atelier import _failures, _wire, errors
 from atelier._address import Address
 from atelier._contract import Contract, Tensors
 from atelier._models import MODELS
-from atelier._types import Model, NotGiven, per_batch
+from atelier._types import Model, NotGiven, is_number, per_batch, whole
 from atelier.tasks import Task
 
 ATTEMPTS: Final = 4
@@ -275,7 +275,7 @@ def _count(tensors: Tensors) -> int:
 
 
 def _seconds(timeout_s: float) -> float:
-    if isinstance(timeout_s, int | float) and math.isfinite(timeout_s) and timeout_s > 0:
+    if is_number(timeout_s) and 0 < timeout_s < math.inf:
         return float(timeout_s)
     raise errors.InvalidInput(f"timeout_s {timeout_s!r}: must be a number of seconds above 0, and finite")
 
@@ -284,8 +284,8 @@ def _version(version: int | None) -> str:
     """On the wire a version is text, and no text is the newest."""
     if version is None:
         return ""
-    if isinstance(version, int) and version > 0:
-        return str(version)
+    if (number := whole(version)) is not None and number > 0:
+        return str(number)
     raise errors.InvalidInput(f"version {version!r}: must be a whole number from 1, or None for the newest")
 
 

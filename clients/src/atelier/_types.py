@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
@@ -43,6 +44,14 @@ class Model:
     name: str
     versions: tuple[int, ...]
     state: str
+
+
+def whole(value: object) -> int | None:
+    """A whole number of Python's or NumPy's, as Python's; None for anything else, a truth among it."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def is_number(value: object) -> TypeGuard[float]:

@@ -55,8 +55,7 @@ class Classification:
         """The same with the classes' names in another language: "fr", or "en"."""
         if language not in NAMES:
             raise InvalidInput(f"language {language!r}: must be one of {', '.join(NAMES)}")
-        names = dict(zip(NAMES["en"], NAMES[language], strict=True))
-        return replace(self, probabilities={names[label]: p for label, p in self.probabilities.items()})
+        return replace(self, probabilities=dict(zip(NAMES[language], self.probabilities.values(), strict=True)))
 
 
 def prepared(picture: Image.Image, *, method: Method = "find") -> Images:
@@ -64,8 +63,7 @@ def prepared(picture: Image.Image, *, method: Method = "find") -> Images:
 
     "find" and "source" are for photos, see `preprocess_garment`; "raw" is for pictures that are like that already.
     """
-    if method not in METHODS:
-        raise InvalidInput(f"method {method!r}: must be one of {', '.join(METHODS)}")
+    _check_method(method)
     if method != "raw":
         return preprocess_garment(as_rgb(picture), method=method)
     if picture.size != (SIZE, SIZE):
@@ -80,11 +78,17 @@ def images(pictures: Pictures, *, method: Method = "find") -> Images:
     Of arrays (28, 28), (N, 28, 28) or (N, 28, 28, 1) of that kind, which stay as they are; of Pillow pictures, as
     `prepared` makes them; or of a list of either.
     """
+    _check_method(method)
     if isinstance(pictures, Image.Image | np.ndarray):
         return _batch(pictures, method)
     if isinstance(pictures, str | bytes) or not isinstance(pictures, Iterable):
         raise _none(pictures)
     return np.concatenate([np.empty((0, SIZE, SIZE, 1), np.uint8), *(_batch(each, method) for each in pictures)])
+
+
+def _check_method(method: str) -> None:
+    if method not in METHODS:
+        raise InvalidInput(f"method {method!r}: must be one of {', '.join(METHODS)}")
 
 
 def _batch(picture: Any, method: Method) -> Images:

@@ -16,6 +16,7 @@ from PIL import Image, ImageFilter, ImageOps
 
 from atelier import _garment_finder
 from atelier._models import MODELS
+from atelier.errors import InvalidInput
 
 SIZE: Final = 28
 NAMES: Final[dict[str, tuple[str, ...]]] = {
@@ -41,7 +42,10 @@ def preprocess_garment(picture: Image.Image, *, method: Literal["find", "source"
 
     "find" tells the garment from its ground; 0 all over if nothing stands out. "source" takes the ground for white
     paper. `picture` has any size and mode; `pictures.as_rgb` makes more of odd modes than Pillow's conversion does.
+    Raises InvalidInput for another method.
     """
+    if method not in ("find", "source"):
+        raise InvalidInput(f"method {method!r}: must be find or source")
     return _as_the_source(picture) if method == "source" else _found(picture)
 
 

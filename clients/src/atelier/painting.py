@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from atelier._contract import Contract, Tensors
+from atelier._types import whole
 from atelier.errors import InvalidInput
 from atelier.sizing import SMALLEST_SIDE, colours, sized
 from atelier.styling import recoloured
@@ -229,7 +230,8 @@ def _within(style: Image.Image, pixels: int) -> Image.Image:
 
 
 def _check_whole(name: str, value: object, least: int) -> None:
-    if not (isinstance(value, int) and least <= value <= MOST[name]):
+    number = whole(value)
+    if number is None or not least <= number <= MOST[name]:
         raise InvalidInput(f"{name} {value!r}: must be a whole number from {least} to {MOST[name]}")
 
 

@@ -16,6 +16,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from atelier._types import whole
 from atelier.errors import InvalidInput
 
 Path = Literal["lerp", "slerp", "spline"]
@@ -64,19 +65,23 @@ def walk(keyframes: npt.ArrayLike, *, steps: int, path: Path = "spline", loop: b
     """
     if path not in PATHS:
         raise InvalidInput(f"path {path!r}: must be one of {', '.join(PATHS)}")
-    if steps < 1:
-        raise InvalidInput(f"steps {steps}: must be 1 or more")
+    each = whole(steps)
+    if each is None or each < 1:
+        raise InvalidInput(f"steps {steps!r}: must be a whole number, 1 or more")
     points = _keyframes(keyframes)
-    count = frame_count(len(points), steps=steps, loop=loop)
+    count = frame_count(len(points), steps=each, loop=loop)
     check_count(count)
-    times = np.arange(count) / steps
+    times = np.arange(count) / each
     frames = _smooth(points, times, loop) if path == "spline" else _legs(_WAYS[path], points, times)
-    frames[::steps] = points
+    frames[::each] = points
     return frames.astype(np.float32)
 
 
 def _keyframes(keyframes: npt.ArrayLike) -> _Reals:
-    points = np.asarray(keyframes, dtype=np.float64)
+    try:
+        points = np.asarray(keyframes, dtype=np.float64)
+    except (TypeError, ValueError) as exc:
+        raise InvalidInput("keyframes: must be an array of numbers, shape (N, D)") from exc
     if points.ndim != 2:
         raise InvalidInput(f"keyframes: need the shape (N, D), have {points.shape}")
     if len(points) < 2:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from PIL import Image
 
 from atelier._contract import Contract
-from atelier._types import per_batch
+from atelier._types import per_batch, whole
 from atelier.errors import InvalidInput, ServerError
 from atelier.pictures import as_rgb, opaque
 
@@ -31,10 +31,11 @@ def sized(
 
     Raises InvalidInput, beginning with `name`: no picture, a side below SMALLEST_SIDE, or above `most` pixels in all.
     """
-    if size is not None and not (isinstance(size, int) and size >= SMALLEST_SIDE):
+    side = whole(size)
+    if size is not None and (side is None or side < SMALLEST_SIDE):
         raise InvalidInput(f"size {size!r}: must be a whole number, {SMALLEST_SIDE} or more, or None")
     given = upright(picture, name=name)
-    width, height = sides = given.size if size is None else scaled(given.size, size)
+    width, height = sides = given.size if side is None else scaled(given.size, side)
     if min(sides) < SMALLEST_SIDE:
         least = math.ceil(SMALLEST_SIDE * max(sides) / min(sides))
         need = f"both sides must have {SMALLEST_SIDE} or more; give a size of {least} or more (--size {least})"

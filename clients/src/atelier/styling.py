@@ -86,8 +86,11 @@ class Work:
 def parsed(text: str) -> dict[str, float]:
     """The shares of a blend as people type it, "starry-night=0.7,great-wave=0.3". Raises InvalidInput."""
     pairs = [part.partition("=")[::2] for part in text.split(",")]
+    weights: dict[str, float] = {}
     try:
-        return dict(_checked({slug(name): float(weight) for name, weight in pairs}))
+        for name, weight in pairs:
+            weights[slug(name)] = weights.get(slug(name), 0) + float(weight)
+        return dict(_checked(weights))
     except ValueError as exc:
         raise InvalidInput(f"{text!r} is no blend; give NAME=WEIGHT,NAME=WEIGHT") from exc
 
