@@ -87,8 +87,9 @@ def knowing(server: contextlib.AbstractContextManager[Client], options: Namespac
     """The server, once it is sure that it has the style."""
     with server as client:
         if not options.all:
+            names = client.styles(options.model)
             with cli.naming("--style" if options.blend is None else "--blend"):
-                styling.label(options.style, client.styles(options.model))
+                styling.label(options.style, names)
         yield client
 
 

@@ -283,6 +283,12 @@ def test_bad_flags_are_one_line_and_status_2(near, tmp_path, arguments, says):
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
+def test_a_server_without_the_model_is_no_fault_of_the_style(classifier_server, tmp_path):
+    """The line names the model's flag, and what is served."""
+    done = run(STYLIZE, "--url", classifier_server.grpc, "photo.png", *STYLE, cwd=tmp_path)
+    refused(done, "stylize.py: --model: ", "there is no model style (served: classifier 1, 2)")
+
+
 def test_an_address_with_nothing_there(tmp_path):
     """--url says what it tried, and how to start a server."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

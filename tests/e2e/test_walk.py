@@ -173,7 +173,7 @@ def test_it_takes_the_server_at_the_default_address(server, tmp_path):
 
 
 def test_something_else_at_the_default_address_is_left_alone(repository, tmp_path):
-    """A web server there, say: it starts the embedded one on free ports, and says why."""
+    """A web server there, say: it starts the embedded one on free ports, and says why, as the client does."""
     need_tritonserver()
     script = copied(WALK, tmp_path / "checkout", repository)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Silent) as other:
@@ -182,7 +182,15 @@ def test_something_else_at_the_default_address_is_left_alone(repository, tmp_pat
         done = run(script, "--steps", 1, cwd=tmp_path, ATELIER_URL=url)
         other.shutdown()
     assert done.returncode == 0, done
-    assert done.stderr.startswith(f"walk.py: what answers at {url} is not Triton's gRPC port\n")
+    first, second = done.stderr.splitlines()
+    assert first.startswith(f"walk.py: {url}: something answers there, but not as Triton's gRPC port does")
+    assert "started the embedded Triton" in second
+
+
+def test_a_default_address_that_is_none_is_named_with_its_variable(tmp_path):
+    """Nobody has given it on this command line."""
+    refused(run(WALK, cwd=tmp_path, ATELIER_URL="http://localhost:8001"), "ATELIER_URL: 'http://", "HOST:PORT")
+    assert names(tmp_path) == set()
 
 
 class Silent(http.server.BaseHTTPRequestHandler):

@@ -49,6 +49,14 @@ def test_the_default_address_is_triton_s_own_port_here():
         assert done.stdout.strip() == expected
 
 
+def test_an_address_of_the_environment_that_is_none_is_named_with_its_variable():
+    """Whoever has given no address would look for it."""
+    program = "import atelier; atelier.Client()"
+    there = {**os.environ, "ATELIER_URL": "http://localhost:8001"}
+    done = subprocess.run([sys.executable, "-c", program], env=there, capture_output=True, text=True, check=False)
+    assert "InvalidInput: ATELIER_URL: 'http://localhost:8001' is an HTTP address" in done.stderr
+
+
 def test_no_proxy_stands_between_a_client_and_its_own_machine():
     """gRPC obeys http_proxy even for localhost."""
     options = {url: dict(_address.parse(url).options) for url in ("localhost:1", "127.0.0.1:1", "far:1")}

@@ -60,8 +60,13 @@ def parse(url: str) -> Address:
     if found is None or scheme not in ("grpc", "grpcs", "dns"):
         web = url.startswith(("http://", "https://"))
         why = "is an HTTP address, and this speaks gRPC" if web else "is not a server's address"
-        raise InvalidInput(f"{url!r} {why}: give HOST:PORT, such as localhost:{_PORT}")
+        raise InvalidInput(f"{_named(url)} {why}: give HOST:PORT, such as localhost:{_PORT}")
     port = int(found["port"] or _PORT)
     if not 0 < port < 65536:
-        raise InvalidInput(f"{url!r}: a port is a number from 1 to 65535")
+        raise InvalidInput(f"{_named(url)}: a port is a number from 1 to 65535")
     return Address(found["host"].strip("[]"), port, secure=scheme == "grpcs", balanced=scheme == "dns")
+
+
+def _named(url: str) -> str:
+    """With where it comes from, if nobody has given it: what is the default without the environment is an address."""
+    return f"ATELIER_URL: {url!r}" if url == DEFAULT_URL else repr(url)

@@ -104,7 +104,7 @@ class Core:
             method, request = "ModelReady", pb.ModelReadyRequest(name=model, version=_version(version))
         try:
             answer = yield from self._call(method, request, timeout_s, attempts=1)
-        except (errors.ServerUnreachable, errors.ModelNotReady):
+        except (errors.ServerUnreachable, errors.ModelNotReady, errors.DeadlineExceeded):
             return False
         return bool(answer.ready)
 

@@ -87,8 +87,8 @@ def _default(say: Say) -> Client | None:
         if client.ready(timeout_s=GREETING_TIMEOUT_S):
             return client
         say(f"no server is ready at {DEFAULT_URL}")
-    except errors.AtelierError:
-        say(f"what answers at {DEFAULT_URL} is not Triton's gRPC port")
+    except errors.AtelierError as exc:
+        say(str(exc))
     client.close()
     return None
 
