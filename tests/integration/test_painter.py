@@ -437,9 +437,12 @@ def test_bad_input_is_an_error_with_its_name(client, change, error, says):
 
 
 def test_in_process_there_is_no_painter(server):
-    """It says that painting needs a server."""
-    with InProcessClient(server.repository) as near, pytest.raises(errors.UnknownModel, match="needs a server"):
-        next(near.paint(SMALL, STYLE))
+    """It says that painting needs a server, and lists no model that can't be asked."""
+    with InProcessClient(server.repository) as near:
+        assert near.models() == []
+        assert near.ready("painter") is False
+        with pytest.raises(errors.UnknownModel, match="needs a server"):
+            next(near.paint(SMALL, STYLE))
 
 
 def test_a_server_that_ends_in_the_middle_is_unreachable(tmp_path):

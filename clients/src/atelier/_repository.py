@@ -32,6 +32,14 @@ def steps(repository: Path, model: str) -> list[Any]:
         return []  # such a model runs all the same
 
 
+def streams(repository: Path, model: str) -> bool:
+    """Whether it answers a request more than once, which takes a server."""
+    try:
+        return bool(config(repository, model).model_transaction_policy.decoupled)
+    except ServerError:
+        return False
+
+
 def config(repository: Path, model: str) -> Any:
     """What its config.pbtxt says. Raises ServerError if that cannot be read."""
     path = repository / model / "config.pbtxt"

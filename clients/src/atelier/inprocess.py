@@ -24,6 +24,7 @@ from atelier._types import DEFAULT_TIMEOUT_S
 class InProcessClient(Client):
     """A `Client` that needs no server: the same methods, answers and errors. Needs the package onnxruntime.
 
+    Only `paint` is not to be had, as its model streams: it raises UnknownModel, and the model is not among `models`.
     Raises InvalidInput if `repository` is not a folder, MissingPackage without onnxruntime. `timeout_s` does
     not interrupt a batch that is being computed.
     """
@@ -61,14 +62,14 @@ class _OnnxRuntime:
         return pb.ServerReadyResponse(ready=True)
 
     def _ModelReady(self, request: Any) -> Any:
-        versions = _repository.versions(self._folder, request.name)
+        versions = self._served(request.name)
         ready = int(request.version) in versions if request.version else bool(versions)
         return pb.ModelReadyResponse(ready=ready)
 
     def _RepositoryIndex(self, request: Any) -> Any:
         answer = pb.RepositoryIndexResponse()
         for name in sorted(path.name for path in self._folder.iterdir() if path.is_dir()):
-            for version in _repository.versions(self._folder, name):
+            for version in self._served(name):
                 answer.models.add(name=name, version=str(version), state="READY")
         return answer
 
@@ -118,6 +119,10 @@ class _OnnxRuntime:
         options = self._runtime.SessionOptions()
         options.log_severity_level = 3
         return self._runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def _served(self, model: str) -> list[int]:
+        """The versions that answer in this process: none of a model that streams."""
+        return [] if _repository.streams(self._folder, model) else _repository.versions(self._folder, model)
 
     def _versions(self, model: str) -> list[int]:
         found = _repository.versions(self._folder, model)
