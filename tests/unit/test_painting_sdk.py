@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import grpc
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from flows import FULL, REFUSED, Failed, core, drive
 from PIL import Image
 from tritonclient.grpc import service_pb2 as pb
 
-from atelier import errors, painting
+from atelier import AsyncClient, errors, painting
 from atelier._failures import Late, Refused, answered
 from atelier._models import MODELS
 from atelier._protocol import Open, Pause, Read, Send
@@ -101,6 +103,22 @@ def test_alpha_and_colours_of_the_content():
     assert (made.image.mode, made.image.size, made.image.info) == ("RGBA", (20, 15), canvas.info)
     assert (made.iteration, made.total, made.objective) == (1, 2, 0.75)
     assert made.image.getchannel("A").getextrema() != (255, 255)
+
+
+async def test_an_async_painting_is_prepared_beside_the_event_loop(monkeypatch):
+    """Pictures of any size are decoded and resized in another thread."""
+    threads = []
+
+    def of(*_: object, **__: object) -> Commission:
+        threads.append(threading.current_thread())
+        raise errors.InvalidInput("content: too large")
+
+    monkeypatch.setattr(Commission, "of", of)
+    async with AsyncClient("localhost:1") as client:
+        with pytest.raises(errors.InvalidInput, match="too large"):
+            await anext(client.paint(photo(), photo()))
+    assert threads
+    assert threading.current_thread() not in threads
 
 
 def test_layers_as_people_type_them():

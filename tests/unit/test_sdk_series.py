@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atelier import Client, cli, folders, series, sizing
+from atelier import Client, cli, errors, folders, series, sizing
 
 
 class Model:
-    """Stands in for a server and what is asked of it; remembers that. A picture comes back negative, version 3."""
+    """Stands in for a server and what is asked of it; remembers that. A picture comes back negative, version 3.
 
-    def __init__(self, size: tuple[int, int] | None = None) -> None:
-        self.size = size
+    After so many handfuls as `until` it has too much to do.
+    """
+
+    def __init__(self, size: tuple[int, int] | None = None, *, until: int | None = None) -> None:
+        self.size, self.until = size, until
         self.handfuls: list[list[str]] = []
         self.versions: list[int | None] = []
         self.open = False
@@ -31,6 +34,8 @@ class Model:
 
     def made(self, client: Client, looks: Sequence[series.Look], version: int | None) -> list[Image.Image]:
         assert self.open
+        if len(self.handfuls) == self.until:
+            raise errors.Overloaded("full", retry_after_s=1.5)
         self.handfuls.append([job.source.name for job, _ in looks])
         self.versions.append(version)
         results = [Image.fromarray(255 - np.asarray(picture)) for _, picture in looks]
@@ -77,6 +82,15 @@ def test_every_picture_gets_its_result_a_few_at_a_time():
 def test_the_line_names_this_folder_too():
     """Which has no other name than a dot."""
     assert Model().run("in", out=".") == cli.Outcome(".: 20 pictures: negative version 3")
+
+
+@pytest.mark.parametrize(("until", "says"), [(0, "full"), (2, "full; 16 of 20 are done")], ids=["first", "later"])
+def test_a_server_that_fails_says_how_many_are_done(until, says):
+    """If there are any; the error is as it was."""
+    with pytest.raises(errors.Overloaded) as caught:
+        Model(until=until).run("in")
+    assert str(caught.value) == says
+    assert caught.value.retry_after_s == 1.5
 
 
 def test_all_are_of_the_version_of_the_first():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import subprocess
 import sys
 from importlib import resources
@@ -71,6 +72,13 @@ def test_every_error_is_in_the_one_tree():
     found = [value for value in vars(errors).values() if isinstance(value, type)]
     assert len(found) > 10
     assert all(issubclass(error, errors.AtelierError) and error.__doc__ for error in found)
+
+
+@pytest.mark.parametrize("error", [errors.DeadlineExceeded("late"), errors.Overloaded("full", retry_after_s=1.5)])
+def test_an_error_goes_from_process_to_process(error):
+    """With all that it says."""
+    found = pickle.loads(pickle.dumps(error))
+    assert (type(found), str(found), vars(found)) == (type(error), str(error), vars(error))
 
 
 def test_importing_the_sdk_does_not_import_grpc():

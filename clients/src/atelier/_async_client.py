@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from functools import cached_property, partial
 from typing import Any, Self, TypeVar
 
@@ -240,12 +240,13 @@ class AsyncClient:
             optimizer=optimizer,
         )
         contract = PAINT.contract(model)
-        wanted = Commission.of(content, style, contract, knobs=knobs, size=size, keep_color=keep_color)
-        return AsyncPainting(self._strokes(wanted, model, version, self._core.seconds(timeout_s)))
+        prepare = partial(Commission.of, content, style, contract, knobs=knobs, size=size, keep_color=keep_color)
+        return AsyncPainting(self._strokes(prepare, model, version, self._core.seconds(timeout_s)))
 
     async def _strokes(
-        self, wanted: Commission, model: str, version: int | None, timeout_s: float
+        self, prepare: Callable[[], Commission], model: str, version: int | None, timeout_s: float
     ) -> AsyncGenerator[Stroke, None]:
+        wanted = await asyncio.to_thread(prepare)
         tensors = await asyncio.to_thread(wanted.tensors)
         begun = self._core.stream(PAINT, tensors, model, version, timeout_s)
         stream, stroke = await self._run(begun)

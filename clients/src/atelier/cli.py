@@ -96,9 +96,13 @@ def naming(flag: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def counting(done: Sized, count: int) -> Iterator[None]:
-    """Has Ctrl-C say how many of `count` there are already."""
+    """Has Ctrl-C, and an error after the first, say how many of `count` there are already."""
     try:
         yield
+    except errors.AtelierError as exc:
+        if done:
+            exc.args = (f"{exc}; {len(done)} of {count} are done",)
+        raise
     except KeyboardInterrupt as exc:
         raise KeyboardInterrupt(f"{len(done)} of {count} are done") from exc
 

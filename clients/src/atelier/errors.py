@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 
 class AtelierError(Exception):
     """The root. Catch this to catch everything that the SDK raises on purpose."""
@@ -37,6 +39,9 @@ class Overloaded(AtelierError):
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return functools.partial(type(self), retry_after_s=self.retry_after_s), self.args
 
 
 class DeadlineExceeded(AtelierError):
