@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from argparse import Namespace
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +87,13 @@ def knobs(options: Namespace) -> dict[str, Any]:
 def opened(options: Namespace) -> tuple[Image.Image, Image.Image]:
     """The photo at the size it is to be painted at, and the painting."""
     photo, style = (pictures.open_picture(p, alpha=True, say=cli.say) for p in (options.photo, options.painting))
-    size, most = options.size or min(SIZE, max(photo.size)), tasks.PAINT.contract(options.model).max_pixels
-    return sizing.sized(photo, size=size, most=most, name=options.photo), sizing.sized(style, name=options.painting)
+    size = options.size or (SIZE if max(photo.size) > SIZE else None)
+    most = tasks.PAINT.contract(options.model).max_pixels
+    sized = sizing.sized(photo, size=size, most=most, name=options.photo, done="painted")
+    return sized, sizing.sized(style, name=options.painting)
 
 
-def watched(strokes: Painting, seen: list[Stroke]) -> None:
+def watched(strokes: Painting, seen: deque[Stroke]) -> None:
     """Adds them to `seen` as they come, and shows how far it is."""
     with tqdm(desc="paint", unit="it", disable=None) as bar:
         for stroke in strokes:
@@ -100,13 +103,13 @@ def watched(strokes: Painting, seen: list[Stroke]) -> None:
             bar.update(stroke.iteration - bar.n)
 
 
-def film(seen: list[Stroke], options: Namespace) -> None:
+def film(seen: deque[Stroke], options: Namespace) -> None:
     """Every canvas at the size of the last, which stays for a moment."""
     frames = [pictures.as_rgb(stroke.image.resize(seen[-1].image.size)) for stroke in seen]
     saving.save(options.film, frames + frames[-1:] * round(FILM_HOLDS_S * options.fps), fps=options.fps)
 
 
-def kept(target: Path, seen: list[Stroke], options: Namespace) -> str:
+def kept(target: Path, seen: deque[Stroke], options: Namespace) -> str:
     """Saves the last canvas, and the film."""
     last = seen[-1]
     about = "{model} version {version}".format(**last.image.info)
@@ -136,7 +139,7 @@ def paint(options: Namespace) -> cli.Outcome:
             files.check_apart(Path(options.film), [job.target], what="the painting itself")
     where = {"checkout": CHECKOUT, "repository": options.repository}
     given |= {"keep_color": options.keep_color, "model": options.model, "version": options.version}
-    seen: list[Stroke] = []
+    seen: deque[Stroke] = deque(maxlen=None if options.film else 1)
     try:
         with local.connect(options.url, task=tasks.PAINT, model=options.model, say=cli.say, **where) as client:
             began = time.monotonic()

@@ -71,7 +71,10 @@ def recipe(options: Namespace) -> Recipe:
         raise errors.InvalidInput(f"{source}: brings its own keyframes; leave out --keyframes, --seed and --pairs")
     if options.again:
         with cli.naming("--again"):
-            return dataclasses.replace(saving.read(options.again), **given)
+            saved = saving.read(options.again)
+            if given.get("model", saved.model) != saved.model:
+                given.setdefault("version", None)  # the saved one is the other model's
+            return dataclasses.replace(saved, **given)
     if options.vectors:
         with cli.naming("--vectors"):
             keyframes = latents.load(options.vectors)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import re
+import runpy
 import signal
 import socket
 import subprocess
 import sys
 import termios
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -22,6 +26,7 @@ from conftest import need_tritonserver
 from PIL import Image
 from scripts import CLIENTS, ROOT, Done, copied, free_port, names, processes_of, refused, run, worked
 
+from atelier import Stroke
 from serving.embedded import Embedded
 
 PAINT = CLIENTS / "paint.py"
@@ -165,6 +170,28 @@ def test_help_names_every_knob():
         assert f"--{flag}" in done.stdout
 
 
+@pytest.mark.parametrize(("options", "most"), [((), 1), (("--film", "f.gif"), 9)], ids=["painting", "film"])
+def test_without_a_film_no_canvas_is_kept_but_the_last(tmp_path, monkeypatch, options, most):
+    """There may be a thousand; of those that came before the newest only one is in memory."""
+    canvases: list[weakref.ref[Image.Image]] = []
+
+    def strokes() -> Iterator[Stroke]:
+        for count in range(9):
+            image = Image.new("RGB", (40, 60))
+            image.info.update(model="painter", version=1)
+            canvases.append(weakref.ref(image))
+            yield Stroke(image, count, 8, 0, 0, 0, 0)
+            del image
+        assert len([each for each in canvases if each() is not None]) == most
+
+    client = SimpleNamespace(paint=lambda *_, **__: contextlib.closing(strokes()))
+    monkeypatch.setattr("atelier.local.connect", lambda *_, **__: contextlib.nullcontext(client))
+    monkeypatch.chdir(tmp_path)
+    script = runpy.run_path(str(PAINT))
+    script["paint"](script["parser"]().parse_args(["photo.jpg", "wave.png", *options]))
+    assert len(canvases) == 9
+
+
 # --- where it paints
 
 
@@ -272,6 +299,7 @@ def test_a_server_that_goes_away_costs_no_canvas(tmp_path):
         pytest.param(["torn.jpg", "wave.png"], ["torn.jpg: cannot be decoded"], id="damaged"),
         pytest.param([".", "wave.png"], ["is a folder"], id="folder"),
         pytest.param(["small.png", "wave.png"], ["small.png", "16 or more"], id="too-small"),
+        pytest.param(["tiny.png", "wave.png"], ["tiny.png: would be painted at 10 x 10", "--size 16"], id="tiny"),
         pytest.param(["photo.jpg", "small.png"], ["small.png", "16 or more"], id="painting-too-small"),
         pytest.param(["photo.jpg", "wave.png", "--size", 5000], ["photo.jpg", "--size"], id="too-large"),
         pytest.param(["photo.jpg", "wave.png", "--size", 8], ["--size", "16 or more"], id="size-8"),
@@ -330,6 +358,7 @@ def test_a_server_that_goes_away_costs_no_canvas(tmp_path):
 def test_bad_input_is_one_line_and_status_2(paint, tmp_path, arguments, says):
     """It names the flag or the file; nothing is written, and nothing that was there is changed."""
     Image.new("RGB", (12, 90)).save(tmp_path / "small.png")
+    Image.new("RGB", (10, 10)).save(tmp_path / "tiny.png")
     Image.new("RGB", (17_000, 16)).save(tmp_path / "thin.png")
     (tmp_path / "words.txt").write_text("hello")
     (tmp_path / "torn.jpg").write_bytes((tmp_path / "photo.jpg").read_bytes()[:700])

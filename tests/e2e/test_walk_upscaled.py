@@ -53,6 +53,15 @@ def test_upscaled_again(walk, tmp_path):
         np.testing.assert_array_equal(frames(tmp_path / name), frames(tmp_path / "a.webp"))
 
 
+def test_another_model_has_versions_of_its_own(walk, tmp_path):
+    """A walk made again with another model takes that one's newest, or the one that is asked for."""
+    worked(walk("--steps", 1, "--out", "small.png"))
+    assert saving.read(tmp_path / "small.png").version == 2
+    for options in ((), ("--version", 1)):
+        done = worked(walk("--again", "small.png", "--model", "wgan_x4", *options, "--out", "large.png"))
+        assert done.stdout == "large.png: 4 frames, 0.2 s; wgan_x4 version 1, seed 1\n"
+
+
 def test_upscaled_in_this_process(walk, ensemble_server, tmp_path):
     """Without a server the steps run one after the other, to the same frames, with the heat map as high."""
     where = ("--repository", ensemble_server.repository, "--in-process")
