@@ -38,14 +38,10 @@ def parser() -> cli.Parser:
     add("--language", choices=tuple(garments.NAMES), default="en", help="of the classes' names (en)")
     add("--json", action="store_true", help="one JSON document, with the errors, too")
     add("--sheet", type=Path, metavar="PNG", help="also draw each picture beside its answer")
-    add = made.add_argument_group("the model").add_argument
     ways = classification.METHODS
+    add = made.add_argument_group("how it is seen").add_argument
     add("--method", choices=ways, default="find", help="find the garment first, do as the source program, or nothing")
-    add("--model", default="classifier", metavar="NAME", help="which model (classifier)")
-    add("--version", type=cli.at_least(1), metavar="N", help="which version of it (the newest)")
-    add("--url", type=cli.server, metavar="HOST:PORT", help="a server (localhost:8001, or one is started)")
-    add("--repository", type=Path, metavar="DIR", help="start a server for this folder of models")
-    add("--in-process", action="store_true", help="no server: run the model in this program")
+    made.add_model("classifier")
     return made
 
 

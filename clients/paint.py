@@ -59,11 +59,7 @@ def parser() -> cli.Parser:
     add("--seed", type=int, metavar="N", help="another number is other noise (0)")
     add("--scales", type=int, metavar="N", help="sizes from coarse to fine, each twice the one before (by its size)")
     add("--optimizer", choices=painting.OPTIMIZERS, help="l-bfgs gets further, adam needs less memory (l-bfgs)")
-    add = made.add_argument_group("the model").add_argument
-    add("--model", default="painter", metavar="NAME", help="which model (painter)")
-    add("--version", type=cli.at_least(1), metavar="N", help="which version of it (the newest)")
-    add("--url", type=cli.server, metavar="HOST:PORT", help="a server (localhost:8001, or one is started)")
-    add("--repository", type=Path, metavar="DIR", help="start a server for this folder of models")
+    made.add_model("painter", in_process=False)
     return made
 
 

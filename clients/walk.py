@@ -52,12 +52,7 @@ def parser() -> cli.Parser:
     either("--again", metavar="FILE", help="make a saved walk once more; other flags change it")
     either("--vectors", metavar="FILE", help="walk through these keyframes: text, one to a line")
     add("--save-vectors", metavar="FILE", help="keep the keyframes of this walk as such a file")
-    add = made.add_argument_group("the model").add_argument
-    add("--model", metavar="NAME", help="which model (wgan)")
-    add("--version", type=cli.at_least(1), metavar="N", help="which version of it (the newest)")
-    add("--url", type=cli.server, metavar="HOST:PORT", help="a server (localhost:8001, or one is started)")
-    add("--repository", type=Path, metavar="DIR", help="start a server for this folder of models")
-    add("--in-process", action="store_true", help="no server: run the model in this program")
+    made.add_model("wgan", implied=False)
     return made
 
 

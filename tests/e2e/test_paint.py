@@ -131,8 +131,13 @@ def test_alpha_is_kept(paint, tmp_path):
     photo = Image.open(tmp_path / "photo.jpg").convert("RGBA")
     photo.putalpha(Image.linear_gradient("L").resize(photo.size))
     photo.save(tmp_path / "cut.png")
-    worked(paint("cut.png", "wave.png", "--iterations", 1, "--out", "p.png", "--film", "f.gif"))
-    np.testing.assert_array_equal(np.asarray(opened(tmp_path / "p.png"))[..., 3], np.asarray(photo)[..., 3])
+    worked(paint("cut.png", "wave.png", "--iterations", 1, "--out", "p.png", "--film", "frames", "--fps", 1))
+    painted = opened(tmp_path / "p.png")
+    np.testing.assert_array_equal(np.asarray(painted)[..., 3], np.asarray(photo)[..., 3])
+    white = Image.new("RGBA", painted.size, "white")
+    last = opened(tmp_path / "frames" / "frame-0002.png")
+    assert last.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(last), np.asarray(Image.alpha_composite(white, painted))[..., :3])
 
 
 def test_a_film_that_cannot_be_written_costs_no_painting(painter, tmp_path):

@@ -31,6 +31,7 @@ from training.models.wgan.spec import SPEC
 
 MANY = latents.draw(100, seed=5)  # four batches
 HELD_S = 3
+PATIENCE_S = 60.0
 
 
 def pixels(pictures: list[Image.Image]) -> npt.NDArray[np.int64]:
@@ -363,8 +364,10 @@ def test_leaving_threads_behind_is_no_part_of_the_sdk(server):
     """After a stream has ended no thread of the SDK is left."""
     with Client(server.grpc) as client:
         client.generate(MANY)
-    for thread in [t for t in threading.enumerate() if t.name.startswith("atelier")]:
-        thread.join()
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("atelier")]
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert not any(thread.is_alive() for thread in threads)
 
 
 def test_the_repository_s_path_may_be_text_or_path(server):

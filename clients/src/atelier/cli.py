@@ -51,14 +51,18 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
-    def add_model(self, name: str) -> None:
-        """Options of a script that asks a model for something: which one, and where that is."""
+    def add_model(self, name: str, *, implied: bool = True, in_process: bool = True) -> None:
+        """Options of a script that asks a model for something: which one, and where that is.
+
+        implied: `name` is what --model is unless it is given, and not None. in_process: it can run without a server.
+        """
         add = self.add_argument_group("the model").add_argument
-        add("--model", default=name, metavar="NAME", help=f"which model ({name})")
+        add("--model", default=name if implied else None, metavar="NAME", help=f"which model ({name})")
         add("--version", type=at_least(1), metavar="N", help="which version of it (the newest)")
         add("--url", type=server, metavar="HOST:PORT", help="a server (localhost:8001, or one is started)")
         add("--repository", type=Path, metavar="DIR", help="start a server for this folder of models")
-        add("--in-process", action="store_true", help="no server: run the model in this program")
+        if in_process:
+            add("--in-process", action="store_true", help="no server: run the model in this program")
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message.removeprefix('argument ')}\n")
