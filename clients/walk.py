@@ -85,10 +85,10 @@ def recipe(options: Namespace) -> Recipe:
 def check_vectors(path: Path, walks: list[str]) -> None:
     """Whether the keyframes can be written there, and neither walk is in the way."""
     here = path.resolve()
-    for walk in walks:
-        there = Path(walk).resolve()
+    for each in walks:
+        there = Path(each).resolve()
         if there in (here, *here.parents) or here in there.parents:
-            raise errors.InvalidInput(f"{path}: {walk} is in the way, which is a walk; choose another file")
+            raise errors.InvalidInput(f"{path}: {each} is in the way, which is a walk; choose another file")
     files.check_file(path)
 
 

@@ -345,7 +345,7 @@ def test_ctrl_c_leaves_nothing_behind(repository, tmp_path):
         pytest.param(["--url", "localhost:99999"], ["--url", "1 to 65535"], id="url-port"),
         pytest.param(["--url", "localhost:1"], ["localhost:1", "leave out"], id="url-and-in-process"),
         pytest.param(["--repository", "nowhere"], ["nowhere: no such folder"], id="no-repository"),
-        pytest.param(["--repository", "x" * 300], ["cannot be reached: File name too long"], id="long-repository"),
+        pytest.param(["--repository", "x" * 300], ["cannot be read: File name too long"], id="long-repository"),
         pytest.param(["--repository", "taken"], ["taken: no version of wgan"], id="empty-repository"),
     ],
 )

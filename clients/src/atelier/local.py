@@ -175,13 +175,16 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def _with_model(repository: Path, model: str) -> Path:
-    if not files.is_dir(repository):
-        raise errors.InvalidInput(f"{repository}: no such folder of models; start a server elsewhere and give --url")
     made_of = MODELS[model].steps
-    if made_of and not (repository / model).is_dir():
-        there = f"copy its folder from a checkout's serving/model_repository, beside {' and '.join(made_of)}"
-        raise errors.UnknownModel(f"{repository}: has no {model}; {there}")
-    if absent := _repository.lacking(repository, model):
+    with files.told(repository, "read"):
+        if not repository.is_dir():
+            what = "no such folder of models; start a server elsewhere and give --url"
+            raise errors.InvalidInput(f"{repository}: {what}")
+        if made_of and not (repository / model).is_dir():
+            there = f"copy its folder from a checkout's serving/model_repository, beside {' and '.join(made_of)}"
+            raise errors.UnknownModel(f"{repository}: has no {model}; {there}")
+        absent = _repository.lacking(repository, model)
+    if absent:
         command = f"python -m training.run {absent[0]} --publish {repository}"
         raise errors.UnknownModel(f"{repository}: no version of {', '.join(absent)} yet; `{command}` makes one")
     return repository
