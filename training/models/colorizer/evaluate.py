@@ -116,9 +116,11 @@ def _joined(gray: Tensor, chroma: Tensor) -> Tensor:
 
 
 def coloured(net: Served, gray: Tensor, stage: float) -> Tensor:
+    """Gray comes from the CPU and the answer goes back to it, wherever the network is."""
+    device = net.levels.device
     levels = (gray * 255).round().byte().permute(0, 2, 3, 1)
-    answer: Tensor = net(levels, torch.full((len(gray), 1), float(stage)))
-    return answer.permute(0, 3, 1, 2).float() / 255
+    answer: Tensor = net(levels.to(device), torch.full((len(gray), 1), float(stage), device=device))
+    return answer.cpu().permute(0, 3, 1, 2).float() / 255
 
 
 @torch.no_grad()

@@ -281,7 +281,8 @@ def pretrained(name: str) -> features.Vgg | resnet.ResNet18:
 @torch.no_grad()
 def sample(net: Colorizer, corpus: Photographs, path: Path, *, count: int = 8) -> None:
     """A sheet of the same held-out pictures each time: gray, first stage, second stage, truth."""
-    plots.save_grid(measures.beside(Served(net), corpus.held_out[:count]), path, columns=8)
+    seen = Served(net).to(next(net.parameters()).device)
+    plots.save_grid(measures.beside(seen, corpus.held_out[:count]), path, columns=8)
     net.train()
 
 

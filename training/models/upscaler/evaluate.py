@@ -49,11 +49,12 @@ def bicubic(low: np.ndarray) -> np.ndarray:
 
 
 def by(net: Served) -> Enlarge:
-    """What a network makes of a picture."""
+    """What a network makes of a picture, wherever the network is."""
+    device = next(net.parameters()).device
 
     @torch.no_grad()
     def enlarge(low: np.ndarray) -> np.ndarray:
-        return net(torch.from_numpy(low)[None])[0].numpy()
+        return net(torch.from_numpy(low)[None].to(device))[0].cpu().numpy()
 
     return enlarge
 
