@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import http.server
 import shutil
+import tarfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import pytest
 from garment_files import TEST, TRAIN, TRAIN_IMAGES, TRAIN_LABELS, garments, kaggle, official, pictures, same
 
-from training.data import fashion_mnist, files
+from training.data import fashion_mnist, files, natural
 from training.errors import BadInput, Unreachable
 
 
@@ -181,6 +184,41 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
     with pytest.raises(BadInput, match=r"--corpus: .*Not a directory") as refused:
         fashion_mnist.load()
     assert not isinstance(refused.value, Unreachable)  # another try would do no better
+
+
+def test_workers_that_want_imagenette_at_once_fetch_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both of one torchrun, or pods that share a volume: the second waits, and finds what the first has unpacked."""
+    (tmp_path / "dogs" / "train").mkdir(parents=True)
+    with tarfile.open(tmp_path / "dogs.tgz", "w:gz") as packed:
+        packed.add(tmp_path / "dogs", natural.NAME)
+    fetching, second_came, go = threading.Event(), threading.Event(), threading.Event()
+    asked: list[Path] = []
+
+    def fetch(urls: object, to: Path, *, sha256: str) -> None:
+        asked.append(to)
+        (second_came if fetching.is_set() else fetching).set()
+        go.wait()
+        shutil.copy(tmp_path / "dogs.tgz", to)
+
+    flock = fcntl.flock
+
+    def flocked(lock: int, operation: int) -> None:
+        if fetching.is_set():
+            second_came.set()
+        flock(lock, operation)
+
+    monkeypatch.setenv("ATELIER_DATA", str(tmp_path / "kept"))
+    monkeypatch.setattr(files, "fetch", fetch)
+    monkeypatch.setattr(fcntl, "flock", flocked)
+    with ThreadPoolExecutor(2) as workers:
+        one = workers.submit(natural.imagenette)
+        fetching.wait()
+        other = workers.submit(natural.imagenette)
+        second_came.wait()
+        go.set()
+        assert one.result() == other.result() == tmp_path / "kept" / natural.NAME / "train"
+    assert one.result().is_dir()
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("value", [None, ""], ids=["unset", "empty"])

@@ -10,7 +10,8 @@ import shutil
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import NoReturn
@@ -52,6 +53,19 @@ def fetch(urls: Sequence[str], to: Path, *, sha256: str) -> None:
                 return
             faults.append(f"{url}: what came has another checksum")
     raise OSError("; ".join(faults))
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One process at a time brings `folder`; the next then finds it there. The kernel lets go of the lock if its holder
+    dies. On Windows there is none."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".{folder.name}.lock").open("a") as lock:
+        if sys.platform != "win32":
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 class Parser(argparse.ArgumentParser):

@@ -61,18 +61,25 @@ def imagenette() -> Path:
     """Its training pictures, fetched and unpacked if they are not there."""
     folder = files.home() / NAME
     if not folder.is_dir():
-        archive = folder.with_suffix(".tgz")
         try:
-            if not archive.is_file():
-                files.fetch((ADDRESS,), archive, sha256=SHA256)
-            with tempfile.TemporaryDirectory(dir=archive.parent, prefix=f".{NAME}-") as beside:
-                with tarfile.open(archive) as packed:
-                    packed.extractall(beside, filter="data")
-                Path(beside, NAME).replace(folder)
-            archive.unlink()
+            with files.alone(folder):
+                if not folder.is_dir():  # another process may have brought it meanwhile
+                    unpack(folder)
         except (OSError, tarfile.TarError) as error:
             raise Unreachable(f"--corpus: {error}; try again, or name a folder of your own") from error
     return folder / "train"
+
+
+def unpack(folder: Path) -> None:
+    """All of it or nothing. The archive stays until then."""
+    archive = folder.with_suffix(".tgz")
+    if not archive.is_file():
+        files.fetch((ADDRESS,), archive, sha256=SHA256)
+    with tempfile.TemporaryDirectory(dir=archive.parent, prefix=f".{NAME}-") as beside:
+        with tarfile.open(archive) as packed:
+            packed.extractall(beside, filter="data")
+        Path(beside, NAME).replace(folder)
+    archive.unlink()
 
 
 def main() -> None:
