@@ -59,6 +59,9 @@ def test_adding_a_style_trains_nothing_but_its_own(pictures: Path, trained: Path
     assert run.main(command) == 0
     before, after = torch.load(init), torch.load(tmp_path / "style/checkpoints/last.pt")
     assert after["names"] == ["pa-0", "pa-1", "mo-0"]
+    metrics = json.loads((tmp_path / "style/candidate/card.json").read_text())["metrics"]
+    assert "recognised" not in metrics  # of one painting it would always be 1
+    assert {"content", "style", "photos_style", "style_mo_0"} <= metrics.keys()
     moved = 0
     for key, tensor in before["net"].items():
         now = after["net"][key]

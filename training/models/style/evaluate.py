@@ -24,7 +24,8 @@ def evaluate(net: Served, photos: np.ndarray, paintings: dict[str, np.ndarray], 
     """Means over photographs uint8 (N, H, W, 3) and the paintings' styles, and each style's own style loss.
 
     `recognised` is the share of painted pictures whose Gram matrices are nearer to their own painting's than to any
-    other's; `photos_style` is what the style loss of the bare photographs is, from which painting sets out.
+    other's, and is left out of one painting, which has no other; `photos_style` is what the style loss of the bare
+    photographs is, from which painting sets out.
     """
     asked = net.objective
     vgg = features.load(asked["features"])
@@ -48,10 +49,11 @@ def evaluate(net: Served, photos: np.ndarray, paintings: dict[str, np.ndarray], 
         metrics["style"].append(manner.mean().item())
         metrics["tv"].append(total_variation(painted).mean().item())
         metrics["photos_style"].append(style_loss(there, wanted).mean().item())
-        metrics["recognised"].append(_recognised(seen, grams, style))
+        if len(grams) > 1:
+            metrics["recognised"].append(_recognised(seen, grams, style))
         of_style[f"style_{style.replace('-', '_')}"] = manner.mean().item()
     save_sheet(photos[:4], list(paintings.values()), rows, out / "styles.png")
-    means = {name: float(np.mean(values)) for name, values in metrics.items()}
+    means = {name: float(np.mean(values)) for name, values in metrics.items() if values}
     means["objective"] = sum(asked[f"{name}_weight"] * means[name] for name in ("content", "style", "tv"))
     return means | of_style
 
