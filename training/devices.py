@@ -1,13 +1,17 @@
-"""Where and how a recipe computes: the device, the precision, and what the C library does with freed memory."""
+"""Where and how a recipe computes: the device, the precision, what dropout draws from, and what the C library does with
+freed memory."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from training.errors import BadInput
 
@@ -40,6 +44,19 @@ def computes_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     able = torch.cpu.get_capabilities()
     return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def dropout_state(device: torch.device) -> dict[str, Tensor]:
+    """For a checkpoint: the state of torch's own generators, from which dropout draws on its device."""
+    state = {"dropout": torch.get_rng_state()}
+    return state | {"dropout_gpu": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
+
+
+def restore_dropout(state: Mapping[str, Any], device: torch.device) -> None:
+    """As a checkpoint has it. One that was written on a CPU says nothing of a GPU's."""
+    torch.set_rng_state(state["dropout"])
+    if device.type == "cuda" and "dropout_gpu" in state:
+        torch.cuda.set_rng_state(state["dropout_gpu"], device)
 
 
 def keep_freed_memory() -> None:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from training.devices import autocast, computes_bf16, pick_device
+from training.devices import autocast, computes_bf16, dropout_state, pick_device, restore_dropout
 from training.errors import BadInput
 
 
@@ -67,3 +67,27 @@ def test_bf16_only_where_the_gpu_has_it(architecture: int, has_it: bool, monkeyp
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(major=architecture))
     assert computes_bf16(torch.device("cuda")) is has_it
+
+
+def test_dropout_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU it draws from a generator of the GPU's, for which another of the CPU's stands in. A checkpoint of the
+    CPU's goes on on either."""
+    gpu = torch.Generator()
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda _: gpu.get_state())
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, _: gpu.set_state(state))
+
+    def drawn() -> list[float]:
+        return [*torch.rand(2).tolist(), *torch.rand(2, generator=gpu).tolist()]
+
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    state = dropout_state(cuda)
+    first = drawn()
+    restore_dropout(state, cuda)
+    assert drawn() == first
+    of_cpu = dropout_state(cpu)
+    assert of_cpu.keys() == {"dropout"}
+    for device in (cpu, cuda):
+        restore_dropout(of_cpu, device)
+        assert torch.equal(torch.get_rng_state(), of_cpu["dropout"])
+    restore_dropout(state, cpu)
+    assert drawn()[:2] == first[:2]

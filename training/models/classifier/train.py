@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from training.data import fashion_mnist
 from training.data.fashion_mnist import Garments, Split
-from training.devices import autocast, pick_device
+from training.devices import autocast, dropout_state, pick_device, restore_dropout
 from training.errors import BadInput
 from training.models.classifier import evaluate as measures
 from training.models.classifier.muon import Muon
@@ -121,7 +121,7 @@ class Learner:
     """One net with what trains it, all from its own seed."""
 
     def __init__(self, options: Options, number: int, device: torch.device) -> None:
-        self.seed = options.seed * options.nets + number
+        self.seed, self.device = options.seed * options.nets + number, device
         torch.manual_seed(self.seed)
         self.net = NETWORKS[options.network]().to(device)
         if options.bf16:
@@ -137,7 +137,7 @@ class Learner:
     def state(self) -> dict[str, Any]:
         return {
             "net": self.net.state_dict(), **{name: each.state_dict() for name, each in self.optimizers.items()},
-            "luck": self.luck.get_state(), "dropout": torch.get_rng_state(),
+            "luck": self.luck.get_state(), **dropout_state(self.device),
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -145,7 +145,7 @@ class Learner:
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state[name])
         self.luck.set_state(state["luck"])
-        torch.set_rng_state(state["dropout"])
+        restore_dropout(state, self.device)
 
 
 def train(options: Options, run: RunDir, corpus: Garments) -> Path:

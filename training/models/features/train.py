@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from training.data import natural
 from training.data.natural import Natural
-from training.devices import autocast, pick_device
+from training.devices import autocast, dropout_state, pick_device, restore_dropout
 from training.errors import BadInput
 from training.models.features.net import Trained, Vgg, gram, random_weights
 from training.rundir import RunDir, Stopped, load_checkpoint
@@ -86,13 +86,13 @@ def train(options: Options, run: RunDir, corpus: Natural) -> Path:
         net.load_state_dict(state["net"])
         adam.load_state_dict(state["adam"])
         luck.set_state(state["luck"])
-        torch.set_rng_state(state["dropout"])
+        restore_dropout(state, device)
         first = state["step"]
 
     def checkpoint(step: int) -> None:
         run.save({
             "net": net.state_dict(), "adam": adam.state_dict(), "luck": luck.get_state(),
-            "dropout": torch.get_rng_state(), "step": step, "classes": list(corpus.classes),
+            **dropout_state(device), "step": step, "classes": list(corpus.classes),
         })  # fmt: skip
 
     last_saved = time.monotonic()
