@@ -59,22 +59,33 @@ def test_a_run_leaves_a_candidate_of_both_stages(trained: Path) -> None:
 
 
 def test_the_second_stage_trains_nothing_of_the_first(trained: Path, pictures: Path, tmp_path: Path) -> None:
-    """What ends with the first stage goes into the candidate as it is: only the second decoder goes on."""
+    """What ends with the first stage goes into the candidate as it is: only the second decoder goes on. Where there is
+    no second stage, it is as the first."""
     assert run.main(asked(pictures, "--runs", str(tmp_path), "--refine-steps", "0")) == 0
     first, both = (torch.load(path / "checkpoints/last.pt")["net"] for path in (tmp_path / "colorizer", trained))
     for key, tensor in first.items():
         if not key.startswith("decoders.1."):
             assert torch.equal(tensor, both[key]), key
+        else:
+            assert torch.equal(tensor, first[key.replace("decoders.1.", "decoders.0.")]), key
     weight = "blocks.0.convolution.weight"
     assert not torch.equal(both[f"decoders.0.{weight}"], both[f"decoders.1.{weight}"])
 
 
-def test_the_first_blocks_stay_as_they_were(trained: Path) -> None:
-    """Edges and textures are taken over; what lies behind them learns."""
-    net = recipe.load_net(trained / "checkpoints/last.pt").net
-    before = recipe.features.load(recipe.features.RANDOM).convolutions
-    for name, layer in net.encoder.backbone.convolutions.items():
-        assert torch.equal(layer.weight, before[name].weight.half().float()) == (name < "conv3"), name
+@pytest.mark.parametrize(
+    ("run_of", "settled"),
+    [("trained", tuple(f"features.{k}." for k in (0, 2, 5, 7))), ("of_resnet", ("conv1.", "bn1.", "layer1."))],
+    ids=["vgg", "resnet"],
+)
+def test_the_first_blocks_stay_as_they_were(
+    run_of: str, settled: tuple[str, ...], request: pytest.FixtureRequest
+) -> None:
+    """Edges and textures are taken over, with their norms; what lies behind them learns."""
+    state = torch.load(request.getfixturevalue(run_of) / "checkpoints/last.pt")
+    before = recipe.pretrained(state["features"])
+    for key, parameter in before.named_parameters():
+        after = state["net"][f"encoder.backbone.{key}"]
+        assert torch.equal(after, parameter) == key.startswith(settled), key
 
 
 @pytest.mark.parametrize("stops", [1, 4], ids=["in the first stage", "in the second"])
@@ -93,7 +104,7 @@ def test_a_resumed_run_ends_in_the_same_bits(stops: int, pictures: Path, trained
 
 
 def test_pictures_to_judge_by_are_not_trained_on(pictures: Path) -> None:
-    """Named, or one in ten of the corpus; its checksum follows what is trained on."""
+    """Named, or one in ten of the corpus; its checksum follows both."""
     named = recipe.load_corpus(options(pictures, test=str(pictures / "test")))
     assert (len(named.images), len(named.held_out), named.name) == (40, 3, "fields; test: test")
     taken = recipe.load_corpus(options(pictures))
@@ -102,6 +113,9 @@ def test_pictures_to_judge_by_are_not_trained_on(pictures: Path) -> None:
     assert taken.held_out.shape[1:] == (recipe.TEST_SIZE, recipe.TEST_SIZE, 3)
     assert named.sha256 != taken.sha256
     assert taken.sha256 == recipe.load_corpus(options(pictures)).sha256
+    judged_by_others = recipe.load_corpus(options(pictures, test=str(pictures / "fields")))
+    assert np.array_equal(judged_by_others.images, named.images)
+    assert judged_by_others.sha256 != named.sha256
 
 
 @pytest.mark.parametrize("size", [(16, 16), (37, 53), (200, 90)], ids=lambda s: f"{s[0]}x{s[1]}")
@@ -139,24 +153,39 @@ def test_the_sources_network_gives_all_of_rgb(pictures: Path, tmp_path: Path) ->
     assert net(torch.zeros(1, 40, 24, 1, dtype=torch.uint8), torch.ones(1, 1)).shape == (1, 40, 24, 3)
 
 
-def test_a_resnet_is_an_encoder_too(pictures: Path, tmp_path: Path) -> None:
-    """From a file in torchvision's form, which is known by what is in it. Its norms keep what they have measured."""
+@pytest.fixture(scope="module")
+def of_resnet(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose encoder is a file in torchvision's form, which is known by what is in it."""
+    runs = tmp_path_factory.mktemp("of_resnet")
     theirs = resnet.ResNet18()
     theirs.bn1.running_mean = torch.linspace(-1, 1, 64)
-    torch.save({**theirs.state_dict(), "fc.weight": torch.zeros(1000, 512)}, tmp_path / "theirs.pth")
-    command = asked(pictures, "--features", str(tmp_path / "theirs.pth"), "--runs", str(tmp_path))
-    assert run.main(command) == 0
-    net = recipe.load_net(tmp_path / "colorizer/checkpoints/last.pt").net
+    torch.save({**theirs.state_dict(), "fc.weight": torch.zeros(1000, 512)}, runs / "theirs.pth")
+    assert run.main(asked(pictures, "--features", str(runs / "theirs.pth"), "--runs", str(runs))) == 0
+    return runs / "colorizer"
+
+
+def test_a_resnet_is_an_encoder_too(of_resnet: Path) -> None:
+    """Its norms keep what they have measured."""
+    net = recipe.load_net(of_resnet / "checkpoints/last.pt").net
     assert isinstance(net.encoder.backbone, resnet.ResNet18)
-    assert torch.equal(net.encoder.backbone.bn1.running_mean, theirs.bn1.running_mean)
+    assert torch.equal(net.encoder.backbone.bn1.running_mean, torch.linspace(-1, 1, 64))
     assert [block.convolution.in_channels for block in net.decoders[0].blocks] == [512 + 256, 8 + 128, 8 + 64, 8 + 64]
 
 
 def test_a_run_can_start_from_learnt_weights(trained: Path, pictures: Path) -> None:
-    """--init: the network of the checkpoint, whatever the options say of its shape."""
-    net = recipe.begin(options(pictures, init=str(trained / "checkpoints/last.pt"), widths=(16, 16, 16)))
-    learnt = torch.load(trained / "checkpoints/last.pt")["net"]
+    """--init: the network of the checkpoint and its encoder's name, whatever the options say of them."""
+    init = str(trained / "checkpoints/last.pt")
+    net, encoder = recipe.begin(options(pictures, init=init, widths=(16, 16, 16), features="vgg16-half"))
+    learnt = torch.load(init)["net"]
     assert all(torch.equal(tensor, learnt[key]) for key, tensor in net.state_dict().items())
+    assert encoder == "random"
+
+
+def test_what_starts_from_learnt_weights_is_trained_at_their_size(trained: Path, pictures: Path) -> None:
+    """At which it is served: another one is refused, before a picture is read."""
+    asked_for = options(pictures, init=str(trained / "checkpoints/last.pt"), size=64, corpus="nowhere")
+    with pytest.raises(BadInput, match=r"^--size: 64, but the network of .*last\.pt sees 32 pixels; give that"):
+        recipe.load_corpus(asked_for)
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ class Encoder(nn.Module):
         # Edges and textures are as good for colours as for anything, and half of the time would go into `settled`.
         if isinstance(backbone, resnet.ResNet18):
             self.taps, self.widths = resnet.STAGES, resnet.WIDTHS
-            self.settled: list[nn.Module] = [backbone.conv1, backbone.layer1]
+            self.settled: list[nn.Module] = [backbone.conv1, backbone.bn1, backbone.layer1]
         else:
             # Of each block but the first the last layer.
             self.taps = tuple(f"conv{b}_{count}" for b, count in enumerate(backbone.blocks, 1))[1:]

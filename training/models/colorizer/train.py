@@ -39,7 +39,7 @@ class Options:
     pictures: int = 0
     """the most to take; 0 takes all"""
     init: str = ""
-    """a checkpoint to start from, which brings its network along"""
+    """a checkpoint to start from, which brings its network along; only --size has to be as it was"""
     seed: int = 0
     features: str = features.OWN
     """the encoder: vgg16-half, vgg16, vgg19, resnet18, random, or a file in torchvision's form"""
@@ -109,10 +109,12 @@ class Photographs:
     name: str
     images: np.ndarray
     held_out: np.ndarray
-    sha256: str  # of `images`
+    sha256: str  # of both
 
 
 def load_corpus(options: Options) -> Photographs:
+    if options.init and (sees := learnt(Path(options.init)).net.size) != options.size:
+        raise BadInput(f"--size: {options.size}, but the network of {options.init} sees {sees} pixels; give that")
     source = Path(options.corpus) if options.corpus else natural.imagenette()
     size = round(ROOM * options.size)
     if options.test:
@@ -127,14 +129,16 @@ def load_corpus(options: Options) -> Photographs:
     if len(images) < corpus.LEAST:
         raise BadInput(f"--corpus: {len(images)} pictures in {source} are too few; at least {corpus.LEAST}")
     name = source.name + (f"; test: {Path(options.test).name}" if options.test else "")
-    return Photographs(name, images, held_out, corpus.checksum(images))
+    digests = corpus.checksum(images) + corpus.checksum(held_out)
+    return Photographs(name, images, held_out, corpus.checksum(np.frombuffer(digests.encode(), np.uint8)))
 
 
 def train(options: Options, run: RunDir, corpus: Photographs) -> Path:
     """Train both stages and return the last checkpoint. Raises Stopped after SIGTERM, with a checkpoint."""
     device = pick_device()
     torch.manual_seed(options.seed)
-    net = begin(options).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net, encoder = begin(options)
+    net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     critic = Critic(1 + (2 if net.color == "lab" else 3)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     learning = [parameter for parameter in net.encoder.parameters() if parameter.requires_grad]
     adam = torch.optim.AdamW([
@@ -157,7 +161,7 @@ def train(options: Options, run: RunDir, corpus: Photographs) -> Path:
     def checkpoint(step: int) -> None:
         states = {name: part.state_dict() for name, part in parts.items()}
         shape = None if isinstance(there := net.encoder.backbone, resnet.ResNet18) else (there.blocks, there.widths)
-        about = {"network": net.options, "vgg": shape, "features": options.features}
+        about = {"network": net.options, "vgg": shape, "features": encoder}
         run.save({**states, **about, "luck": luck.get_state(), "step": step})
 
     last_saved = time.monotonic()
@@ -178,6 +182,8 @@ def train(options: Options, run: RunDir, corpus: Photographs) -> Path:
             distance.backward()
             adam.step()
             stats["distance"] = distance.item()
+            if step + 1 == end:  # without a second stage, what is served as it is the first
+                net.decoders[1].load_state_dict(net.decoders[0].state_dict())
 
         # --- second stage: colours that a critic takes for a photograph's ---
         else:
@@ -258,17 +264,18 @@ def batch_of(
     return gray_of(picture), F.avg_pool2d(truth, net.shrinks) if net.shrinks > 1 else truth
 
 
-def begin(options: Options) -> Colorizer:
-    """The network at its beginning; what of the encoder learns has gradients."""
+def begin(options: Options) -> tuple[Colorizer, str]:
+    """The network at its beginning, and what its encoder was before it; what of the encoder learns has gradients."""
     if options.init:
-        net = learnt(Path(options.init)).net
+        before = learnt(Path(options.init))
+        net, name = before.net, before.features
     else:
-        encoder = Encoder(pretrained(options.features))
+        encoder, name = Encoder(pretrained(options.features)), options.features
         net = Colorizer(encoder, options.widths, color=options.color, whole=options.whole, size=options.size)
     net.encoder.requires_grad_(True)
     for layer in net.encoder.settled:
         layer.requires_grad_(False)
-    return net
+    return net, name
 
 
 def pretrained(name: str) -> features.Vgg | resnet.ResNet18:
