@@ -18,7 +18,8 @@ from training.errors import BadInput
 
 def pick_device() -> torch.device:
     """A GPU where there is one, else the CPU, unless ATELIER_DEVICE says cuda or cpu. BadInput for a GPU that is not
-    there: a Job that asked for one would train for days on the CPU."""
+    there: a Job that asked for one would train for days on the CPU. Each of torchrun's workers on a node needs its own.
+    """
     asked, found = os.environ.get("ATELIER_DEVICE", ""), torch.cuda.is_available()
     if asked not in ("", "cuda", "cpu"):
         raise BadInput(f"ATELIER_DEVICE: no {asked!r}; give cuda or cpu, or leave it out")
@@ -27,7 +28,11 @@ def pick_device() -> torch.device:
         why = "no GPU is to be seen; check the driver and, on a cluster, the limit nvidia.com/gpu"
         without = "this torch is built for the CPU; take the image that ends in -gpu"
         raise BadInput(f"ATELIER_DEVICE: cuda was asked for, but {why if built else without}")
-    return torch.device(asked or ("cuda" if found else "cpu"))
+    device = torch.device(asked or ("cuda" if found else "cpu"))
+    wanted = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if device.type == "cuda" and wanted > (there := torch.cuda.device_count()):
+        raise BadInput(f"--nproc-per-node: {wanted} workers, but {there} GPUs are to be seen; give no more than that")
+    return device
 
 
 def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[None]:

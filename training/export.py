@@ -341,12 +341,14 @@ def main() -> int:
         if not path.is_file():
             raise BadInput(f"RUN: no candidate in {args.run}; python -m training.run makes one when it ends")
         card = json.loads(path.read_text())
+        model = card["model"]
+        if model not in catalog.names():
+            raise BadInput(f"RUN: {model} is not served; its weights stay in {candidate}")
         if args.note:
             card["note"] = args.note
         if args.beside:
             card["seeds"] = over_seeds([args.run, *args.beside])
         path.write_text(json.dumps(card, indent=2) + "\n")
-        model = card["model"]
         print(f"published {model} version {publish(model, candidate, args.publish)} in {args.publish}")
         return 0
     except (BadInput, ServingError) as error:

@@ -9,7 +9,7 @@
     python -m training.run wgan --corpus DIR --name mine --init CHECKPOINT     start from learnt weights
 
 Exit status: 0 done; 1 the corpus can't be fetched; 2 bad options or data; 3 refused by the gate; 143 stopped by
-SIGTERM, with a checkpoint to resume. A volume that is full or read-only is 2: nobody but a person mends it.
+SIGTERM, with a checkpoint to resume. A volume that is full or can't be written is 2: nobody but a person mends it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from training.errors import BAD_INPUT, REFUSED, STOPPED, UNREACHABLE, BadInput, 
 TERMINATION_LOG = Path("/dev/termination-log")
 """What is written there is a pod's termination message. Without it Kubernetes takes the log's last 80 lines."""
 ONNX, ONNX_AND_PLAN = "onnx", "onnx,tensorrt"
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
         _say(str(error))
         return REFUSED
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno not in UNWRITABLE:
             raise
         where = error.filename or "--runs or --publish"
         _say(f"{where}: {error.strerror}; put that right, and the same command with --resume goes on")
@@ -85,8 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _thread_failed(failed: threading.ExceptHookArgs) -> None:
-    """TensorBoard writes from a thread of its own. That the volume is full, the run itself tells, in one line."""
-    if not (isinstance(failed.exc_value, OSError) and failed.exc_value.errno in NO_ROOM):
+    """TensorBoard writes from a thread of its own. That the volume can't be written, the run itself tells in a line."""
+    if not (isinstance(failed.exc_value, OSError) and failed.exc_value.errno in UNWRITABLE):
         threading.__excepthook__(failed)
 
 
@@ -146,12 +146,13 @@ def _run(model: str, preset: str, rest: list[str]) -> int:
     corpus = recipe.load_corpus(options)
     if asked.evaluate is not None:
         net = recipe.load_net(asked.evaluate)
+        _check_writable("--evaluate", asked.evaluate.parent)
         print(json.dumps(recipe.evaluate(net, corpus, out=asked.evaluate.parent), indent=2))
         print(f"pictures of it: {asked.evaluate.parent}", file=sys.stderr)
         return 0
 
     if asked.publish is not None:
-        _check_publish(asked.publish)
+        _check_writable("--publish", asked.publish)
     if asked.metrics_port and os.environ.get("LOCAL_RANK", "0") == "0":
         _serve_metrics(asked.metrics_port)
     with distributed.joined(device), distributed.own_folder(asked.runs / name) as path:
@@ -257,11 +258,11 @@ def _check_plan(model: str) -> None:
         raise BadInput(f"--export: {error}; or give onnx") from error
 
 
-def _check_publish(repository: Path) -> None:
-    """Before hours of training, not after them: the repository is a folder, or one can be made."""
-    existing = next(path for path in (repository, *repository.absolute().parents) if path.exists())
+def _check_writable(flag: str, folder: Path) -> None:
+    """Before hours of training, not after them: it is a folder, or one can be made."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise BadInput(f"--publish: can't write {repository}; give a folder that can be written")
+        raise BadInput(f"{flag}: can't write {folder}; give a folder that can be written")
 
 
 def _serve_metrics(port: int) -> None:

@@ -100,11 +100,12 @@ class RunDir:
 
     def _same_options(self) -> None:
         before = json.loads((self.path / "options.json").read_text())
+        pictures = "--corpus" if hasattr(self.options, "corpus") else "the pictures"  # which other flags name
         for part in ("options", "corpus"):
             for key in sorted(before[part].keys() | self.asked[part].keys()):
                 was, now = before[part].get(key), self.asked[part].get(key)
                 if was != now:
-                    flag = "--corpus" if part == "corpus" else f"--{key.replace('_', '-')}"
+                    flag = pictures if part == "corpus" else f"--{key.replace('_', '-')}"
                     raise BadInput(f"{flag}: {self.path} was begun with {was}, not {now}; use that or another --name")
 
     # --- checkpoints ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from scripts import ROOT
 
 from serving import repository
 from training import run
+from training.rundir import RunDir
 
 PATIENCE_S = 300
 OFTEN = ["--checkpoint-minutes", "0.00001", "--steps", "6"]  # a checkpoint after every step
@@ -148,6 +150,33 @@ def test_a_read_only_volume_is_told_before_training(read_only: str, flag: str, p
     assert (status, out) == (2, "")
     assert err.startswith(f"training.run: {flag}: can't write {tmp_path / read_only}")
     assert err.count("\n") == 1
+
+
+def test_files_that_may_not_be_written_are_told_in_one_line(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of another user's run: status 2. Root may write everything, so that the kernel's answers are stood in for."""
+    arguments = gallery.asked(pictures, "--runs", str(tmp_path))
+    assert run.main(arguments) == 0
+    capsys.readouterr()
+    stats = str(tmp_path / "style/stats.jsonl")
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), stats)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDir, "restore", denied)
+        assert run.main([*arguments, "--resume"]) == 2
+    told = capsys.readouterr().err
+    assert (
+        told
+        == f"training.run: {stats}: Permission denied; put that right, and the same command with --resume goes on\n"
+    )
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert run.main([*arguments, "--evaluate", str(tmp_path / "style/checkpoints/last.pt")]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"training.run: --evaluate: can't write {tmp_path / 'style/checkpoints'}; ")
+    assert told.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ def test_device(asked: str, there: bool, picked: str, monkeypatch: pytest.Monkey
     """A GPU where there is one, unless ATELIER_DEVICE decides."""
     monkeypatch.setenv("ATELIER_DEVICE", asked)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(there))
     assert pick_device().type == picked
 
 
@@ -39,6 +40,17 @@ def test_device_that_is_not_there(asked: str, built: str | None, says: str, monk
         pick_device()
     assert str(caught.value).startswith("ATELIER_DEVICE: ")
     assert "\n" not in str(caught.value)
+
+
+def test_more_workers_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every worker of the node refuses alike, before it makes its corpus; on the CPU they share the cores."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(BadInput, match=r"^--nproc-per-node: 3 workers, but 2 GPUs are to be seen; "):
+        pick_device()
+    monkeypatch.setenv("ATELIER_DEVICE", "cpu")
+    assert pick_device().type == "cpu"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from training import catalog, run
+from training import catalog, export, run
 from training.errors import BadInput
 from training.models.features import net as features
 
@@ -161,13 +161,24 @@ def test_a_run_leaves_weights_that_load_by_their_path(classes: Path, tmp_path: P
     assert card["corpus"]["name"] == "pictures"
 
 
-def test_the_backbone_is_trained_and_not_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """--publish says so before anything is trained."""
+def test_the_backbone_is_trained_and_not_served(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--publish says so before anything is trained, and of what was."""
     assert "features" in catalog.trained()
     assert "features" not in catalog.names()
     assert run.main(["features", "--publish", str(tmp_path), "--corpus", str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err.startswith("training.run: --publish: features is not served; ")
     assert not list(tmp_path.iterdir())
+    card = tmp_path / "run/candidate/card.json"
+    card.parent.mkdir(parents=True)
+    card.write_text('{"model": "features"}')
+    command = ["export", str(tmp_path / "run"), "--publish", str(tmp_path / "models"), "--note", "more"]
+    monkeypatch.setattr("sys.argv", command)
+    assert export.main() == 2
+    said = f"training.export: RUN: features is not served; its weights stay in {card.parent}\n"
+    assert capsys.readouterr().err == said
+    assert card.read_text() == '{"model": "features"}'
 
 
 def test_a_folder_without_classes_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,8 +17,13 @@ class Options:
     batch_size: int = 8
 
 
-def open_run(path: Path, options: Options = Options(), *, resume: bool = False) -> RunDir:
-    return RunDir(path, model="m", preset="p", options=options, corpus={"name": "c", "sha256": "0"}, resume=resume)
+@dataclasses.dataclass(frozen=True)
+class Named(Options):
+    corpus: str = "c"
+
+
+def open_run(path: Path, options: Options = Options(), *, resume: bool = False, sha256: str = "0") -> RunDir:
+    return RunDir(path, model="m", preset="p", options=options, corpus={"name": "c", "sha256": sha256}, resume=resume)
 
 
 def test_new_run_never_overwrites_an_old_one(tmp_path: Path) -> None:
@@ -39,6 +44,16 @@ def test_resume_with_other_options_names_the_flag(tmp_path: Path) -> None:
     run.close()
     with pytest.raises(BadInput, match=r"--batch-size: .* begun with 8, not 16"):
         open_run(tmp_path / "run", Options(batch_size=16), resume=True)
+
+
+@pytest.mark.parametrize(("options", "named"), [(Named(), "--corpus"), (Options(), "the pictures")])
+def test_resume_with_other_pictures_says_so(options: Options, named: str, tmp_path: Path) -> None:
+    """By --corpus, of a model that has it."""
+    run = open_run(tmp_path / "run", options)
+    run.save({"step": 3})
+    run.close()
+    with pytest.raises(BadInput, match=f"^{named}: .* begun with 0, not 1; use that or another --name"):
+        open_run(tmp_path / "run", options, resume=True, sha256="1")
 
 
 def test_figures_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from gallery import asked
 from PIL import Image
 
 from training import run
-from training.errors import BadInput
+from training.errors import BadInput, Unreachable
 from training.models.style import train as recipe
 from training.models.style.train import PRESETS, Gallery
 from training.rundir import RunDir
@@ -73,6 +73,41 @@ def test_adding_a_style_trains_nothing_but_its_own(pictures: Path, trained: Path
     assert moved
 
 
+def test_styles_are_added_one_by_one(pictures: Path) -> None:
+    """A folder of two is told before anything is trained."""
+    folder = str(pictures / "paintings")
+    with pytest.raises(BadInput, match=r"^--add-style: 2 paintings in .*; name one"):
+        recipe.load_corpus(options(pictures, styles="", add_style=folder, init="last.pt"))
+
+
+@pytest.mark.parametrize("flag", ["--content-layers", "--style-layers"])
+@pytest.mark.parametrize("layers", [(), ("conv2_1", "conv9_1")], ids=str)
+def test_layers_that_the_backbone_has_not_are_named(flag: str, layers: tuple[str, ...]) -> None:
+    """Beside those that there are."""
+    asked_for = dataclasses.replace(PRESETS["tiny"], **{flag.strip("-").replace("-", "_"): layers})
+    with pytest.raises(BadInput, match=f"^{flag}: no {layers[-1] if layers else 'layers'}; there are conv1_1, "):
+        recipe.vgg_of(asked_for)
+
+
+def test_paintings_that_a_network_does_not_know_are_not_judged(pictures: Path, trained: Path, tmp_path: Path) -> None:
+    """By --evaluate with another folder's: both are named."""
+    corpus = recipe.load_corpus(options(pictures, styles=str(pictures / "more")))
+    net = recipe.load_net(trained / "checkpoints/last.pt")
+    with pytest.raises(BadInput, match=r"^--styles: the network knows pa-0, pa-1, not mo-0; name its own"):
+        recipe.evaluate(net, corpus, out=tmp_path)
+
+
+def test_photographs_that_can_not_be_fetched_name_their_flag(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is not every model's --corpus."""
+    monkeypatch.setenv("ATELIER_DATA", str(tmp_path))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(recipe.natural, "ADDRESS", "http://127.0.0.1:9/")
+    with pytest.raises(Unreachable, match=r"^--content: .*; try again, or name a folder of your own"):
+        recipe.load_corpus(options(pictures, content=""))
+
+
 def options(pictures: Path, **changes: object) -> recipe.Options:
     base = {"styles": str(pictures / "paintings"), "content": str(pictures / "photos"), **changes}
     return dataclasses.replace(PRESETS["tiny"], **base)  # type: ignore[arg-type]
@@ -132,6 +167,7 @@ def test_golden_styles_go_with_their_photographs(pictures: Path, trained: Path) 
         ({"styles": ""}, "--styles: name a folder of paintings"),
         ({"styles": "nowhere"}, "--styles: nowhere is not there"),
         ({"styles": "", "add_style": "x.png"}, "--add-style: needs --init"),
+        ({"styles": "", "add_style": "nowhere.png", "init": "x.pt"}, "--add-style: nowhere.png is not there"),
         ({"content": "nowhere"}, "--content: nowhere is not there"),
         ({"photos": 3}, "--content: 3 pictures in .* are too few"),
     ],

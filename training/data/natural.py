@@ -57,8 +57,9 @@ def load(folder: str = "", *, size: int = 128, pictures: int = 0, held_out: int 
     )  # fmt: skip
 
 
-def imagenette() -> Path:
-    """Its training pictures, fetched and unpacked if they are not there."""
+def imagenette(*, flag: str = "--corpus") -> Path:
+    """Its training pictures, fetched and unpacked if they are not there. Raises Unreachable, beginning with the flag
+    that names others."""
     folder = files.home() / NAME
     if not folder.is_dir():
         try:
@@ -66,7 +67,7 @@ def imagenette() -> Path:
                 if not folder.is_dir():  # another process may have brought it meanwhile
                     unpack(folder)
         except (OSError, tarfile.TarError) as error:
-            raise Unreachable(f"--corpus: {error}; try again, or name a folder of your own") from error
+            raise Unreachable(f"{flag}: {error}; try again, or name a folder of your own") from error
     return folder / "train"
 
 

@@ -108,6 +108,13 @@ def frozen(net: Vgg) -> Vgg:
     return net.eval().requires_grad_(False)
 
 
+def check_layers(net: Vgg, layers: Iterable[str], *, flag: str) -> None:
+    """Raises BadInput, beginning with the flag that named them, for layers that it has not, or none at all."""
+    unknown = sorted(set(layers) - set(net.layers))
+    if unknown or not set(layers):
+        raise BadInput(f"{flag}: no {', '.join(unknown) or 'layers'}; there are {', '.join(net.layers)}")
+
+
 def fetched(url: str) -> Path:
     """The file of an official address, kept in $ATELIER_DATA/weights."""
     path = files.home() / "weights" / url.rsplit("/", 1)[1]

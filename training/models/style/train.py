@@ -110,8 +110,11 @@ def load_corpus(options: Options) -> Gallery:
         raise BadInput("--styles: name a folder of paintings, or --add-style PICTURE with --init CHECKPOINT")
     if options.add_style and not options.init:
         raise BadInput("--add-style: needs --init CHECKPOINT, of the network to add it to")
-    paintings = load_paintings(Path(options.styles or options.add_style), side=options.style_size)
-    source = Path(options.content) if options.content else natural.imagenette()
+    flag = "--styles" if options.styles else "--add-style"
+    paintings = load_paintings(Path(options.styles or options.add_style), side=options.style_size, flag=flag)
+    if options.add_style and len(paintings) > 1:
+        raise BadInput(f"--add-style: {len(paintings)} paintings in {options.add_style}; name one, for its own run")
+    source = Path(options.content) if options.content else natural.imagenette(flag="--content")
     images, _ = photos.load(source, count=options.photos or None, seed=13, size=options.size, flag="--content")
     if len(images) < corpus.LEAST:
         raise BadInput(f"--content: {len(images)} pictures in {source} are too few; at least {corpus.LEAST}")
@@ -125,9 +128,9 @@ def load_corpus(options: Options) -> Gallery:
     )  # fmt: skip
 
 
-def load_paintings(source: Path, *, side: int) -> dict[str, np.ndarray]:
-    """One painting, or those of a folder, by their files' names; the longer side is `side` pixels."""
-    flag = "--styles"
+def load_paintings(source: Path, *, side: int, flag: str = "--styles") -> dict[str, np.ndarray]:
+    """One painting, or those of a folder, by their files' names; the longer side is `side` pixels. Raises BadInput,
+    beginning with the flag that named it, for one that can't be used."""
     if not source.exists():
         raise BadInput(f"{flag}: {source} is not there; name a folder of paintings, or one")
     names = photos.find(source, flag=flag) if source.is_dir() else [source.name]
@@ -153,7 +156,7 @@ def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
     """Train for options.steps and return the last checkpoint. Raises Stopped after SIGTERM, with a checkpoint."""
     device = pick_device()
     torch.manual_seed(options.seed)
-    vgg = features.load(options.features).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    vgg = vgg_of(options).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     net, names, first_new = begin(options, corpus)
     net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     # A style that is added changes nothing of the others: only rows of norms that are new are trained.
@@ -234,6 +237,14 @@ def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
     checkpoint(options.steps)
     plots.save_convergence(run.stats(), run.path / "convergence.png", title=run.path.name)
     return run.last
+
+
+def vgg_of(options: Options) -> Vgg:
+    """What the losses see with. BadInput for a layer that it has not."""
+    vgg = features.load(options.features)
+    features.check_layers(vgg, options.content_layers, flag="--content-layers")
+    features.check_layers(vgg, options.style_layers, flag="--style-layers")
+    return vgg
 
 
 def rising(step: int, options: Options) -> float:
@@ -337,4 +348,6 @@ def golden(net: nn.Module, corpus: Gallery) -> dict[str, np.ndarray]:
 def evaluate(net: nn.Module, corpus: Gallery, *, out: Path) -> dict[str, float]:
     """Measures on photographs held out; writes styles.png, each painting above what it makes of them, into `out`."""
     assert isinstance(net, Served)
+    if unknown := sorted(set(corpus.paintings) - set(net.names)):
+        raise BadInput(f"--styles: the network knows {', '.join(net.names)}, not {', '.join(unknown)}; name its own")
     return measures.evaluate(net, corpus.held_out, corpus.paintings, out=out)

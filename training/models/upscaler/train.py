@@ -314,9 +314,7 @@ def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
 def vgg_of(options: Options) -> features.Vgg:
     """What the perceptual loss sees with. BadInput for a layer that it has not."""
     vgg = features.load(options.features)
-    unknown = sorted(set(options.feature_layers) - set(vgg.layers))
-    if unknown or not options.feature_layers:
-        raise BadInput(f"--feature-layers: no {', '.join(unknown) or 'layers'}; there are {', '.join(vgg.layers)}")
+    features.check_layers(vgg, options.feature_layers, flag="--feature-layers")
     return vgg
 
 

@@ -71,9 +71,10 @@ class Options:
     checkpoint_minutes: float = 5.0
 
     def __post_init__(self) -> None:
-        for name in ("pictures", "steps", "batch", "critic_steps", "rows", "columns", "samples_every"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} is too few; give 1 or more")
+        least = {"pictures": 1, "seed": 0, "steps": 1, "batch": 1, "critic_steps": 1, "rows": 1, "columns": 1}
+        for name, few in {**least, "samples_every": 1}.items():
+            if getattr(self, name) < few:
+                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} is too few; give {few} or more")
         if self.fit not in ("crop", "pad"):
             raise BadInput(f"--fit: no {self.fit!r}; there are crop and pad")
         if self.network not in NETWORKS:
@@ -81,9 +82,12 @@ class Options:
         for name in ("generator_lr", "critic_lr", "gradient_penalty", "checkpoint_minutes"):
             if not getattr(self, name) > 0:
                 raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} must be above 0")
-        for name in ("ema", "decay_from", "beta1", "beta2"):
+        for name in ("ema", "decay_from"):
             if not 0 <= getattr(self, name) <= 1:
                 raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} must lie within 0 and 1")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise BadInput(f"--{name}: {getattr(self, name)} must lie within 0 and 1, without 1")
 
 
 PRESETS = {
