@@ -9,7 +9,8 @@
     python -m training.run wgan --corpus DIR --name mine --init CHECKPOINT     start from learnt weights
 
 Exit status: 0 done; 1 the corpus can't be fetched; 2 bad options or data; 3 refused by the gate; 143 stopped by
-SIGTERM, with a checkpoint to resume. A volume that is full or can't be written is 2: nobody but a person mends it.
+SIGTERM, with a checkpoint to resume. A volume that is full or can't be written is 2, and so is a run that diverges:
+nobody but a person mends them.
 """
 
 from __future__ import annotations

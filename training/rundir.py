@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -190,7 +191,17 @@ class RunDir:
         return self._terminated
 
     def record(self, step: int, line: str, **stats: float) -> None:
-        """`line` for people, if there is anything to say; `stats` for stats.jsonl, TensorBoard and Prometheus."""
+        """`line` for people, if there is anything to say; `stats` for stats.jsonl, TensorBoard and Prometheus.
+
+        Raises BadInput for a figure that is no finite number: nothing would be learnt from there on.
+        """
+        for name, value in stats.items():
+            if not math.isfinite(value):
+                rates = [f"--{key.replace('_', '-')}" for key in self.asked["options"] if key.endswith("lr")]
+                raise BadInput(
+                    f"step {step + 1}: {name.replace('_', ' ')} is {value}, the run has diverged; "
+                    f"begin another --name with a lower {' or '.join(rates) or 'weight'}"
+                )
         self._stats.write(json.dumps({"step": step, **stats}) + "\n")
         self._stats.flush()
         for name, value in stats.items():

@@ -118,6 +118,25 @@ def test_progress_can_be_told_from_outside(tmp_path: Path) -> None:
     assert [metric("atelier_publish_total", outcome=each) for each in ("published", "refused")] == [1, 1]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_run_that_diverges_ends_there(value: float, tmp_path: Path) -> None:
+    """With the step, the figure and the flags that may mend it; nothing of that step is kept."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Rated(Options):
+        generator_lr: float = 1.0
+        critic_lr: float = 1.0
+
+    run = open_run(tmp_path / "run", Rated())
+    run.steps(0, 8).send(None)
+    run.record(0, "", critic_loss=1.0)
+    says = f"^step 2: critic loss is {value}, the run has diverged; .* with a lower --generator-lr or --critic-lr$"
+    with pytest.raises(BadInput, match=says):
+        run.record(1, "", critic_loss=value)
+    assert [row["step"] for row in run.stats()] == [0]
+    run.close()
+
+
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut short"], ids=["empty", "text", "zip"])
 def test_what_is_no_checkpoint_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     """Any file that torch can't read is one clear error."""

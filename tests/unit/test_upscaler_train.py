@@ -83,6 +83,15 @@ def test_a_run_can_begin_with_what_another_learnt(photos: Path, trained: Path, t
     assert "perceptual" not in (trained / "stats.jsonl").read_text()
 
 
+def test_a_run_that_diverges_is_not_tried_again(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A learning rate far too high: status 2, for which a Job gives up, in one line, with what may mend it."""
+    assert run.main(asked(photos, "--lr", "1e30", "--runs", str(tmp_path))) == 2
+    *_, told = capsys.readouterr().err.splitlines()
+    assert told == "training.run: step 3: l1 is nan, the run has diverged; begin another --name with a lower --lr"
+
+
 @pytest.mark.parametrize("layers", [(), ("conv2_1", "conv9_1")], ids=str)
 def test_layers_that_the_backbone_has_not_are_named(photos: Path, layers: tuple[str, ...]) -> None:
     """Beside those that there are."""
