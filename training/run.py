@@ -26,6 +26,7 @@ import os
 import signal
 import sys
 import threading
+from http.client import HTTPException
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -281,7 +282,8 @@ def _push_metrics(model: str, name: str) -> None:
     if gateway := os.environ.get("ATELIER_PUSHGATEWAY"):
         try:
             push_metrics(gateway, model=model, run=name)
-        except OSError as error:  # a lost figure is no reason to lose a trained model
+        # A lost figure is no reason to lose a trained model, and a wrong address is told by any of these.
+        except (OSError, HTTPException, ValueError) as error:
             print(f"ATELIER_PUSHGATEWAY: {gateway} took no metrics ({error})", file=sys.stderr)
 
 

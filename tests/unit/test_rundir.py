@@ -9,6 +9,7 @@ import torch
 from conftest import mounted
 
 from training.errors import BadInput, Refused
+from training.run import _push_metrics
 from training.rundir import RunDir, load_checkpoint
 
 
@@ -135,6 +136,19 @@ def test_a_run_that_diverges_ends_there(value: float, tmp_path: Path) -> None:
         run.record(1, "", critic_loss=value)
     assert [row["step"] for row in run.stats()] == [0]
     run.close()
+
+
+@pytest.mark.parametrize("gateway", ["127.0.0.1:9", "http://host:port", "http://[::1", "ftp://host"])
+def test_a_gateway_that_takes_no_figures_costs_no_run(
+    gateway: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that is down, and an address that is none: one line."""
+    monkeypatch.setenv("ATELIER_PUSHGATEWAY", gateway)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    _push_metrics("m", "run")
+    told = capsys.readouterr().err
+    assert told.startswith(f"ATELIER_PUSHGATEWAY: {gateway} took no metrics (")
+    assert told.count("\n") == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut short"], ids=["empty", "text", "zip"])
