@@ -112,11 +112,13 @@ class RunDir:
     # --- checkpoints ---
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write last.pt beside and swap it in: a full disk or a kill leaves the one before."""
+        """Write last.pt beside and swap it in: a full disk or a kill leaves the one before. The figures up to it are on
+        the disk first, so that none is missing where a node goes down."""
         beside = self.last.with_suffix(".tmp")
         content = io.BytesIO()
         torch.save(state, content)  # into memory: a full disk makes it raise "unexpected pos", in many words
         try:
+            os.fsync(self._stats.fileno())
             with beside.open("wb") as file:
                 file.write(content.getbuffer())
                 file.flush()
@@ -137,9 +139,11 @@ class RunDir:
         path = self.path / "stats.jsonl"
         self._stats.close()
         beside = path.with_suffix(".tmp")
-        beside.write_text("".join(kept))
+        beside.write_text("".join(f"{line}\n" for line in kept))
         beside.replace(path)
         self._stats = path.open("a")
+        self.board.close()
+        self.board = SummaryWriter(str(self.path / "tensorboard"), purge_step=state["step"])
         return state
 
     def _kept(self) -> tuple[dict[str, Any] | None, list[str]]:
@@ -147,8 +151,8 @@ class RunDir:
         if not self.last.exists():
             return None, []
         state = load_checkpoint(self.last)
-        lines = (self.path / "stats.jsonl").read_text().splitlines(keepends=True)
-        return state, lines[: state["step"]]  # one line a step, from step 0; also drops one that a kill cut short
+        lines = (self.path / "stats.jsonl").read_text().splitlines()
+        return state, [line for line in lines if _step(line) < state["step"]]
 
     # --- the loop ---
 
@@ -277,6 +281,14 @@ def push_metrics(gateway: str, *, model: str, run: str) -> None:
 
 def _git(root: Path, *arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True).stdout
+
+
+def _step(line: str) -> float:
+    """Of a line of stats.jsonl; infinite for what a crash left of one."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:

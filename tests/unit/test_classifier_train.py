@@ -12,6 +12,7 @@ from garment_files import TEST, TRAIN, official, same
 from training.data import fashion_mnist
 from training.data.fashion_mnist import Garments, Split
 from training.errors import BadInput
+from training.models.classifier import evaluate as measures
 from training.models.classifier import train as recipe
 from training.models.classifier.muon import Muon
 from training.models.classifier.train import AUGMENTED, PRESETS, Options
@@ -120,6 +121,21 @@ def test_run_leaves_curves_and_a_net_that_can_be_served(corpus: Garments, tmp_pa
         "image": ("uint8", (8, 28, 28, 1)),
         "probabilities": ("float32", (8, 10)),
     }
+
+
+def test_figures_that_were_lost_leave_a_gap_in_the_curves(corpus: Garments, tmp_path: Path) -> None:
+    """Each of the others stays with its epoch: here of the first net's second, and all of the second net's first."""
+    run = open_run(tmp_path / "run", SMALL)
+    recipe.train(SMALL, run, corpus)
+    run.close()
+    whole = recipe.by_epoch(run.stats(), 3, 2)
+    rows = recipe.by_epoch([row for row in run.stats() if row["step"] not in (5, 6, 7, 8)], 3, 2)
+    assert [row["epoch"] for row in rows] == [1, 2, 1, 2]
+    assert [math.isnan(row["validation_accuracy"]) for row in rows] == [False, True, True, False]
+    assert [math.isnan(row["train_loss"]) for row in rows] == [False, False, True, False]
+    assert (rows[0], rows[3]) == (whole[0], whole[3])
+    measures.save_curves(rows, tmp_path / "gap.png", title="a run")
+    assert (tmp_path / "gap.png").stat().st_size > 5_000
 
 
 def test_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """Run directories: nothing of an earlier run is lost, whatever is asked of it or happens to the disk."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import prometheus_client
 import pytest
 import torch
 from conftest import mounted
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from training.errors import BadInput, Refused
 from training.run import _push_metrics
@@ -84,6 +86,56 @@ def test_half_written_last_line_is_dropped(tmp_path: Path) -> None:
     resumed.restore()
     assert [row["step"] for row in resumed.stats()] == [0, 1]
     resumed.close()
+
+
+def test_figures_that_a_crash_has_lost_leave_the_others_at_their_steps(tmp_path: Path) -> None:
+    """Of a node that went down, on whose volume a checkpoint was and the last figures were not: later resumes keep
+    what there is, by its step."""
+    run = open_run(tmp_path / "run")
+    for step in run.steps(0, 4):
+        run.record(step, "", loss=1.0)
+    run.save({"step": 4})
+    run.close()
+    stats = run.path / "stats.jsonl"
+    lines = stats.read_text().splitlines(keepends=True)
+    stats.write_text("".join(lines[:2]) + "\0\0\0")
+    for first in (4, 5):
+        run = open_run(tmp_path / "run", resume=True)
+        assert run.restore() == {"step": first}
+        for step in run.steps(first, first + 2):
+            run.record(step, "", loss=2.0)
+            if step == first:
+                run.save({"step": first + 1})
+        run.close()
+    assert [row["step"] for row in run.stats()] == [0, 1, 4, 5, 6]
+
+
+def test_figures_are_on_the_disk_before_the_checkpoint_that_follows_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this order, a node that goes down may lose a checkpoint, but no figure of one."""
+    run, synced = open_run(tmp_path / "run"), []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(Path(f"/proc/self/fd/{file}").readlink().name))
+    run.save({"step": 0})
+    run.close()
+    assert synced == ["stats.jsonl", "last.tmp"]
+
+
+def test_tensorboard_shows_each_step_once(tmp_path: Path) -> None:
+    """What a run showed after its last checkpoint goes, when these steps come again."""
+    run = open_run(tmp_path / "run")
+    for step in run.steps(0, 3):
+        run.record(step, "", loss=float(step))
+        if step == 0:
+            run.save({"step": 1})
+    run.close()
+    run = open_run(tmp_path / "run", resume=True)
+    run.restore()
+    for step in run.steps(1, 2):
+        run.record(step, "", loss=10.0)
+    run.close()
+    shown = EventAccumulator(str(run.path / "tensorboard")).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in shown] == [(0, 0.0), (1, 10.0)]
 
 
 def test_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:

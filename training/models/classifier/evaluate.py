@@ -220,7 +220,8 @@ def draw_calibration(labels: Labels, probabilities: Floats) -> Figure:
 def save_curves(stats: list[dict[str, float]], path: Path, title: str) -> None:
     """Accuracy and loss of training and validation over the epochs, one row of `stats` each, net after net.
 
-    A row holds epoch, train_loss, train_accuracy, validation_loss, validation_accuracy. Each net has as many epochs.
+    A row holds epoch, train_loss, train_accuracy, validation_loss, validation_accuracy; NaN leaves a gap. Each net has
+    as many epochs.
     """
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     figure.suptitle(title, fontsize=13)
@@ -241,7 +242,8 @@ def draw_curves(axes: Axes, stats: list[dict[str, float]], name: str, *, best: C
         )
         first.set_label(side)
     values = sides["validation"].ravel()
-    at = best(range(len(values)), key=values.__getitem__)
+    known = np.flatnonzero(~np.isnan(values))
+    at = best(known, key=values.__getitem__) if len(known) else 0
     top, epoch = values[at], epochs[at % len(epochs)]
     text = f"{top:.2%}" if name == "accuracy" else f"{top:.3f}"
     label = f"best validation: {text}, epoch {epoch:.0f}"

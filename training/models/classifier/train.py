@@ -324,17 +324,17 @@ def best_temperature(logits: Tensor, labels: np.ndarray) -> float:
 
 
 def by_epoch(stats: list[dict[str, float]], batches: int, epochs: int) -> list[dict[str, float]]:
-    """Rows of steps to rows of epochs, net after net: training's means beside validation's figures."""
+    """Rows of steps to rows of epochs, net after net: training's means beside validation's figures. What a crash has
+    lost of these is NaN."""
+    of_step = {int(row["step"]): row for row in stats}
     rows = []
-    for start in range(0, len(stats), batches):
-        part = stats[start : start + batches]
-        rows.append({
-            "epoch": start // batches % epochs + 1,
-            "train_loss": float(np.mean([row["loss"] for row in part])),
-            "train_accuracy": float(np.mean([row["accuracy"] for row in part])),
-            "validation_loss": part[-1]["validation_loss"],
-            "validation_accuracy": part[-1]["validation_accuracy"],
-        })  # fmt: skip
+    for start in range(0, max(of_step) + 1, batches):
+        part = [of_step[step] for step in range(start, start + batches) if step in of_step] or [{}]
+        row: dict[str, float] = {"epoch": start // batches % epochs + 1}
+        for name in ("loss", "accuracy"):
+            row[f"train_{name}"] = float(np.mean([each.get(name, math.nan) for each in part]))
+            row[f"validation_{name}"] = part[-1].get(f"validation_{name}", math.nan)
+        rows.append(row)
     return rows
 
 

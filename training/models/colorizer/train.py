@@ -235,7 +235,8 @@ def train(options: Options, run: RunDir, corpus: Photographs) -> Path:
     distances = [{key: row[key] for key in ("step", "distance")} for row in rows]
     plots.save_convergence(distances, run.path / "convergence.png", title=name)
     if options.refine_steps:
-        plots.save_convergence(rows[options.steps :], run.path / "critic.png", title=f"{name}: second stage")
+        refined = [row for row in rows if row["step"] >= options.steps]
+        plots.save_convergence(refined, run.path / "critic.png", title=f"{name}: second stage")
     return run.last
 
 
