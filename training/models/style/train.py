@@ -195,9 +195,10 @@ def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
         # --- photographs, and a style for each: the whole batch's, and of these this worker's ---
         chosen = torch.randint(len(images), (options.batch,), generator=luck)[mine]
         style = torch.randint(len(corpus.paintings), (options.batch,), generator=luck)[mine].to(device)
-        mirrored = (torch.rand(options.batch, generator=luck) < 0.5)[mine, None, None, None]
-        photo = images[chosen].permute(0, 3, 1, 2).float() / 255
-        photo = torch.where(mirrored, photo.flip(3), photo).to(device).contiguous(memory_format=torch.channels_last)
+        mirrored = (torch.rand(options.batch, generator=luck) < 0.5)[mine, None, None, None].to(device)
+        photo = images[chosen].to(device).permute(0, 3, 1, 2)  # as bytes: floats are made where they are needed
+        photo = torch.where(mirrored, photo.flip(3), photo).float() / 255
+        photo = photo.contiguous(memory_format=torch.channels_last)
         weights = nn.functional.one_hot(first_new + style, len(names)).float()
 
         # --- what is painted, and how far that is from both ---
