@@ -51,7 +51,7 @@ class Card:
     model: str
     version: int
     preset: str
-    corpus: str
+    corpus: Mapping[str, str]
     metrics: Mapping[str, float]
     commit: str
     sha256: str
@@ -67,7 +67,7 @@ class Card:
                 model=str(data["model"]),
                 version=int(data.get("version") or 0),
                 preset=str(data["preset"]),
-                corpus=str(data["corpus"]["name"]),
+                corpus={str(key): str(value) for key, value in data["corpus"].items()},
                 metrics={str(name): float(value) for name, value in data["metrics"].items()},
                 commit=str(data["commit"]),
                 sha256=str(data["sha256"]),
