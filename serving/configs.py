@@ -50,7 +50,8 @@ def fitted(text: str, members: Members, before: Members | None) -> str:
 
 
 def between(text: str) -> str:
-    """The same for the moment in which the newest version changes: a server that starts then serves either."""
+    """The same for the moment in which the newest version changes: a server that starts then serves either, and warms
+    neither up. After a publisher that was killed in it, the next publication puts it right."""
     if (config := _parsed(text)) is None:
         return text
     config.version_policy.latest.num_versions = 1

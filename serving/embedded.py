@@ -40,9 +40,9 @@ class Embedded(Local[Ports]):
 
     `models` names what to load, all by default. `http`, `grpc`, `metrics` are addresses ("127.0.0.1:8001"),
     open and with every model ready once entered. With a `control_key` only who sends it may load models; without one,
-    only who reaches gRPC on this machine. `options` are tritonserver's own (--grpc-use-ssl=true); `show_log` copies its
-    log to stderr. Raises ServerError with the server's own reason, PortTaken for a port that was asked for by its
-    number, RepositoryError where there is nothing to serve.
+    whoever reaches gRPC on a loopback `host`, and nobody on another. `options` are tritonserver's own
+    (--grpc-use-ssl=true); `show_log` copies its log to stderr. Raises ServerError with the server's own reason,
+    PortTaken for a port that was asked for by its number, RepositoryError where there is nothing to serve.
     """
 
     program = "tritonserver"
@@ -143,7 +143,7 @@ def _parser() -> cli.Parser:
     parser.add_argument("--host", default="127.0.0.1", help=f"{EVERY_INTERFACE} listens on every interface")
     guarded = (
         "load models only for who sends the repository's key, which `serving.repository seed` makes and the list of "
-        "processes shows. Without it nobody may over HTTP or from elsewhere, and all may over gRPC on this machine"
+        "processes shows. Without it, all may over gRPC where --host is a loopback address, and nobody in any other way"
     )
     parser.add_argument("--guarded", action="store_true", help=guarded)
     further = "tritonserver's own options, after --, such as -- --grpc-max-connection-age=10000"

@@ -18,7 +18,7 @@ import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -126,18 +126,15 @@ class Local(ABC, Generic[P]):
         assert self._run is None, "it runs already"
         attempts = FREE_PORT_ATTEMPTS if 0 in astuple(self.ports) else 1
         for left in reversed(range(attempts)):
-            held = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+            run = None
             try:
-                run = Run(self, self.ports.chosen(self.host))
-            except BaseException:
-                signal.pthread_sigmask(signal.SIG_SETMASK, held)
-                raise
-            try:
-                # A signal that came while the keeper started strikes here, where the keeper is known and ended.
-                signal.pthread_sigmask(signal.SIG_SETMASK, held)
+                # A signal that comes while the keeper starts strikes when the keeper is known, and is ended.
+                with _signals_later():
+                    run = Run(self, self.ports.chosen(self.host))
                 run.wait_until_ready(time.monotonic() + self.timeout_s)
             except BaseException as exc:
-                run.stop(keep_log=isinstance(exc, ServerError))
+                if run is not None:
+                    run.stop(keep_log=isinstance(exc, ServerError))
                 if not (isinstance(exc, PortTaken) and left):
                     raise
                 # Another program was quicker to open what was a free port: choose again.
@@ -211,20 +208,20 @@ class Run(Generic[P]):
 
         A second Ctrl-C or SIGTERM waits until it has. Raises ServerError.
         """
-        held = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-        keep_log = keep_log or self._keeper.poll() is not None
         assert self._keeper.stdin is not None
-        try:
-            self._keeper.stdin.close()
-            self._keeper.wait(STOP_TIMEOUT_S)
-            if self._shown.is_alive():
-                self._shown.join()
-        except subprocess.TimeoutExpired as exc:
-            keep_log = True
-            raise ServerError(f"{self._server.program} does not end in time; its log: {self.log}") from exc
-        finally:
-            self._remove(keep_log=keep_log)
-            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        by_itself = not self._keeper.stdin.closed and self._keeper.poll() is not None
+        keep_log = keep_log or by_itself
+        with _signals_later():
+            try:
+                self._keeper.stdin.close()
+                self._keeper.wait(STOP_TIMEOUT_S)
+                if self._shown.is_alive():
+                    self._shown.join(STOP_TIMEOUT_S)  # nobody may read what it writes
+            except subprocess.TimeoutExpired as exc:
+                keep_log = True
+                raise ServerError(f"{self._server.program} does not end in time; its log: {self.log}") from exc
+            finally:
+                self._remove(keep_log=keep_log)
 
     def _remove(self, *, keep_log: bool = False) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -242,6 +239,23 @@ class Run(Generic[P]):
             return None
         finally:
             connection.close()
+
+
+@contextlib.contextmanager
+def _signals_later() -> Iterator[None]:
+    """Ctrl-C and SIGTERM strike when the block has ended. In a thread that is not the main one they strike none."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    usual = {each: signal.signal(each, lambda number, _: came.append(number)) for each in ENDING}
+    try:
+        yield
+    finally:
+        for each, handler in usual.items():
+            signal.signal(each, handler)
+        for number in came[:1]:
+            signal.raise_signal(number)
 
 
 def servable(repository: Path, names: Sequence[str] = ()) -> list[str]:

@@ -51,7 +51,7 @@ class Card:
     model: str
     version: int
     preset: str
-    corpus: Mapping[str, str]
+    corpus: str
     metrics: Mapping[str, float]
     commit: str
     sha256: str
@@ -67,7 +67,7 @@ class Card:
                 model=str(data["model"]),
                 version=int(data.get("version") or 0),
                 preset=str(data["preset"]),
-                corpus={str(key): str(value) for key, value in data["corpus"].items()},
+                corpus=str(data["corpus"]["name"]),
                 metrics={str(name): float(value) for name, value in data["metrics"].items()},
                 commit=str(data["commit"]),
                 sha256=str(data["sha256"]),
@@ -200,6 +200,7 @@ def _configured(folder: Path, coming: Sequence[Path], text: str | None = None) -
         yield
     except BaseException:
         path.unlink() if was is None else files.replace(path, was)
+        plans.settle(folder)
         raise
     files.replace(path, fitted)
 

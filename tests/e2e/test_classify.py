@@ -322,7 +322,7 @@ def test_without_the_sdk_it_says_how_to_install_it(tmp_path):
         ),
         pytest.param(
             ["--sheet", "été/sac.png", "boot.jpg"],
-            ["--sheet", "not made with Atelier; choose"],
+            ["--sheet", "without a mark of Atelier's; remove it, or choose"],
             id="sheet-first-of-a-glob",
         ),
         pytest.param(["boot.jpg", "--model", "nope"], ["--model", "'nope'", "classifier"], id="unknown-model"),

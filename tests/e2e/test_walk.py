@@ -92,11 +92,13 @@ def test_again_keeps_everything_but_what_is_asked_otherwise(near, tmp_path):
 
 
 def test_vectors_kept_as_text_make_the_same_picture(near, tmp_path):
-    """--save-vectors, then --vectors: the same frames to the pixel."""
+    """--save-vectors, then --vectors: the same frames to the pixel. They may lie beside the frames."""
     worked(near("--steps", 2, "--out", "a.png", "--save-vectors", "kept/mine.txt"))
     done = worked(near("--steps", 2, "--out", "b.png", "--vectors", "kept/mine.txt"))
     assert done.stdout.endswith("own vectors\n")
     np.testing.assert_array_equal(frames(tmp_path / "a.png"), frames(tmp_path / "b.png"))
+    worked(near("--steps", 2, "--out", "b", "--save-vectors", "b/mine.txt"))
+    assert (tmp_path / "b" / "mine.txt").read_text() == (tmp_path / "kept" / "mine.txt").read_text()
 
 
 def test_a_strip_is_all_frames_in_one_picture(near, tmp_path):

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from serving import verify
 from serving.errors import RepositoryError
 from serving.repository import GOLDEN, MODEL, newest
 from serving.spec import Ensemble, ModelSpec, Served, Tensor
@@ -93,11 +94,11 @@ def _asked(repository: Path, asked: Served, count: int) -> tuple[Arrays, Arrays]
 
 def _golden(repository: Path, model: ModelSpec, tensors: Sequence[Tensor]) -> dict[str, Array]:
     path = folder(repository, model.name) / GOLDEN
+    arrays = verify.read(path)
     try:
-        with np.load(path) as arrays:
-            return {tensor.name: arrays[tensor.name] for tensor in tensors}
-    except OSError as exc:
-        raise RepositoryError(f"{path}: {exc.strerror}; publish the version anew, or take it away") from exc
+        return {tensor.name: arrays[tensor.name] for tensor in tensors}
+    except KeyError as exc:
+        raise RepositoryError(f"{path}: no array {exc}; publish the version anew, or take it away") from exc
 
 
 def _atol(asked: Served) -> float:

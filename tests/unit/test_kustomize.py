@@ -510,13 +510,13 @@ def _triton(manifests: Manifests) -> Manifest:
     return triton(manifests)[1]
 
 
-def _beside(manifests: Manifests) -> list[Manifest]:
-    """What Triton's pods look for before they go to a node: the expressions of the selector."""
+def _beside(manifests: Manifests) -> Manifest:
+    """The labels that Triton's pods look for before they go to a node."""
     (term,) = wiring.pod(_DEPLOYMENT(manifests))["affinity"]["podAffinity"][
         "requiredDuringSchedulingIgnoredDuringExecution"
     ]
-    expressions: list[Manifest] = term["labelSelector"]["matchExpressions"]
-    return expressions
+    labels: Manifest = term["labelSelector"]["matchLabels"]
+    return labels
 
 
 LAPSES: dict[str, tuple[Callable[[Manifests], list[str]], Callable[[Manifests], Any]]] = {
@@ -539,8 +539,8 @@ LAPSES: dict[str, tuple[Callable[[Manifests], list[str]], Callable[[Manifests], 
     "probe": (wiring.unprobed, lambda m: _triton(m).pop("startupProbe")),
     "liveness": (wiring.unprobed, lambda m: wiring.pod(_RELOAD(m))["containers"][0].pop("livenessProbe")),
     "elsewhere": (wiring.scattered, lambda m: wiring.pod(_RELOAD(m)).pop("affinity")),
-    "not by itself": (wiring.scattered, lambda m: _beside(m)[0].update(values=["painter", "triton"])),
-    "beside a stranger": (wiring.scattered, lambda m: _beside(m).pop()),
+    "not by itself": (wiring.scattered, lambda m: _beside(m).update({_NAME: "reload"})),
+    "beside a Job": (wiring.scattered, lambda m: _beside(m).pop("app.kubernetes.io/component")),
     "replicas": (wiring.scaled_twice, lambda m: _DEPLOYMENT(m)["spec"].update(replicas=2)),
 }  # fmt: skip
 

@@ -46,20 +46,25 @@ def test_a_second_ctrl_c_waits_for_the_end(sleeper: Sleeper, monkeypatch: pytest
     name, wait = sleeper.running.id, subprocess.Popen.wait
 
     def struck(process: subprocess.Popen[bytes], timeout: float | None = None) -> int:
-        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
         return wait(process, timeout)
 
+    over = threading.Event()
+    other = threading.Thread(target=over.wait)  # to which the system may give the signal
+    other.start()
     monkeypatch.setattr(subprocess.Popen, "wait", struck)
     with pytest.raises(KeyboardInterrupt):
         sleeper.stop()
+    over.set()
+    other.join()
     assert (traces.processes(name), traces.files(name), traces.logs(name)) == ([], [], [])
 
 
 def test_a_server_that_does_not_end(sleeper: Sleeper, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is told in one line, with its log, which stays; it can be stopped again."""
     name = sleeper.running.id
-    monkeypatch.setattr(local, "STOP_TIMEOUT_S", 0.1)
-    with fleet.frozen(*traces.processes(name, "keeper")):
+    with fleet.frozen(*traces.processes(name, "keeper")), monkeypatch.context() as patched:
+        patched.setattr(local, "STOP_TIMEOUT_S", 0.1)
         with pytest.raises(ServerError, match=r"^sleeper does not end in time; its log: ") as error:
             sleeper.stop()
         assert str(error.value).endswith(str(sleeper.log))

@@ -253,20 +253,20 @@ def test_styles_whose_publication_fails(styles: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [lambda at: publish_styles(at, MORE), lambda at: repo.rollback(at, "style")])
-def test_styles_whose_publisher_is_killed(
+def test_what_a_server_finds_while_styles_change(
     change: Callable[[Path], int], styles: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Meanwhile config.pbtxt suits any version: a server that starts then serves one, and warms nothing up."""
+    """It warms nothing up, so that it starts with either version."""
     publish_styles(styles, OTHERS)
     seen = []
 
-    def killed(path: Path, target: Path) -> Path:
+    def looked(path: Path, target: Path) -> Path:
         if path.parent.name == "style" and path.is_dir():
             seen.append(told(styles))
         return rename(path, target)
 
     rename = Path.rename
-    monkeypatch.setattr(Path, "rename", killed)
+    monkeypatch.setattr(Path, "rename", looked)
     change(styles)
     assert seen == [("etching,ink-red,faded", [], 1)]
 

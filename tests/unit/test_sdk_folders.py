@@ -97,7 +97,7 @@ def test_what_was_made_before_is_replaced_and_nothing_else():
     for name in ("x/2.jpg", "x/sub/x.png"):
         kept = Path(name).read_bytes()
         PHOTO.save(name)
-        with pytest.raises(InvalidInput, match=f"{name}: is there already, and not made with Atelier"):
+        with pytest.raises(InvalidInput, match=f"{name}: is there already, without a mark of Atelier's"):
             plan("in", out="x")
         Path(name).write_bytes(kept)
     Path("x/2.jpg").write_text("words")

@@ -50,6 +50,13 @@ def test_a_recipe_comes_back_from_its_json(recipe):
     assert plain(Recipe.from_json(text, where="x")) == plain(recipe)
 
 
+def test_what_numpy_counts_is_a_number():
+    """It can be saved as any other, which a recipe is when all pictures of the walk are made."""
+    counted = Recipe(keyframes=KEYFRAMES, steps=np.int64(5), seed=np.uint8(1), version=np.int32(3))
+    assert plain(Recipe.from_json(counted.to_json(), where="x")) == plain(counted)
+    assert (counted.steps, counted.seed, counted.version) == (5, 1, 3)
+
+
 def test_the_json_tells_people_what_they_see():
     """Model, version, seed, path, steps, number of keyframes and frames are there by name."""
     found = json.loads(Recipe(keyframes=KEYFRAMES, version=3, seed=1, loop=True).to_json())

@@ -141,7 +141,11 @@ def count_all(drawn: Image.Image, picture: Image.Image) -> int:
         ("file/a.png", 1, "file/a.png: cannot be written"),
         ("x" * 300 + ".png", 1, "cannot be reached: File name too long"),
         ("x/../given.png", 1, "given.png: would replace a picture that was given"),
-        ("theirs.png", 1, "theirs.png: is there already, and not made with Atelier; choose another file"),
+        (
+            "theirs.png",
+            1,
+            "theirs.png: is there already, without a mark of Atelier's; remove it, or choose",
+        ),
     ],
     ids=["ending", "too-many", "folder", "below-a-file", "too-long", "given", "another's"],
 )

@@ -124,6 +124,7 @@ def test_a_style_that_a_blend_names_twice_has_both_weights():
     ("text", "says"),
     [
         ("scream", "'scream' is no blend"),
+        ("scream=-1,scream=3", "the weight of scream is -1.0"),
         ("scream=much", "'scream=much' is no blend"),
         ("", "'' is no blend"),
         ("scream=1,", "'scream=1,' is no blend"),

@@ -210,15 +210,16 @@ def scaled_twice(manifests: Manifests) -> list[str]:
 
 
 def scattered(manifests: Manifests) -> list[str]:
-    """Deployments that mount a claim which one node at a time can mount, and don't look for those who mount it, for all
-    of them, themselves included (the first pod finds no other), and for nobody else."""
+    """Deployments that mount a claim which one node at a time can mount, and don't look for the Deployments that mount
+    it, for all of them, themselves included (the first pod finds no other), and for nobody else: a Job that waits for
+    the volume elsewhere would draw them there."""
     found = []
     for claim in of_kind(manifests, "PersistentVolumeClaim"):
         name = claim["metadata"]["name"]
         mounting = [
-            each for each in of_kind(manifests, *WORKLOADS) if ("PersistentVolumeClaim", name) in _named_by_pod(each)
+            each for each in of_kind(manifests, "Deployment") if ("PersistentVolumeClaim", name) in _named_by_pod(each)
         ]
-        for deployment in of_kind(mounting, "Deployment") if "ReadWriteOnce" in claim["spec"]["accessModes"] else []:
+        for deployment in mounting if "ReadWriteOnce" in claim["spec"]["accessModes"] else []:
             sought = [_selected(manifests, selector) for selector in _nearby(deployment)]
             if sought != [mounting]:
                 found.append(f"Deployment {deployment['metadata']['name']}: not on the node of {name}")

@@ -68,5 +68,5 @@ def parse(url: str) -> Address:
 
 
 def _named(url: str) -> str:
-    """With where it comes from, if nobody has given it: what is the default without the environment is an address."""
+    """With the name of the environment variable, if that is where it comes from."""
     return f"ATELIER_URL: {url!r}" if url == DEFAULT_URL else repr(url)

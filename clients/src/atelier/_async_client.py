@@ -225,7 +225,10 @@ class AsyncClient:
         version: int | None = None,
         timeout_s: float | NotGiven = NOT_GIVEN,
     ) -> AsyncPainting:
-        """The content painted in the manner of the style, step by step; see `Client.paint`."""
+        """The content painted in the manner of the style, step by step; see `Client.paint`.
+
+        What is wrong with a picture is raised at the first stroke.
+        """
         knobs = Knobs(
             iterations=iterations,
             every=every,

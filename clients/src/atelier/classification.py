@@ -55,6 +55,8 @@ class Classification:
         """The same with the classes' names in another language: "fr", or "en"."""
         if language not in NAMES:
             raise InvalidInput(f"language {language!r}: must be one of {', '.join(NAMES)}")
+        if len(self.probabilities) != len(NAMES[language]):
+            raise InvalidInput(f"{len(self.probabilities)} classes: only all {len(NAMES[language])} can be translated")
         return replace(self, probabilities=dict(zip(NAMES[language], self.probabilities.values(), strict=True)))
 
 

@@ -46,8 +46,9 @@ def check_writable(target: Path) -> None:
 
 
 def check_apart(target: Path, others: Iterable[str | Path], *, what: str = "a picture that was given") -> None:
-    """Raises InvalidInput if `target` is one of the others, which are `what`, by whatever name."""
-    if target.resolve() in {Path(other).resolve() for other in others}:
+    """Raises InvalidInput if `target` is one of the others, which are `what`, or below one as if that were a folder."""
+    here = target.resolve()
+    if not {Path(other).resolve() for other in others}.isdisjoint((here, *here.parents)):
         raise InvalidInput(f"{target}: would replace {what}; choose another")
 
 

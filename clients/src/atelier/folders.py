@@ -77,7 +77,7 @@ def check_holds(target: Path, sides: tuple[int, int]) -> None:
 def check_free(target: Path, *, other: str = "another --out") -> None:
     """Raises InvalidInput for what is there already, unless `write` has written it. It says to choose the `other`."""
     if os.path.lexists(target) and not _is_ours(target):
-        raise InvalidInput(f"{target}: is there already, and not made with Atelier; choose {other}")
+        raise InvalidInput(f"{target}: is there already, without a mark of Atelier's; remove it, or choose {other}")
 
 
 def write(target: Path, picture: Image.Image, *, about: str) -> None:

@@ -11,14 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from numbers import Real
 from typing import Any, Final, Literal, Self, get_args
 
 import numpy as np
 from PIL import Image
 
 from atelier._contract import Contract, Tensors
-from atelier._types import whole
+from atelier._types import is_number, whole
 from atelier.errors import InvalidInput
 from atelier.sizing import SMALLEST_SIDE, colours, sized
 from atelier.styling import recoloured
@@ -177,7 +176,7 @@ class Commission:
         keep_color: bool,
     ) -> Commission:
         """What `Client.paint` is given. Raises InvalidInput."""
-        photo = sized(content, size=size, most=contract.max_pixels, name="content")
+        photo = sized(content, size=size, most=contract.max_pixels, name="content", done="painted")
         return cls(photo, _within(sized(style, name="style"), photo.width * photo.height), knobs, keep_color)
 
     def tensors(self) -> Tensors:
@@ -236,7 +235,7 @@ def _check_whole(name: str, value: object, least: int) -> None:
 
 
 def _check_number(name: str, value: object, most: float) -> None:
-    if not (isinstance(value, Real) and 0 <= float(value) <= most):  # NaN is not, either
+    if not (is_number(value) and 0 <= value <= most):  # NaN is not, either
         raise InvalidInput(f"{name} {value!r}: must be a number from 0 to {most:g}")
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from atelier import latents, layout, paths
 from atelier._models import MODELS
+from atelier._types import whole
 from atelier.errors import InvalidInput
 from atelier.latents import Latents
 
@@ -49,6 +50,12 @@ class Recipe:
             raise InvalidInput(f"fps {self.fps:g}: must be above 0")
         if self.latent_scale not in get_args(LatentScale):
             raise InvalidInput(f"latent scale {self.latent_scale!r}: must be walk or frame")
+        for name in ("steps", "seed", "version"):
+            value = getattr(self, name)
+            number = whole(value)
+            if number is None and (value is not None or name == "steps"):
+                raise InvalidInput(f"{name} {value!r}: must be a whole number")
+            object.__setattr__(self, name, number)  # NumPy's are no JSON
         if self.pairs and len(self.keyframes) % 2:
             raise InvalidInput(f"pairs: {len(self.keyframes)} vectors do not make pairs, one is left over")
         self.latents()  # raises for the rest

@@ -54,7 +54,7 @@ class Card:
 def check(path: Path, cards: int, *, given: Iterable[str | Path] = ()) -> None:
     """Whether a sheet of so many cards can be saved there, asked before any work is done. Raises InvalidInput.
 
-    given: the files of the pictures on it. Neither one of those is replaced, nor any that was not made with Atelier.
+    given: the files of the pictures on it. Neither one of those is replaced, nor any without Atelier's mark.
     """
     if path.suffix.lower() != ".png":
         raise InvalidInput(f"{path}: a sheet is a .png")

@@ -89,6 +89,7 @@ def parsed(text: str) -> dict[str, float]:
     weights: dict[str, float] = {}
     try:
         for name, weight in pairs:
+            _check_weight(name, float(weight))
             weights[slug(name)] = weights.get(slug(name), 0) + float(weight)
         return dict(_checked(weights))
     except ValueError as exc:
@@ -116,6 +117,11 @@ def _blends(style: Styles, count: int) -> tuple[Blend, ...]:
     return blends
 
 
+def _check_weight(name: str, weight: object) -> None:
+    if not (is_number(weight) and 0 <= weight < math.inf):
+        raise InvalidInput(f"style: the weight of {name} is {weight!r}; it must be finite, and 0 or more")
+
+
 def _checked(style: Style) -> Blend:
     """Weights that add up to 1."""
     if isinstance(style, str):
@@ -123,8 +129,7 @@ def _checked(style: Style) -> Blend:
     if not (isinstance(style, Mapping) and all(isinstance(name, str) for name in style)):
         raise _no_style(style)
     for name, weight in style.items():
-        if not (is_number(weight) and 0 <= weight < math.inf):
-            raise InvalidInput(f"style: the weight of {name} is {weight!r}; it must be finite, and 0 or more")
+        _check_weight(name, weight)
     if not (largest := max(style.values(), default=0)):
         raise InvalidInput("style: a blend needs a weight above 0")
     shares = {name: float(weight / largest) for name, weight in style.items()}  # without a sum that may overflow
