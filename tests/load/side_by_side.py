@@ -15,13 +15,14 @@ from typing import Any
 
 from serving.errors import ServingError
 from tests.load.generator import Generator
-from tests.load.knee import CALLERS
 from tests.load.plan import Closed, Open, Plan, mixed
 from tests.load.result import Result
 from tests.load.servers import WAYS
 from tests.load.targets import Target
 
 COMPARED = ("in-process", "triton", "unbatched", "torchserve")
+CALLERS = (1, 2, 8, 32)
+"""Two are as many as a server has instances. In process, more than that only wait for each other."""
 SHARES = (0.5, 0.9)
 FIRST_S = {"torchserve": 15.0}
 """How long a way is asked before it is measured. Java compiles as it goes: of the classifier, TorchServe's first ten

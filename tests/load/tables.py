@@ -18,10 +18,9 @@ from typing import Any, TypeVar
 
 from serving.errors import RepositoryError
 from serving.spec import Ensemble
-from tests.load.knee import CALLERS
 from tests.load.measure import processor
 from tests.load.questions import served
-from tests.load.side_by_side import SHARES, Row, Times
+from tests.load.side_by_side import CALLERS, SHARES, Row, Times
 
 Number = TypeVar("Number", int, float)
 

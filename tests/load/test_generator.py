@@ -321,7 +321,7 @@ def test_batches_are_told_by_about_their_size() -> None:
 
 def test_tables_go_between_their_markers_and_nowhere_else(tmp_path: Path) -> None:
     row, ceiling = (side_by_side.Row("classifier", way) for way in ("triton", "in-process"))
-    for load in knee.CALLERS:
+    for load in side_by_side.CALLERS:
         row.results[load], ceiling.results[load] = [made(Closed(load))], [made(Closed(load), asked=200)]
     readme, page = tmp_path / "README.md", tmp_path / "page.md"
     readme.write_text("before\n<!-- load-report -->\nold\n<!-- /load-report -->\nafter\n")
@@ -332,23 +332,32 @@ def test_tables_go_between_their_markers_and_nowhere_else(tmp_path: Path) -> Non
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "old" not in text
-    assert "| classifier | triton | 20 | 20 | 20 | 0.50 |" in text
+    assert "| classifier | triton | 20 | 20 | 20 | 20 | 0.50 |" in text
     assert "| classifier | 20 | - | 2 | 9 | 73 |" in page.read_text(), "ceil(target / (0.7 x 20)) + 1"
     tables.check_markers([readme, page])
 
 
 def test_a_way_that_answered_nothing_has_its_row_in_every_table(tmp_path: Path) -> None:
-    row = side_by_side.Row("classifier", "triton", {load: [made(Closed(load), asked=0)] for load in knee.CALLERS})
+    nothing = {load: [made(Closed(load), asked=0)] for load in side_by_side.CALLERS}
+    row = side_by_side.Row("classifier", "triton", nothing)
     page = tmp_path / "page.md"
     page.write_text("<!-- load-report --><!-- /load-report -->\n<!-- capacity --><!-- /capacity -->\n")
     tables.write([page], [row], side_by_side.QUICK)
-    assert "| classifier | triton | 0 | 0 | 0 | - |" in page.read_text()
+    assert "| classifier | triton | 0 | 0 | 0 | 0 | - |" in page.read_text()
     assert "| classifier | 0 | - | - | - | - |" in page.read_text()
 
 
 def test_a_version_without_its_golden_batch_is_named(tmp_path: Path) -> None:
+    """Nor with a damaged one, or with one that lacks what the model takes."""
     shutil.copytree(REPOSITORY / "classifier", tmp_path / "classifier", ignore=shutil.ignore_patterns(GOLDEN))
-    with pytest.raises(RepositoryError, match=rf"classifier/\d+/{GOLDEN}: No such file"):
+    golden = questions.folder(tmp_path, "classifier") / GOLDEN
+    with pytest.raises(RepositoryError, match=rf"classifier/\d+/{GOLDEN}: not a golden batch .*No such file"):
+        questions.questions(tmp_path, "classifier")
+    golden.write_bytes(b"PK no archive")
+    with pytest.raises(RepositoryError, match=rf"{GOLDEN}: not a golden batch"):
+        questions.questions(tmp_path, "classifier")
+    np.savez(golden, other=np.zeros(1))
+    with pytest.raises(RepositoryError, match=rf"{GOLDEN}: no array 'image'"):
         questions.questions(tmp_path, "classifier")
 
 
