@@ -7,12 +7,15 @@ import uuid
 from pathlib import Path
 
 
-def replace(path: Path, text: str, mode: int = 0o666) -> None:
-    """Writes the whole text or leaves the file as it was."""
+def replace(path: Path, content: str | bytes, mode: int = 0o666) -> None:
+    """Writes the whole content, text as UTF-8, or leaves the file as it was."""
     beside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     try:
         beside.touch(mode)
-        beside.write_text(text, encoding="utf-8")
+        if isinstance(content, str):
+            beside.write_text(content, encoding="utf-8")
+        else:
+            beside.write_bytes(content)
         sync(beside)
         beside.replace(path)
     finally:

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tritonclient.grpc import model_config_pb2 as pb
 
-from serving import cli, plans, verify
+from serving import cli, files, plans, verify
 from serving import repository as repo
 from serving.errors import PlanError, RepositoryError
 from serving.plans import Target
@@ -143,7 +143,8 @@ def build(version: Path, config: pb.ModelConfig, by: Builder, timings: Path, lim
             with contextlib.suppress(FileNotFoundError):
                 shutil.copyfile(timings, measured)
             _run(by.command(graph, made, measured, shapes), made, limit_s)
-            _keep(measured, timings)
+            if measured.is_file():  # without timings the next plan only takes longer
+                files.replace(timings, measured.read_bytes())
         with made.open("rb") as file:
             os.fsync(file.fileno())
         made.replace(version / plans.PLAN)
@@ -161,15 +162,6 @@ def _clear(version: Path) -> None:
     plans.forget(version)
     for path in version.glob(f".{plans.PLAN}-*"):
         path.unlink(missing_ok=True)
-
-
-def _keep(measured: Path, timings: Path) -> None:
-    beside = timings.with_name(f"{timings.name}-{uuid.uuid4().hex}")
-    try:
-        shutil.copyfile(measured, beside)
-        beside.replace(timings)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _run(command: list[str], made: Path, limit_s: float) -> None:

@@ -19,6 +19,7 @@ done
 echo "$@" >> "${0%/*}/orders"
 """
 WORKS = f"{_ARGUMENTS}sha256sum < $graph > $plan; echo measured >> $timings"
+NO_TIMINGS = f"{_ARGUMENTS}sha256sum < $graph > $plan"
 REFUSES = """\
 echo '[11/27/2026-10:00:00] [I] === Model Options ==='
 echo '[11/27/2026-10:00:01] [E] [TRT] ModelImporter.cpp:949: In node 3 (GridSample): unsupported' >&2

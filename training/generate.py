@@ -7,11 +7,11 @@ Run: python -m training.generate            (write: config.pbtxt and its kin, th
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from serving import pbtxt
+from serving.files import replace
 from serving.spec import Ensemble, Served, Tensor
 from training import catalog, jobs
 from training.errors import BAD_INPUT
@@ -42,12 +42,7 @@ def write(root: Path, made: dict[Path, str]) -> list[Path]:
     changed = drifted(root, made)
     for path in changed:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
-        beside = root / path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            beside.write_text(made[path], encoding="utf-8")
-            beside.replace(root / path)
-        finally:
-            beside.unlink(missing_ok=True)
+        replace(root / path, made[path])
     return changed
 
 

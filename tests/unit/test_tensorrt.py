@@ -102,6 +102,14 @@ def test_timings_are_kept_for_the_same_gpu_only(repository: Path, tools: Path, m
     assert (repository / tensorrt.TIMINGS).read_text() == "measured\n" * 2
 
 
+def test_a_plan_without_timings_is_as_good(repository: Path, tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They only save the next builder's time."""
+    fake.install(tools, monkeypatch, trtexec=fake.NO_TIMINGS)
+    assert run(repository) == 0
+    assert (planned(repository), told(repository)) == (["1", "2"], True)
+    assert not (repository / tensorrt.TIMINGS).exists()
+
+
 def test_a_builder_that_is_killed_leaves_the_timings_whole(
     tmp_path: Path, tools: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,7 +121,7 @@ def test_a_builder_that_is_killed_leaves_the_timings_whole(
     run(repository)
     assert len(fake.orders(tools)) == 3
     assert (repository / tensorrt.TIMINGS).read_text() == "measured\n" * 2
-    assert list(repository.glob(f"{tensorrt.TIMINGS}*")) == [repository / tensorrt.TIMINGS]
+    assert list(repository.glob(f"*{tensorrt.TIMINGS}*")) == [repository / tensorrt.TIMINGS]
 
 
 def test_versions_out_of_service_lose_plans_that_no_server_can_load(
