@@ -66,12 +66,15 @@ def test_resumed_run_equals_the_unbroken_one_bit_for_bit(corpus: Corpus, tmp_pat
 
 
 def test_run_starts_from_learnt_weights(corpus: Corpus, tmp_path: Path) -> None:
-    """--init takes every weight and optimiser state over, counts its own steps, and tells the story in options.json."""
+    """--init takes every weight and optimiser state over, with the options' betas, counts its own steps, and tells the
+    story in options.json."""
     first = open_run(tmp_path / "first", SMALL)
     recipe.train(SMALL, first, corpus)
     first.close()
     # A learning rate so small that one step moves nothing that float32 can hold.
-    still = dataclasses.replace(SMALL, init=str(first.last), steps=1, generator_lr=1e-30, critic_lr=1e-30, ema=1.0)
+    still = dataclasses.replace(
+        SMALL, init=str(first.last), steps=1, generator_lr=1e-30, critic_lr=1e-30, ema=1.0, beta1=0.5, beta2=0.9
+    )
     second = open_run(tmp_path / "second", still)
     recipe.train(still, second, corpus)
     second.close()
@@ -81,6 +84,8 @@ def test_run_starts_from_learnt_weights(corpus: Corpus, tmp_path: Path) -> None:
     assert {place: before[place] for place in weights} == {place: after[place] for place in weights}
     assert second.made_by["started_from"]["options"]["steps"] == SMALL.steps
     assert len(second.stats()) == 1
+    state = torch.load(second.last, weights_only=True)
+    assert [state[f"{net}_adam"]["param_groups"][0]["betas"] for net in ("generator", "critic")] == [(0.5, 0.9)] * 2
 
 
 def test_run_does_not_start_from_another_network(corpus: Corpus, tmp_path: Path) -> None:

@@ -153,6 +153,8 @@ def train(options: Options, run: RunDir, corpus: Corpus) -> Path:
     if state is not None:
         for name, part in parts.items():
             part.load_state_dict(state[name])
+        for adam in (generator_adam, critic_adam):
+            adam.param_groups[0]["betas"] = betas  # the options', also where --init's checkpoint was made with others
 
     def checkpoint(step: int) -> None:
         states = {name: part.state_dict() for name, part in parts.items()}
