@@ -10,11 +10,11 @@ from PIL import Image
 
 def pictures(root: Path) -> Path:
     """20 photographs, two paintings in a folder and one beside it."""
-    luck = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for name, count, low in [("photos", 20, 0), ("paintings", 2, 100), ("more", 1, 200)]:
         (root / name).mkdir()
         for k in range(count):
-            pixels = luck.integers(low, low + 55, (40, 56, 3), dtype=np.uint8)
+            pixels = rng.integers(low, low + 55, (40, 56, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(root / name / f"{name[:2]}_{k}.png")
     return root
 

@@ -25,9 +25,9 @@ def training_run(*arguments: object, environment: dict[str, str] | None = None) 
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Noise with labels, as the four official files."""
     folder = tmp_path_factory.mktemp("fashion-mnist")
-    luck = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for part, count in (("train", 200), ("t10k", 60)):
-        pixels = luck.integers(0, 256, (count, 28, 28)).astype(np.uint8).tobytes()
+        pixels = rng.integers(0, 256, (count, 28, 28)).astype(np.uint8).tobytes()
         labels = (np.arange(count) % 10).astype(np.uint8).tobytes()
         sizes = np.array([2051, count, 28, 28], ">i4"), np.array([2049, count], ">i4")
         for name, size, data in zip(("images-idx3", "labels-idx1"), sizes, (pixels, labels), strict=True):

@@ -79,18 +79,18 @@ def wgan_plain(options: wgan.Options, corpus: Corpus) -> tuple[float, list[float
     betas = (options.beta1, options.beta2)
     generator_adam = torch.optim.Adam(generator.parameters(), options.generator_lr, betas)
     critic_adam = torch.optim.Adam(critic.parameters(), options.critic_lr, betas)
-    luck = torch.Generator().manual_seed(options.seed)
-    torch.randn(options.rows * options.columns, 100, generator=luck)  # the recipe draws its grid first
+    rng = torch.Generator().manual_seed(options.seed)
+    torch.randn(options.rows * options.columns, 100, generator=rng)  # the recipe draws its grid first
     pictures = torch.from_numpy(corpus.images).permute(0, 3, 1, 2)
     losses = []
     for step in range(options.steps):
         for adam, rate in ((generator_adam, options.generator_lr), (critic_adam, options.critic_lr)):
             adam.param_groups[0]["lr"] = rate * wgan.learning_rate(step, options)
         for _ in range(options.critic_steps):
-            real = pictures[torch.randint(len(pictures), (options.batch,), generator=luck)].float() / 127.5 - 1
-            fake = generator(torch.randn(options.batch, 100, generator=luck)).detach()
+            real = pictures[torch.randint(len(pictures), (options.batch,), generator=rng)].float() / 127.5 - 1
+            fake = generator(torch.randn(options.batch, 100, generator=rng)).detach()
             real_score, fake_score = critic(real), critic(fake)
-            mix = torch.rand(options.batch, 1, 1, 1, generator=luck)
+            mix = torch.rand(options.batch, 1, 1, 1, generator=rng)
             between = (mix * real + (1 - mix) * fake).requires_grad_()
             (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
             penalty = (slope.flatten(1).norm(dim=1) - 1).square().mean()
@@ -100,7 +100,7 @@ def wgan_plain(options: wgan.Options, corpus: Corpus) -> tuple[float, list[float
             (loss + options.drift * drift).backward()
             critic_adam.step()
         generator_adam.zero_grad()
-        (-critic(generator(torch.randn(options.batch, 100, generator=luck))).mean()).backward()
+        (-critic(generator(torch.randn(options.batch, 100, generator=rng))).mean()).backward()
         generator_adam.step()
         losses.append(loss.item())
     return time.perf_counter() - begun, losses

@@ -24,9 +24,9 @@ PLAIN = dataclasses.replace(SMALL, crop=0, erase=0.0)
 
 def garments(count: int, seed: int) -> Split:
     """Bright bars whose place is their label: something that can be learnt."""
-    luck = np.random.default_rng(seed)
-    labels = luck.integers(0, 10, count).astype(np.uint8)
-    images = luck.integers(0, 40, (count, 28, 28)).astype(np.uint8)
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 10, count).astype(np.uint8)
+    images = rng.integers(0, 40, (count, 28, 28)).astype(np.uint8)
     for image, label in zip(images, labels, strict=True):
         image[2 * label + 4 : 2 * label + 6] = 255
     return Split(images, labels)
@@ -209,9 +209,9 @@ def test_erasing_strikes_its_share_with_one_gray() -> None:
 
 def test_temperature_undoes_overconfidence() -> None:
     """Logits that are three times too large get a temperature of three."""
-    luck = torch.Generator().manual_seed(0)
-    logits = 2 * torch.randn(20_000, 10, generator=luck)
-    labels = torch.multinomial(logits.softmax(1), 1, generator=luck)[:, 0].numpy()
+    rng = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(20_000, 10, generator=rng)
+    labels = torch.multinomial(logits.softmax(1), 1, generator=rng)[:, 0].numpy()
     assert recipe.best_temperature(3 * logits, labels) == pytest.approx(3, rel=0.05)
 
 

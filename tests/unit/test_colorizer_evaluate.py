@@ -14,11 +14,11 @@ from training.models.colorizer.net import Served, gray_of
 
 def fields(count: int, seed: int = 0) -> np.ndarray:
     """Pictures uint8 (N, 40, 40, 3): sky over grass, with a horizon and some noise."""
-    luck = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     pictures = np.zeros((count, 40, 40, 3), np.uint8)
-    for picture, horizon in zip(pictures, luck.integers(8, 32, count), strict=True):
+    for picture, horizon in zip(pictures, rng.integers(8, 32, count), strict=True):
         picture[:horizon], picture[horizon:] = (150, 190, 250), (60, 110, 30)
-    return (pictures + luck.integers(0, 6, (count, 40, 40, 1))).astype(np.uint8)
+    return (pictures + rng.integers(0, 6, (count, 40, 40, 1))).astype(np.uint8)
 
 
 def grayed(pictures: np.ndarray) -> np.ndarray:

@@ -23,11 +23,11 @@ from training.rundir import RunDir
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 pictures of no particular size, and 3 to judge by."""
     root = tmp_path_factory.mktemp("pictures")
-    luck = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for name, count in [("fields", 40), ("test", 3)]:
         (root / name).mkdir()
         for k in range(count):
-            pixels = luck.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+            pixels = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
             Image.fromarray(pixels).resize((70, 50)).save(root / name / f"{name}_{k}.png")
     return root
 
@@ -123,8 +123,8 @@ def test_pictures_to_judge_by_are_not_trained_on(pictures: Path) -> None:
 def test_onnx_says_what_the_eager_model_says(trained: Path, size: tuple[int, int], batch: int) -> None:
     """At several sizes and batches, within what rounding makes of the last bits; its weights take two bytes each."""
     graph = trained / "candidate/model.onnx"
-    luck = np.random.default_rng(0)
-    gray, stage = luck.integers(0, 256, (batch, *size, 1), np.uint8), luck.uniform(1, 2, (batch, 1)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    gray, stage = rng.integers(0, 256, (batch, *size, 1), np.uint8), rng.uniform(1, 2, (batch, 1)).astype(np.float32)
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     (answer,) = session.run(None, {"gray": gray, "stage": stage})
     net = recipe.load_net(trained / "checkpoints/last.pt")

@@ -90,8 +90,8 @@ def test_jpeg_is_pillows_of_that_quality(picture: np.ndarray) -> None:
     assert 0 < errors[0] < errors[1] < errors[2]
 
 
-def test_the_same_luck_degrades_alike(picture: np.ndarray) -> None:
-    """And other luck differently, unless it is spared everything."""
+def test_the_same_seed_degrades_alike(picture: np.ndarray) -> None:
+    """And by another seed differently, unless it is spared everything."""
     once, again = ([degraded(picture, 4, np.random.default_rng(k)) for k in range(20)] for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(once, again, strict=True))
     assert len({each.tobytes() for each in once}) > 15

@@ -14,9 +14,9 @@ from training.errors import BadInput
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A wide picture, a small gray one, and one that lies on its side by its EXIF."""
-    luck = np.random.default_rng(0)
-    Image.fromarray(luck.integers(0, 255, (40, 100, 3), dtype=np.uint8)).save(tmp_path / "a.png")
-    Image.fromarray(luck.integers(0, 255, (20, 31), dtype=np.uint8)).save(tmp_path / "b.png")
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (40, 100, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    Image.fromarray(rng.integers(0, 255, (20, 31), dtype=np.uint8)).save(tmp_path / "b.png")
     lying = Image.new("RGB", (60, 20), "red")
     exif = lying.getexif()
     exif[0x0112] = 6  # orientation: turn by a quarter to see it

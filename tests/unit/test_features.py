@@ -140,11 +140,11 @@ def test_a_gram_matrix_is_a_mean_over_places() -> None:
 @pytest.fixture
 def classes(tmp_path: Path) -> Path:
     """Two classes of 20 small pictures: dark ones and bright ones."""
-    luck = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for name, low in [("dark", 0), ("bright", 128)]:
         (tmp_path / "pictures" / name).mkdir(parents=True)
         for k in range(20):
-            pixels = luck.integers(low, low + 127, (40, 48, 3), dtype=np.uint8)
+            pixels = rng.integers(low, low + 127, (40, 48, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{k}.png")
     return tmp_path / "pictures"
 

@@ -25,9 +25,9 @@ OUTPUTS = [tensor.name for tensor in GRAPH.outputs]
 
 def pictures(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A canvas, a photograph of its size and a painting of another, float (3, H, W)."""
-    luck = np.random.default_rng(height * width)
+    rng = np.random.default_rng(height * width)
     sizes = [(height, width), (height, width), (width + 3, height + 6)]
-    return tuple(luck.random((3, *size), np.float32) for size in sizes)  # type: ignore[return-value]
+    return tuple(rng.random((3, *size), np.float32) for size in sizes)  # type: ignore[return-value]
 
 
 @pytest.fixture(scope="module", params=["vgg16", "vgg19"])

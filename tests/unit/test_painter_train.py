@@ -91,8 +91,8 @@ def test_a_resumed_painting_is_the_same_to_the_bit(
 
 def test_a_line_search_that_comes_back_costs_nothing() -> None:
     """The same canvas again is answered from memory, and one that has moved is not."""
-    luck = torch.Generator().manual_seed(0)
-    canvas, photo, painting = (torch.rand(1, 3, 16, 20, generator=luck) for _ in range(3))
+    rng = torch.Generator().manual_seed(0)
+    canvas, photo, painting = (torch.rand(1, 3, 16, 20, generator=rng) for _ in range(3))
     vgg = features.frozen(features.Vgg(features.BLOCKS["vgg16"], (4, 4, 4, 4, 4)))
     canvas.requires_grad_()
     judge = Judge(vgg, canvas, wanted(vgg, photo, painting), knobs.read({}))

@@ -22,9 +22,9 @@ from training.rundir import RunDir
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """20 photographs of 56 x 41 pixels, which is no multiple of 4, and one too small to cut a patch from."""
     folder = tmp_path_factory.mktemp("photos")
-    luck = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for k in range(20):
-        Image.fromarray(luck.integers(0, 255, (41, 56, 3), dtype=np.uint8)).save(folder / f"{k}.png")
+        Image.fromarray(rng.integers(0, 255, (41, 56, 3), dtype=np.uint8)).save(folder / f"{k}.png")
     Image.new("RGB", (200, 31)).save(folder / "narrow.png")
     return folder
 
@@ -133,15 +133,15 @@ def test_photographs_to_judge_by_can_be_given(photos: Path, tmp_path: Path) -> N
 
 def test_photographs_come_in_several_sizes(tmp_path: Path) -> None:
     """Down to a half, as long as a patch can be cut from them, and in proportion."""
-    luck = np.random.default_rng(0)
-    photo = luck.integers(0, 255, (100, 300, 3), dtype=np.uint8)
-    sizes = [each.shape[:2] for each in recipe.in_sizes(photo, options(tmp_path, sizes=60), luck)]
+    rng = np.random.default_rng(0)
+    photo = rng.integers(0, 255, (100, 300, 3), dtype=np.uint8)
+    sizes = [each.shape[:2] for each in recipe.in_sizes(photo, options(tmp_path, sizes=60), rng)]
     assert sizes[0] == (100, 300)
     heights = [height for height, _ in sizes]
     assert 50 <= min(heights) < 55
     assert 95 < max(heights[1:]) <= 100
     assert all(width == pytest.approx(3 * height, abs=3) for height, width in sizes)
-    smallest = recipe.in_sizes(photo, options(tmp_path, sizes=60, size=96), luck)
+    smallest = recipe.in_sizes(photo, options(tmp_path, sizes=60, size=96), rng)
     assert min(each.shape[0] for each in smallest) >= 96
 
 

@@ -45,7 +45,7 @@ def fingerprint(checkpoint: Path) -> dict[str, str]:
 
 
 def test_resumed_run_equals_the_unbroken_one_bit_for_bit(corpus: Corpus, tmp_path: Path) -> None:
-    """Stopping after any step and resuming gives the same weights, optimiser states and luck, and the same figures."""
+    """Stopped after a step and resumed it has the same weights, optimiser and random states, and the same figures."""
     options = dataclasses.replace(SMALL, steps=3)
     whole = open_run(tmp_path / "whole", options)
     recipe.train(options, whole, corpus)

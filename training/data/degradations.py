@@ -36,24 +36,24 @@ def resized(picture: np.ndarray, height: int, width: int, kernel: Image.Resampli
     return np.array(Image.fromarray(picture).resize((width, height), kernel))
 
 
-def degraded(picture: np.ndarray, by: int, luck: np.random.Generator) -> np.ndarray:
+def degraded(picture: np.ndarray, by: int, rng: np.random.Generator) -> np.ndarray:
     """As `reduced`, by a kernel of chance, and by chance of each: a little out of focus, noisy, saved as JPEG."""
-    blurred, noisy, saved = luck.random(3) < 0.5
+    blurred, noisy, saved = rng.random(3) < 0.5
     image = Image.fromarray(picture)
     if blurred:
-        image = image.filter(ImageFilter.GaussianBlur(luck.uniform(*BLUR)))
-    small = reduced(np.asarray(image), by, KERNELS[luck.integers(len(KERNELS))])
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(*BLUR)))
+    small = reduced(np.asarray(image), by, KERNELS[rng.integers(len(KERNELS))])
     if noisy:
-        noise = luck.standard_normal(small.shape) * luck.uniform(*NOISE)
+        noise = rng.standard_normal(small.shape) * rng.uniform(*NOISE)
         small = np.clip(np.rint(small + noise), 0, 255).astype(np.uint8)
-    return as_jpeg(small, int(luck.integers(*QUALITY))) if saved else small
+    return as_jpeg(small, int(rng.integers(*QUALITY))) if saved else small
 
 
-def woven(picture: np.ndarray, luck: np.random.Generator) -> np.ndarray:
+def woven(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """As a generator would draw it: what is lit has grain, and the pattern of a weave; black stays black."""
     height, width, _ = picture.shape
-    weave = np.tile(luck.standard_normal((2, 2, 3)), (height // 2 + 1, width // 2 + 1, 1))[:height, :width]
-    wrong = luck.uniform(*WEAVE) * weave + luck.uniform(*GRAIN) * luck.standard_normal(picture.shape)
+    weave = np.tile(rng.standard_normal((2, 2, 3)), (height // 2 + 1, width // 2 + 1, 1))[:height, :width]
+    wrong = rng.uniform(*WEAVE) * weave + rng.uniform(*GRAIN) * rng.standard_normal(picture.shape)
     lit = picture.max(2, keepdims=True) / 255
     return np.clip(np.rint(picture + lit * wrong), 0, 255).astype(np.uint8)
 

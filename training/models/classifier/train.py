@@ -128,7 +128,7 @@ class Learner:
             self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
         self.optimizers = optimizers_of(self.net, options)
         # Everything random beside the weights is drawn on the CPU from here, and dropout's from torch's own generator.
-        self.luck = torch.Generator().manual_seed(self.seed)
+        self.rng = torch.Generator().manual_seed(self.seed)
 
     def order(self, epoch: int, count: int) -> Tensor:
         """The pictures of an epoch, each once."""
@@ -137,14 +137,14 @@ class Learner:
     def state(self) -> dict[str, Any]:
         return {
             "net": self.net.state_dict(), **{name: each.state_dict() for name, each in self.optimizers.items()},
-            "luck": self.luck.get_state(), **dropout_state(self.device),
+            "luck": self.rng.get_state(), **dropout_state(self.device),
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
         self.net.load_state_dict(state["net"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state[name])
-        self.luck.set_state(state["luck"])
+        self.rng.set_state(state["luck"])
         restore_dropout(state, self.device)
 
 
@@ -184,7 +184,7 @@ def train(options: Options, run: RunDir, corpus: Garments) -> Path:
 
         # --- one step ---
         net.train()
-        picture, label = augment(images[chosen].float() / 255, options, learner.luck), labels[chosen]
+        picture, label = augment(images[chosen].float() / 255, options, learner.rng), labels[chosen]
         if options.bf16:
             picture = picture.contiguous(memory_format=torch.channels_last)
         with autocast(device, options.bf16):
@@ -258,13 +258,13 @@ def learning_rate(step: int, steps: int, warm_up: float) -> float:
     return done / warm_up if done < warm_up else 0.5 + 0.5 * math.cos(math.pi * (done - warm_up) / (1 - warm_up))
 
 
-def augment(picture: Tensor, options: Options, luck: torch.Generator) -> Tensor:
+def augment(picture: Tensor, options: Options, rng: torch.Generator) -> Tensor:
     """Float (N, 1, 28, 28): a whole batch is bent, moved and punched at once, on the device it is on."""
     count, device = len(picture), picture.device
 
     def spread(width: float) -> Tensor:
         """(N,) uniform in [-width, width]"""
-        return (2 * torch.rand(count, generator=luck) - 1) * width
+        return (2 * torch.rand(count, generator=rng) - 1) * width
 
     if options.rotate_deg or options.shift or options.shear_deg or options.zoom:
         # Row by row the map from where a pixel goes to where it comes from, in units of half a side.
@@ -279,19 +279,19 @@ def augment(picture: Tensor, options: Options, luck: torch.Generator) -> Tensor:
         picture = F.grid_sample(picture, grid, padding_mode="border", align_corners=False)
     if options.crop:
         # Row k of the result is row k + down of the picture; outside it, as at its edge.
-        at = torch.arange(SIZE) + torch.randint(-options.crop, options.crop + 1, (2, count, 1), generator=luck)
+        at = torch.arange(SIZE) + torch.randint(-options.crop, options.crop + 1, (2, count, 1), generator=rng)
         rows, columns = at.clamp(0, SIZE - 1).to(device)
         picture = picture[torch.arange(count, device=device)[:, None, None], 0, rows[:, :, None], columns[:, None, :]]
         picture = picture[:, None]
     if options.erase:
         # A rectangle of 6 to 14 pixels a side, somewhere, filled with one random gray.
-        side = torch.randint(6, 15, (count, 2), generator=luck)
-        corner = (torch.rand(count, 2, generator=luck) * (SIZE - side)).long()
+        side = torch.randint(6, 15, (count, 2), generator=rng)
+        corner = (torch.rand(count, 2, generator=rng) * (SIZE - side)).long()
         at = torch.arange(SIZE)
         inside = [(at >= corner[:, [k]]) & (at < (corner + side)[:, [k]]) for k in (0, 1)]
-        struck = torch.rand(count, generator=luck) < options.erase
+        struck = torch.rand(count, generator=rng) < options.erase
         hole = (inside[0][:, :, None] & inside[1][:, None, :] & struck[:, None, None])[:, None]
-        gray = torch.rand(count, 1, 1, 1, generator=luck)
+        gray = torch.rand(count, 1, 1, 1, generator=rng)
         picture = torch.where(hole.to(device), gray.to(device), picture)
     return picture
 

@@ -150,24 +150,24 @@ def train(options: Options, run: RunDir, corpus: Photographs) -> Path:
     parts = {"net": net, "critic": critic, "adam": adam, "refining": refining, "judging": judging}
     images = torch.from_numpy(corpus.images)
 
-    luck = torch.Generator().manual_seed(options.seed)
+    rng = torch.Generator().manual_seed(options.seed)
     first = 0
     if (state := run.restore()) is not None:
         for name, part in parts.items():
             part.load_state_dict(state[name])
-        luck.set_state(state["luck"])
+        rng.set_state(state["luck"])
         first = state["step"]
 
     def checkpoint(step: int) -> None:
         states = {name: part.state_dict() for name, part in parts.items()}
         shape = None if isinstance(there := net.encoder.backbone, resnet.ResNet18) else (there.blocks, there.widths)
         about = {"network": net.options, "vgg": shape, "features": encoder}
-        run.save({**states, **about, "luck": luck.get_state(), "step": step})
+        run.save({**states, **about, "luck": rng.get_state(), "step": step})
 
     last_saved = time.monotonic()
     end = options.steps + options.refine_steps
     for step in run.steps(first, end):
-        gray, truth = batch_of(images, options, luck, device, net)
+        gray, truth = batch_of(images, options, rng, device, net)
         stats = {"distance": 0.0, "critic": 0.0, "doubt": 0.0}
 
         # --- first stage: the colours that there are on average ---
@@ -246,17 +246,17 @@ def one_cycle(done: float) -> float:
 
 
 def batch_of(
-    images: Tensor, options: Options, luck: torch.Generator, device: torch.device, net: Colorizer
+    images: Tensor, options: Options, rng: torch.Generator, device: torch.device, net: Colorizer
 ) -> tuple[Tensor, Tensor]:
     """Gray (N, 1, S, S) in [0, 1], and what a decoder should make of it, (N, C, S, S) or half that size.
 
     Windows of other shapes come squeezed to a square, as pictures that are no squares do when they are served.
     """
-    chosen = torch.randint(len(images), (options.batch,), generator=luck)
+    chosen = torch.randint(len(images), (options.batch,), generator=rng)
     least = round(images.shape[1] / ROOM)
-    height, width = (torch.randint(least, images.shape[1] + 1, (2,), generator=luck)).tolist()
-    top, left = (int(torch.randint(images.shape[1] - side + 1, (), generator=luck)) for side in (height, width))
-    mirrored = (torch.rand(options.batch, generator=luck) < 0.5)[:, None, None, None]
+    height, width = (torch.randint(least, images.shape[1] + 1, (2,), generator=rng)).tolist()
+    top, left = (int(torch.randint(images.shape[1] - side + 1, (), generator=rng)) for side in (height, width))
+    mirrored = (torch.rand(options.batch, generator=rng) < 0.5)[:, None, None, None]
     window = images[chosen, top : top + height, left : left + width].permute(0, 3, 1, 2)
     window = torch.where(mirrored, window.flip(3), window).to(device).float() / 255
     window = F.interpolate(window, size=(options.size, options.size), mode="bilinear", antialias=True)

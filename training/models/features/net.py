@@ -160,9 +160,9 @@ def shaped_as(weights: Mapping[str, Tensor]) -> Vgg | None:
 def random_weights(*, seed: int) -> Vgg:
     """As ours, filled with orthogonal matrices: the baseline that has learnt nothing (He et al. 2016)."""
     net = Vgg(BLOCKS["vgg16"], OWN_WIDTHS)
-    luck = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     for layer in net.convolutions.values():
-        nn.init.orthogonal_(layer.weight, gain=nn.init.calculate_gain("relu"), generator=luck)
+        nn.init.orthogonal_(layer.weight, gain=nn.init.calculate_gain("relu"), generator=rng)
         assert layer.bias is not None
         nn.init.zeros_(layer.bias)
     return net

@@ -80,18 +80,18 @@ def train(options: Options, run: RunDir, corpus: Natural) -> Path:
     steps = options.epochs * batches
 
     # Everything random beside the weights and dropout's is drawn on the CPU from here.
-    luck = torch.Generator().manual_seed(options.seed)
+    rng = torch.Generator().manual_seed(options.seed)
     first = 0
     if (state := run.restore()) is not None:
         net.load_state_dict(state["net"])
         adam.load_state_dict(state["adam"])
-        luck.set_state(state["luck"])
+        rng.set_state(state["luck"])
         restore_dropout(state, device)
         first = state["step"]
 
     def checkpoint(step: int) -> None:
         run.save({
-            "net": net.state_dict(), "adam": adam.state_dict(), "luck": luck.get_state(),
+            "net": net.state_dict(), "adam": adam.state_dict(), "luck": rng.get_state(),
             **dropout_state(device), "step": step, "classes": list(corpus.classes),
         })  # fmt: skip
 
@@ -107,7 +107,7 @@ def train(options: Options, run: RunDir, corpus: Natural) -> Path:
         # --- one step ---
         net.train()
         picture, label = images[chosen].permute(0, 3, 1, 2).to(device), labels[chosen].to(device)
-        picture = augment(picture.float() / 255, size_of(epoch, options), luck)
+        picture = augment(picture.float() / 255, size_of(epoch, options), rng)
         with autocast(device, True):
             logits = net(picture.contiguous(memory_format=torch.channels_last)).float()
         loss = F.cross_entropy(logits, label, label_smoothing=options.label_smoothing)
@@ -143,16 +143,16 @@ def size_of(epoch: int, options: Options) -> int:
     return options.first_size + round((options.last_size - options.first_size) * done / 16) * 16
 
 
-def augment(picture: Tensor, size: int, luck: torch.Generator) -> Tensor:
+def augment(picture: Tensor, size: int, rng: torch.Generator) -> Tensor:
     """(N, 3, H, W) -> (N, 3, size, size): a part of each, stretched a little, mirrored at random, in other light."""
     count, device = len(picture), picture.device
 
     def between(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(count, generator=luck)
+        return low + (high - low) * torch.rand(count, generator=rng)
 
     area, stretch = between(0.25, 1.0).sqrt(), between(math.log(3 / 4), math.log(4 / 3)).div(2).exp()
     wide, high = (area * stretch).clamp(max=1), (area / stretch).clamp(max=1)
-    mirrored = 1 - 2 * (torch.rand(count, generator=luck) < 0.5).float()
+    mirrored = 1 - 2 * (torch.rand(count, generator=rng) < 0.5).float()
     zero = torch.zeros(count)
     rows = [
         torch.stack([wide * mirrored, zero, between(-1, 1) * (1 - wide)], 1),

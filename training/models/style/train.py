@@ -172,17 +172,17 @@ def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
     wanted = grams_of(vgg, corpus.paintings, options.style_layers, device)
     layers = {*options.content_layers, *options.style_layers}
 
-    luck = torch.Generator().manual_seed(options.seed)
+    rng = torch.Generator().manual_seed(options.seed)
     first = 0
     if (state := run.restore()) is not None:
         net.load_state_dict(state["net"])
         adam.load_state_dict(state["adam"])
-        luck.set_state(state["luck"])
+        rng.set_state(state["luck"])
         first = state["step"]
 
     def checkpoint(step: int) -> None:
         run.save({
-            "net": net.state_dict(), "adam": adam.state_dict(), "luck": luck.get_state(), "step": step,
+            "net": net.state_dict(), "adam": adam.state_dict(), "luck": rng.get_state(), "step": step,
             "network": net.options, "names": list(names), "objective": objective(options),
         })  # fmt: skip
 
@@ -193,9 +193,9 @@ def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
             group["lr"] = group["rate"] * options.lr * fallen
 
         # --- photographs, and a style for each: the whole batch's, and of these this worker's ---
-        chosen = torch.randint(len(images), (options.batch,), generator=luck)[mine]
-        style = torch.randint(len(corpus.paintings), (options.batch,), generator=luck)[mine].to(device)
-        mirrored = (torch.rand(options.batch, generator=luck) < 0.5)[mine, None, None, None].to(device)
+        chosen = torch.randint(len(images), (options.batch,), generator=rng)[mine]
+        style = torch.randint(len(corpus.paintings), (options.batch,), generator=rng)[mine].to(device)
+        mirrored = (torch.rand(options.batch, generator=rng) < 0.5)[mine, None, None, None].to(device)
         photo = images[chosen].to(device).permute(0, 3, 1, 2)  # as bytes: floats are made where they are needed
         photo = torch.where(mirrored, photo.flip(3), photo).float() / 255
         photo = photo.contiguous(memory_format=torch.channels_last)

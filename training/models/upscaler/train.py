@@ -135,8 +135,8 @@ class Pictures:
 def load_corpus(options: Options) -> Pictures:
     source = Path(options.corpus) if options.corpus else natural.imagenette()
     names = photos.find(source)
-    luck = np.random.default_rng(13)
-    names = [names[k] for k in luck.permutation(len(names))[: options.photos or None]]
+    rng = np.random.default_rng(13)
+    names = [names[k] for k in rng.permutation(len(names))[: options.photos or None]]
     if options.test:
         test = Path(options.test)
         held, kept = read(test, photos.find(test, flag="--test"), options, flag="--test"), read(source, names, options)
@@ -148,7 +148,7 @@ def load_corpus(options: Options) -> Pictures:
             f"--corpus: {len(kept)} photographs of {source} to learn from and {len(held)} to judge by are too few; "
             f"at least {corpus.LEAST} and 1, of {options.size} pixels a side or more"
         )
-    pairs = [pair(smaller) for photo in kept for smaller in in_sizes(photo, options, luck)]
+    pairs = [pair(smaller) for photo in kept for smaller in in_sizes(photo, options, rng)]
     drawings = draw(options.drawings, seed=options.seed)
     held_out = {
         "photos": [pair(photo) for photo in held],
@@ -171,11 +171,11 @@ def read(source: Path, names: list[str], options: Options, *, flag: str = "--cor
     return large
 
 
-def in_sizes(photo: np.ndarray, options: Options, luck: np.random.Generator) -> list[np.ndarray]:
+def in_sizes(photo: np.ndarray, options: Options, rng: np.random.Generator) -> list[np.ndarray]:
     """Its own, and others of chance down to a half, as long as a patch can be cut from them."""
     height, width, _ = photo.shape
     least = min(1.0, max(0.5, options.size / min(height, width)))
-    shares = luck.uniform(least, 1, options.sizes - 1)
+    shares = rng.uniform(least, 1, options.sizes - 1)
     return [photo, *(resized(photo, math.ceil(height * share), math.ceil(width * share)) for share in shares)]
 
 
@@ -199,7 +199,7 @@ def draw_large(count: int, *, seed: int) -> list[np.ndarray]:
     return plotted + [picture.repeat(SCALE, 0).repeat(SCALE, 1) for picture in lined]
 
 
-def batch_of(corpus: Pictures, options: Options, luck: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def batch_of(corpus: Pictures, options: Options, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Patches uint8 (N, size / 4, size / 4, 3) and (N, size, size, 3), turned and mirrored by chance.
 
     Cutting pairs from photographs that are small already, and making only what is degraded or drawn small here, a
@@ -207,35 +207,35 @@ def batch_of(corpus: Pictures, options: Options, luck: np.random.Generator) -> t
     """
     pairs = []
     shares = (options.drawn, options.degraded, options.woven)
-    for is_drawn, is_degraded, is_woven in luck.random((options.batch, 3)) < shares:
-        low, high = drawn_patch(corpus, options, luck) if is_drawn else photo_patch(corpus, options, luck)
+    for is_drawn, is_degraded, is_woven in rng.random((options.batch, 3)) < shares:
+        low, high = drawn_patch(corpus, options, rng) if is_drawn else photo_patch(corpus, options, rng)
         if is_degraded:
-            low = degraded(high, SCALE, luck)
+            low = degraded(high, SCALE, rng)
         elif is_drawn and is_woven:
-            low = woven(low, luck)
-        turn, mirror = luck.integers(4), luck.integers(2)
+            low = woven(low, rng)
+        turn, mirror = rng.integers(4), rng.integers(2)
         pairs.append([np.rot90(each, turn)[:, :: 1 - 2 * mirror] for each in (low, high)])
     lows, highs = zip(*pairs, strict=True)
     return np.stack(lows), np.stack(highs)
 
 
-def photo_patch(corpus: Pictures, options: Options, luck: np.random.Generator) -> Pair:
-    place = luck.integers(corpus.places[-1])
+def photo_patch(corpus: Pictures, options: Options, rng: np.random.Generator) -> Pair:
+    place = rng.integers(corpus.places[-1])
     low, high = corpus.photos[np.searchsorted(corpus.places, place, side="right")]
     side = options.size // SCALE
-    top, left = (int(luck.integers(n - side + 1)) for n in low.shape[:2])
+    top, left = (int(rng.integers(n - side + 1)) for n in low.shape[:2])
     return (
         low[top : top + side, left : left + side],
         high[SCALE * top :, SCALE * left :][: options.size, : options.size],
     )
 
 
-def drawn_patch(corpus: Pictures, options: Options, luck: np.random.Generator) -> Pair:
+def drawn_patch(corpus: Pictures, options: Options, rng: np.random.Generator) -> Pair:
     """Reduced by bicubic, or by the box, as the plotter's drawings came to their size."""
-    drawing = corpus.drawings[luck.integers(len(corpus.drawings))]
-    top, left = luck.integers(len(drawing) - options.size + 1, size=2)
+    drawing = corpus.drawings[rng.integers(len(corpus.drawings))]
+    top, left = rng.integers(len(drawing) - options.size + 1, size=2)
     high = np.ascontiguousarray(drawing[top : top + options.size, left : left + options.size])
-    return reduced(high, SCALE, (BICUBIC, BOX)[luck.integers(2)]), high
+    return reduced(high, SCALE, (BICUBIC, BOX)[rng.integers(2)]), high
 
 
 # --- training ---
@@ -268,7 +268,7 @@ def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
     for step in run.steps(first, options.steps):
         adam.param_groups[0]["lr"] = options.lr * learning_rate((step + 1) / options.steps)
 
-        # --- patches, this worker's share of them; a step's luck is its own, so that nothing of it is kept to go on ---
+        # --- patches, this worker's share of them; a step's seed is its own, so that no state is kept to resume ---
         whole = batch_of(corpus, options, np.random.default_rng((options.seed, step)))
         low, high = (pixels(each[mine], device) for each in whole)
 

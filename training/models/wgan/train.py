@@ -135,9 +135,9 @@ def train(options: Options, run: RunDir, corpus: Corpus) -> Path:
     generator_adam = torch.optim.Adam(generator.parameters(), options.generator_lr, betas, fused=True)
     critic_adam = torch.optim.Adam(critic.parameters(), options.critic_lr, betas, fused=True)
 
-    # One generator on the CPU draws everything, so that its state is the whole of the run's luck.
-    luck = torch.Generator().manual_seed(options.seed)
-    grid_latents = torch.randn(options.rows * options.columns, LATENT, generator=luck)
+    # One random generator on the CPU draws everything, so that its state is all that a resumed run needs of chance.
+    rng = torch.Generator().manual_seed(options.seed)
+    grid_latents = torch.randn(options.rows * options.columns, LATENT, generator=rng)
     real_pictures = torch.from_numpy(corpus.images).permute(0, 3, 1, 2)
 
     parts: dict[str, Any] = {
@@ -146,7 +146,7 @@ def train(options: Options, run: RunDir, corpus: Corpus) -> Path:
     }  # fmt: skip
     first = 0
     if (state := run.restore()) is not None:
-        luck.set_state(state["luck"])
+        rng.set_state(state["luck"])
         first = state["step"]
     elif options.init:
         state = own_checkpoint(Path(options.init), options.network)
@@ -158,13 +158,13 @@ def train(options: Options, run: RunDir, corpus: Corpus) -> Path:
 
     def checkpoint(step: int) -> None:
         states = {name: part.state_dict() for name, part in parts.items()}
-        run.save({**states, "luck": luck.get_state(), "step": step, "network": options.network})
+        run.save({**states, "luck": rng.get_state(), "step": step, "network": options.network})
 
     def latents() -> Tensor:
-        return torch.randn(options.batch, LATENT, generator=luck).to(device)
+        return torch.randn(options.batch, LATENT, generator=rng).to(device)
 
     def reals() -> Tensor:
-        batch = real_pictures[torch.randint(len(real_pictures), (options.batch,), generator=luck)].to(device)
+        batch = real_pictures[torch.randint(len(real_pictures), (options.batch,), generator=rng)].to(device)
         batch = batch.float() / 127.5 - 1  # uint8 (N, 3, H, W) -> [-1, 1]
         return batch.contiguous(memory_format=torch.channels_last) if options.bf16 else batch.contiguous()
 
@@ -182,7 +182,7 @@ def train(options: Options, run: RunDir, corpus: Corpus) -> Path:
             with autocast(device, options.bf16):
                 score = critic(torch.cat([real, fake])).float()
             real_score, fake_score = score[: options.batch].mean(), score[options.batch :].mean()
-            mix = torch.rand(options.batch, 1, 1, 1, generator=luck).to(device)
+            mix = torch.rand(options.batch, 1, 1, 1, generator=rng).to(device)
             penalty = gradient_penalty(critic, mix * real + (1 - mix) * fake, bf16=options.bf16)
             critic_loss = fake_score - real_score + options.gradient_penalty * penalty
             critic_adam.zero_grad()
