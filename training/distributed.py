@@ -1,7 +1,7 @@
-"""Several workers at one run, each with its share of every batch: what torchrun's environment says of them, and how
-they agree. Run: torchrun --nproc-per-node 2 -m training.run style --styles DIR
+"""Data-parallel training: several workers at one run, each with its shard of every batch, and their collectives.
+Run: torchrun --nproc-per-node 2 -m training.run style --styles DIR
 
-All draw the same batch from the same seed and take their share of it; gradients are averaged. So a run is the same
+All draw the same batch from the same seed and take their shard of it; gradients are averaged. So a run is the same
 whatever their number, but for rounding. Alone, every function here does nothing.
 """
 
@@ -24,11 +24,11 @@ from training.errors import BadInput
 
 # How long a worker waits for the others when no connection breaks: evaluation and export take the leader minutes, on a
 # CPU up to half an hour. A worker that dies is noticed at once.
-PATIENCE = timedelta(hours=1)
+TIMEOUT = timedelta(hours=1)
 T = TypeVar("T")
 
 
-def workers() -> int:
+def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
@@ -42,14 +42,14 @@ def leads() -> bool:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[None]:
-    """In the group of workers: gradients on GPUs go over NCCL, all else over gloo."""
-    if workers() == 1:
+def process_group(device: torch.device) -> Iterator[None]:
+    """Of all workers: gradients on GPUs go over NCCL, all else over gloo."""
+    if world_size() == 1:
         yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield
     finally:
@@ -66,50 +66,50 @@ def own_folder(run: Path) -> Iterator[Path]:
         yield Path(folder, run.name)
 
 
-def share(batch: int) -> slice:
+def shard(batch: int) -> slice:
     """This worker's part of a batch that all draw alike. Raises BadInput if it can't be shared evenly: a mean of
     unequal shares' means is not the batch's mean."""
-    each, over = divmod(batch, workers())
+    each, over = divmod(batch, world_size())
     if over:
-        raise BadInput(f"--batch: {batch} can't be shared evenly by {workers()} workers; give a multiple of that")
+        raise BadInput(f"--batch: {batch} can't be shared evenly by {world_size()} workers; give a multiple of that")
     return slice(rank() * each, (rank() + 1) * each)
 
 
-def averaged(net: nn.Module) -> nn.Module:
+def data_parallel(net: nn.Module) -> nn.Module:
     """`net`, with gradients that backward() averages over the workers."""
-    return net if workers() == 1 else nn.parallel.DistributedDataParallel(net, gradient_as_bucket_view=True)
+    return net if world_size() == 1 else nn.parallel.DistributedDataParallel(net, gradient_as_bucket_view=True)
 
 
-def mean(figures: dict[str, float]) -> dict[str, float]:
-    """Of all workers' figures."""
-    if workers() == 1:
+def all_reduce_mean(figures: dict[str, float]) -> dict[str, float]:
+    """Of each figure over all workers."""
+    if world_size() == 1:
         return figures
     values = torch.tensor(list(figures.values()), dtype=torch.float64)
     dist.all_reduce(values)
-    return dict(zip(figures, (values / workers()).tolist(), strict=True))
+    return dict(zip(figures, (values / world_size()).tolist(), strict=True))
 
 
-def anyone(yes: bool) -> bool:
-    """Whether a worker says so: what one is told, all do, after the same step."""
-    if workers() == 1:
+def any_worker(yes: bool) -> bool:
+    """Whether at least one worker says so: what one is told, all do, after the same step."""
+    if world_size() == 1:
         return yes
     told = torch.tensor(int(yes))
     dist.all_reduce(told, dist.ReduceOp.MAX)
     return bool(told)
 
 
-def from_leader(value: T) -> T:
+def broadcast(value: T) -> T:
     """The leader's value, for all."""
-    if workers() == 1:
+    if world_size() == 1:
         return value
     carrier = [value]
     dist.broadcast_object_list(carrier, src=0)
     return carrier[0]
 
 
-def meet() -> bool:
+def barrier() -> bool:
     """True when all workers are here, False once one has gone. In dist.barrier() no SIGTERM would be heard."""
-    if workers() == 1:
+    if world_size() == 1:
         return True
     try:
         here = dist.all_reduce(torch.zeros(1), async_op=True)

@@ -140,9 +140,9 @@ def _run(model: str, preset: str, rest: list[str]) -> int:
     from training import devices, distributed
     from training.rundir import RunDir
 
-    if distributed.workers() > 1 and catalog.multinode(model) is None:
+    if distributed.world_size() > 1 and catalog.multinode(model) is None:
         able = " and ".join(other for other in catalog.names() if catalog.multinode(other))
-        raise BadInput(f"WORLD_SIZE: {model} is for one worker, not {distributed.workers()}; several train {able}")
+        raise BadInput(f"WORLD_SIZE: {model} is for one worker, not {distributed.world_size()}; several train {able}")
     device = devices.pick_device()  # a GPU that is missing is told before the corpus is made
     devices.keep_freed_memory()
     corpus = recipe.load_corpus(options)
@@ -157,7 +157,7 @@ def _run(model: str, preset: str, rest: list[str]) -> int:
         _check_writable("--publish", asked.publish)
     if asked.metrics_port and os.environ.get("LOCAL_RANK", "0") == "0":
         _serve_metrics(asked.metrics_port)
-    with distributed.joined(device), distributed.own_folder(asked.runs / name) as path:
+    with distributed.process_group(device), distributed.own_folder(asked.runs / name) as path:
         run = RunDir(
             path, model=model, options=options, preset=preset, resume=asked.resume,
             corpus={"name": corpus.name, "sha256": corpus.sha256},
@@ -182,7 +182,7 @@ def _train(recipe: Any, run: Any, corpus: Any, asked: Invocation) -> int:
         return STOPPED
     if distributed.leads():
         _hand_on(checkpoint, run, corpus, asked)
-    if not distributed.meet() and not distributed.leads():
+    if not distributed.barrier() and not distributed.leads():
         _say("the worker that evaluates and publishes has ended before it was done; its log says why")
         return UNREACHABLE
     return 0

@@ -133,7 +133,7 @@ class RunDir:
 
     def restore(self) -> dict[str, Any] | None:
         """The last checkpoint, or None for a new run. Figures recorded after it are dropped: they will come again."""
-        state, kept = distributed.from_leader(self._kept())
+        state, kept = distributed.broadcast(self._kept())
         if state is None:
             return None
         path = self.path / "stats.jsonl"

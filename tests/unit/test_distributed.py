@@ -1,4 +1,4 @@
-"""Workers of one run: shares of a batch, and who may be one."""
+"""Workers of one run: shards of a batch, and who may be one."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def worker(rank: int, of: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("batch", "workers"), [(4, 1), (4, 2), (12, 3)])
-def test_shares_are_equal_and_make_the_batch(batch: int, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_are_equal_and_make_the_batch(batch: int, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the order of ranks, each member once."""
     members: list[int] = []
     for rank in range(workers):
         worker(rank, workers, monkeypatch)
-        share = list(range(batch))[distributed.share(batch)]
-        assert len(share) == batch // workers
-        members += share
+        shard = list(range(batch))[distributed.shard(batch)]
+        assert len(shard) == batch // workers
+        members += shard
     assert members == list(range(batch))
 
 
@@ -30,7 +30,7 @@ def test_a_batch_that_cannot_be_shared_names_its_flag(monkeypatch: pytest.Monkey
     """And both numbers."""
     worker(0, 3, monkeypatch)
     with pytest.raises(BadInput, match=r"^--batch: 4 can't be shared evenly by 3 workers"):
-        distributed.share(4)
+        distributed.shard(4)
 
 
 @pytest.mark.parametrize("model", [model for model in catalog.trained() if not catalog.multinode(model)])

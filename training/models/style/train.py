@@ -167,7 +167,7 @@ def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
     if first_new == 0:
         groups.append({"params": shared, "rate": 1.0})
     adam = torch.optim.Adam(groups, options.lr, fused=True)
-    painter, mine = distributed.averaged(net), distributed.share(options.batch)
+    ddp_net, shard = distributed.data_parallel(net), distributed.shard(options.batch)
     images = torch.from_numpy(corpus.images)
     wanted = grams_of(vgg, corpus.paintings, options.style_layers, device)
     layers = {*options.content_layers, *options.style_layers}
@@ -192,10 +192,10 @@ def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
             fallen = 1.0 if 3 * step < 2 * options.steps else 0.05 ** (3 * step / options.steps - 2)
             group["lr"] = group["rate"] * options.lr * fallen
 
-        # --- photographs, and a style for each: the whole batch's, and of these this worker's ---
-        chosen = torch.randint(len(images), (options.batch,), generator=rng)[mine]
-        style = torch.randint(len(corpus.paintings), (options.batch,), generator=rng)[mine].to(device)
-        mirrored = (torch.rand(options.batch, generator=rng) < 0.5)[mine, None, None, None].to(device)
+        # --- photographs, and a style for each: the whole batch's, and of these this worker's shard ---
+        chosen = torch.randint(len(images), (options.batch,), generator=rng)[shard]
+        style = torch.randint(len(corpus.paintings), (options.batch,), generator=rng)[shard].to(device)
+        mirrored = (torch.rand(options.batch, generator=rng) < 0.5)[shard, None, None, None].to(device)
         photo = images[chosen].to(device).permute(0, 3, 1, 2)  # as bytes: floats are made where they are needed
         photo = torch.where(mirrored, photo.flip(3), photo).float() / 255
         photo = photo.contiguous(memory_format=torch.channels_last)
@@ -203,7 +203,7 @@ def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
 
         # --- what is painted, and how far that is from both ---
         with autocast(device, True):
-            painted = painter(photo, weights)
+            painted = ddp_net(photo, weights)
             seen = vgg(painted, layers)
             with torch.no_grad():
                 there = vgg(photo, options.content_layers)
@@ -222,14 +222,14 @@ def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
 
         # --- what it says ---
         losses = {"loss": loss, "content": content, "style": manner, "tv": roughness}
-        stats = distributed.mean({name: value.item() for name, value in losses.items()})
+        stats = distributed.all_reduce_mean({name: value.item() for name, value in losses.items()})
         line = ""
         if (step + 1) % 50 == 0 or step + 1 == options.steps:
             line = " ".join(f"{name} {value:.4f}" for name, value in stats.items())
         run.record(step, line, **stats)
         if (step + 1) % options.sample_every == 0 or step + 1 == options.steps:
             sample(net, names, corpus, run.path / "samples" / f"{step + 1:06d}.png")
-        if distributed.anyone(run.terminated):
+        if distributed.any_worker(run.terminated):
             checkpoint(step + 1)
             raise Stopped
         if time.monotonic() - last_saved > 60 * options.checkpoint_minutes:

@@ -250,7 +250,7 @@ def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
     average = copy.deepcopy(net).requires_grad_(False)
     adam = torch.optim.Adam(net.parameters(), options.lr, fused=True)
     vgg = vgg_of(options).to(device) if options.perceptual else None
-    learner, mine = distributed.averaged(net), distributed.share(options.batch)
+    ddp_net, shard = distributed.data_parallel(net), distributed.shard(options.batch)
     first = 0
     if (state := run.restore()) is not None:
         net.load_state_dict(state["net"])
@@ -268,13 +268,13 @@ def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
     for step in run.steps(first, options.steps):
         adam.param_groups[0]["lr"] = options.lr * learning_rate((step + 1) / options.steps)
 
-        # --- patches, this worker's share of them; a step's seed is its own, so that no state is kept to resume ---
+        # --- patches, this worker's shard of them; a step's seed is its own, so that no state is kept to resume ---
         whole = batch_of(corpus, options, np.random.default_rng((options.seed, step)))
-        low, high = (pixels(each[mine], device) for each in whole)
+        low, high = (pixels(each[shard], device) for each in whole)
 
         # --- one step ---
         with autocast(device, True):
-            enlarged = learner(low)
+            enlarged = ddp_net(low)
         loss = error = (enlarged.float() - high).abs().mean()
         stats = {"l1": error.item()}
         if vgg is not None:
@@ -284,7 +284,7 @@ def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
             perceived = content_loss(seen, there).mean()
             loss = error + options.perceptual * perceived
             stats["perceptual"] = perceived.item()
-        stats = distributed.mean(stats)
+        stats = distributed.all_reduce_mean(stats)
         adam.zero_grad()
         loss.backward()
         adam.step()
@@ -300,7 +300,7 @@ def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
         run.record(step, line, **stats)
         if (step + 1) % options.sample_every == 0 or step + 1 == options.steps:
             sample(average, corpus, run.path / "samples" / f"{step + 1:06d}.png")
-        if distributed.anyone(run.terminated):
+        if distributed.any_worker(run.terminated):
             checkpoint(step + 1)
             raise Stopped
         if time.monotonic() - last_saved > 60 * options.checkpoint_minutes:
