@@ -37,7 +37,7 @@ from training.data.files import home
 from training.data.photos import to_rgb
 from training.errors import BadInput
 from training.models.features import net as features
-from training.models.painter.autograd import Judge, optimizer, wanted
+from training.models.painter.autograd import Closure, make_optimizer, targets_of
 
 CHECKED = (25, 50, 100, 200)
 """Evaluations after which the two are compared."""
@@ -95,11 +95,11 @@ def painter(of: painting.Graph, content: np.ndarray, style: np.ndarray, asked: k
     return worths
 
 
-def reference(judge: Judge, moves: torch.optim.Optimizer, evaluations: int) -> list[Worth]:
-    worths = [Worth(1, judge())]
-    while judge.evaluations < evaluations:
-        moves.step(judge)
-        worths.append(Worth(judge.evaluations, judge()))
+def reference(closure: Closure, optimizer: torch.optim.Optimizer, evaluations: int) -> list[Worth]:
+    worths = [Worth(1, closure())]
+    while closure.evaluations < evaluations:
+        optimizer.step(closure)
+        worths.append(Worth(closure.evaluations, closure()))
     return worths
 
 
@@ -107,12 +107,13 @@ def after(evaluations: int, worths: list[Worth]) -> float:
     return worths[bisect_right([worth.evaluations for worth in worths], evaluations) - 1].objective
 
 
-def judged(vgg: features.Vgg, content: np.ndarray, style: np.ndarray, asked: knobs.Knobs) -> tuple[torch.Tensor, Judge]:
-    """The canvas that is painted on, and what says how it is."""
+def canvas_and_closure(
+    vgg: features.Vgg, content: np.ndarray, style: np.ndarray, asked: knobs.Knobs
+) -> tuple[torch.Tensor, Closure]:
     photo = painting.planes(content)
     canvas = torch.from_numpy(painting.started(photo, asked))[None].clone().requires_grad_()
-    there = wanted(vgg, torch.from_numpy(photo)[None], torch.from_numpy(painting.planes(style))[None])
-    return canvas, Judge(vgg, canvas, there, asked)
+    targets = targets_of(vgg, torch.from_numpy(photo)[None], torch.from_numpy(painting.planes(style))[None])
+    return canvas, Closure(vgg, canvas, targets, asked)
 
 
 def bench_objective(of: painting.Graph, vgg: features.Vgg, content: np.ndarray, style: np.ndarray) -> dict[str, Any]:
@@ -124,8 +125,8 @@ def bench_objective(of: painting.Graph, vgg: features.Vgg, content: np.ndarray, 
             "every": np.array([1]), "scales": np.array([1]),
         })  # fmt: skip
         ours = painter(of, content, style, asked)
-        canvas, judge = judged(vgg, content, style, asked)
-        theirs = reference(judge, optimizer(canvas, asked.optimizer), CHECKED[-1])
+        canvas, closure = canvas_and_closure(vgg, content, style, asked)
+        theirs = reference(closure, make_optimizer(canvas, asked.optimizer), CHECKED[-1])
         ratios = {}
         print(f"start: {start}, {ours[0].objective:.4f}\nevaluations   painter   torch   ratio")
         for evaluations in CHECKED:
@@ -145,14 +146,14 @@ def seconds(action: Callable[[], object]) -> float:
 def bench_evaluation(of: painting.Graph, vgg: features.Vgg, content: np.ndarray, style: np.ndarray) -> dict[str, float]:
     """One evaluation of a canvas that changes, in milliseconds."""
     asked = knobs.read({})
-    canvas, judge = judged(vgg, content, style, asked)
+    canvas, closure = canvas_and_closure(vgg, content, style, asked)
     look = painting.Look(of, painting.planes(content), painting.planes(style), asked)
     times: dict[str, list[float]] = {"graph": [], "autograd": []}
     for _ in range(13):
         with torch.no_grad():
             canvas += 0.001  # both remember the last
         times["graph"].append(seconds(partial(look, canvas.detach()[0].numpy())))
-        times["autograd"].append(seconds(judge))
+        times["autograd"].append(seconds(closure))
     medians = {f"{name}_ms": round(1000 * statistics.median(values[3:]), 1) for name, values in times.items()}
     print("one evaluation in process, median of 10: " + ", ".join(f"{n} {ms} ms" for n, ms in medians.items()))
     return medians

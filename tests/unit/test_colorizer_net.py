@@ -145,7 +145,7 @@ def test_an_edge_of_luminance_is_an_edge_of_chroma() -> None:
     light[..., border:] = 80
     chroma = torch.full((1, 2, 32, 32), -0.4 * CHROMA)
     chroma[..., 15:] = 0.4 * CHROMA  # a place of these is 8 pixels: it changes at 120
-    across = served.at_full_size(chroma, light, side, side)[0, 0, side // 2]
+    across = served.guided_filter(chroma, light, side, side)[0, 0, side // 2]
     assert torch.equal(across > 0, torch.arange(side) >= border)
     plain = resized(chroma, side, side)[0, 0, side // 2]
     assert torch.equal(plain > 0, torch.arange(side) >= 120)

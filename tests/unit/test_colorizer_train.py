@@ -73,19 +73,19 @@ def test_the_second_stage_trains_nothing_of_the_first(trained: Path, pictures: P
 
 
 @pytest.mark.parametrize(
-    ("run_of", "settled"),
+    ("run_of", "frozen"),
     [("trained", tuple(f"features.{k}." for k in (0, 2, 5, 7))), ("of_resnet", ("conv1.", "bn1.", "layer1."))],
     ids=["vgg", "resnet"],
 )
 def test_the_first_blocks_stay_as_they_were(
-    run_of: str, settled: tuple[str, ...], request: pytest.FixtureRequest
+    run_of: str, frozen: tuple[str, ...], request: pytest.FixtureRequest
 ) -> None:
     """Edges and textures are taken over, with their norms; what lies behind them learns."""
     state = torch.load(request.getfixturevalue(run_of) / "checkpoints/last.pt")
     before = recipe.pretrained(state["features"])
     for key, parameter in before.named_parameters():
         after = state["net"][f"encoder.backbone.{key}"]
-        assert torch.equal(after, parameter) == key.startswith(settled), key
+        assert torch.equal(after, parameter) == key.startswith(frozen), key
 
 
 @pytest.mark.parametrize("stops", [1, 4], ids=["in the first stage", "in the second"])
@@ -175,9 +175,9 @@ def test_a_resnet_is_an_encoder_too(of_resnet: Path) -> None:
 def test_a_run_can_start_from_learnt_weights(trained: Path, pictures: Path) -> None:
     """--init: the network of the checkpoint and its encoder's name, whatever the options say of them."""
     init = str(trained / "checkpoints/last.pt")
-    net, encoder = recipe.begin(options(pictures, init=init, widths=(16, 16, 16), features="vgg16-half"))
-    learnt = torch.load(init)["net"]
-    assert all(torch.equal(tensor, learnt[key]) for key, tensor in net.state_dict().items())
+    net, encoder = recipe.build_net(options(pictures, init=init, widths=(16, 16, 16), features="vgg16-half"))
+    before = torch.load(init)["net"]
+    assert all(torch.equal(tensor, before[key]) for key, tensor in net.state_dict().items())
     assert encoder == "random"
 
 

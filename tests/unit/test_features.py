@@ -30,7 +30,7 @@ def torchvision_state(blocks: tuple[int, ...], widths: tuple[int, ...]) -> dict[
 @pytest.mark.parametrize("name", ["vgg16", "vgg19"])
 @pytest.mark.parametrize("narrower", [1, 16])
 def test_every_layer_of_a_file_in_torchvisions_form_is_mapped(name: str, narrower: int, tmp_path: Path) -> None:
-    """Each named layer answers as the convolutions of the file, done one after the other by hand, do."""
+    """Each named layer's activations are those of the file's convolutions, done one after the other by hand."""
     torch.manual_seed(0)
     blocks, widths = features.BLOCKS[name], tuple(width // narrower for width in features.WIDTHS)
     state = torchvision_state(blocks, widths)
@@ -39,7 +39,7 @@ def test_every_layer_of_a_file_in_torchvisions_form_is_mapped(name: str, narrowe
     net = features.load(str(tmp_path / "weights.pth"))
 
     picture = torch.rand(1, 3, 32, 32)
-    answers = net(picture, net.layers)
+    activations = net(picture, net.layers)
     x = (picture - torch.tensor(features.MEAN)[:, None, None]) / torch.tensor(features.STD)[:, None, None]
     weights = iter(value for key, value in state.items() if key.startswith("features."))
     seen = []
@@ -47,16 +47,16 @@ def test_every_layer_of_a_file_in_torchvisions_form_is_mapped(name: str, narrowe
         for k in range(1, count + 1):
             x = F.relu(F.conv2d(x, next(weights), next(weights), padding=1))
             seen.append(f"conv{block}_{k}")
-            torch.testing.assert_close(answers[seen[-1]], x)
+            torch.testing.assert_close(activations[seen[-1]], x)
         x = F.avg_pool2d(x, 2)
-    assert tuple(seen) == net.layers == tuple(answers)
+    assert tuple(seen) == net.layers == tuple(activations)
     assert net.layers[-1] == {"vgg16": "conv5_3", "vgg19": "conv5_4"}[name]
 
 
 def test_layers_behind_the_last_wanted_are_not_computed() -> None:
-    """The answer of an early layer of a picture too small for the late ones."""
-    answers = features.random_weights(seed=0)(torch.rand(2, 3, 4, 4), ("conv2_2",))
-    assert {name: tuple(answer.shape) for name, answer in answers.items()} == {"conv2_2": (2, 64, 2, 2)}
+    """The activations of an early layer, of a picture too small for the late ones."""
+    activations = features.random_weights(seed=0)(torch.rand(2, 3, 4, 4), ("conv2_2",))
+    assert {name: tuple(activation.shape) for name, activation in activations.items()} == {"conv2_2": (2, 64, 2, 2)}
 
 
 def broken(path: Path) -> None:
@@ -100,9 +100,9 @@ def test_official_weights_are_kept_only_with_the_checksum_of_their_name(
 
 
 def test_folding_leaves_what_the_network_sees_as_it_was() -> None:
-    """The folded network's last answer is the trained one's, after norms that have seen something."""
+    """The folded network's last activations are the trained one's, after norms that have seen something."""
     torch.manual_seed(0)
-    trained = features.Trained(3, widths=(4, 6, 8, 8, 8))
+    trained = features.VggClassifier(3, widths=(4, 6, 8, 8, 8))
     for norm in trained.norms:
         assert isinstance(norm, nn.BatchNorm2d)
         nn.init.uniform_(norm.weight, 0.5, 2)
@@ -116,23 +116,23 @@ def test_folding_leaves_what_the_network_sees_as_it_was() -> None:
 
 
 def test_losses_are_shares_and_keep_to_no_scale() -> None:
-    """Nothing there costs 1 a layer, what is wanted costs 0, and answers ten times as large cost the same."""
-    answers = {"conv1_1": torch.rand(2, 4, 5, 6), "conv2_1": torch.rand(2, 8, 3, 3)}
-    nothing = {name: torch.zeros_like(answer) for name, answer in answers.items()}
-    others = {name: torch.rand_like(answer) for name, answer in answers.items()}
-    grams = {name: features.gram(answer) for name, answer in answers.items()}
-    torch.testing.assert_close(features.content_loss(nothing, answers), torch.tensor([2.0, 2.0]))
+    """Zeros cost 1 a layer, the targets themselves 0, and activations ten times as large cost the same."""
+    activations = {"conv1_1": torch.rand(2, 4, 5, 6), "conv2_1": torch.rand(2, 8, 3, 3)}
+    nothing = {name: torch.zeros_like(activation) for name, activation in activations.items()}
+    others = {name: torch.rand_like(activation) for name, activation in activations.items()}
+    grams = {name: features.gram(activation) for name, activation in activations.items()}
+    torch.testing.assert_close(features.content_loss(nothing, activations), torch.tensor([2.0, 2.0]))
     torch.testing.assert_close(features.style_loss(nothing, grams), torch.tensor([2.0, 2.0]))
-    assert features.content_loss(answers, answers).eq(0).all()
-    assert features.style_loss(answers, grams).eq(0).all()
-    ten = [{name: 10 * answer for name, answer in each.items()} for each in (others, answers)]
-    torch.testing.assert_close(features.content_loss(*ten), features.content_loss(others, answers))
+    assert features.content_loss(activations, activations).eq(0).all()
+    assert features.style_loss(activations, grams).eq(0).all()
+    ten = [{name: 10 * activation for name, activation in each.items()} for each in (others, activations)]
+    torch.testing.assert_close(features.content_loss(*ten), features.content_loss(others, activations))
 
 
 def test_a_gram_matrix_is_a_mean_over_places() -> None:
-    """Of one answer repeated it is the answer's own."""
-    answer = torch.rand(1, 3, 2, 2)
-    torch.testing.assert_close(features.gram(answer.repeat(1, 1, 4, 5)), features.gram(answer))
+    """Of activations repeated it is their own."""
+    activation = torch.rand(1, 3, 2, 2)
+    torch.testing.assert_close(features.gram(activation.repeat(1, 1, 4, 5)), features.gram(activation))
     one = torch.tensor([1.0, 2.0]).reshape(1, 2, 1, 1)
     torch.testing.assert_close(features.gram(one), torch.tensor([[[1.0, 2.0], [2.0, 4.0]]]))
 

@@ -10,8 +10,8 @@ import torch
 from serving.backends.painter import knobs, painting
 from training.models.features import net as features
 from training.models.painter import evaluate as measures
-from training.models.painter.autograd import Judge, wanted
-from training.models.painter.net import Objective, roughness_gradient
+from training.models.painter.autograd import Closure, targets_of
+from training.models.painter.net import Objective, tv_gradient
 from training.models.painter.spec import CONTENT_LAYERS, GRAPH, STYLE_LAYERS
 
 SIZES = [(64, 64), (63, 97), (16, 16), (17, 31), (34, 50), (95, 46)]
@@ -48,23 +48,23 @@ def said(net: Objective, height: int, width: int, asked: knobs.Knobs) -> dict[st
     return dict(zip(OUTPUTS, net(*given), strict=True))
 
 
-def by_autograd(vgg: features.Vgg, height: int, width: int, asked: knobs.Knobs) -> tuple[Judge, torch.Tensor]:
+def by_autograd(vgg: features.Vgg, height: int, width: int, asked: knobs.Knobs) -> tuple[Closure, torch.Tensor]:
     canvas, photo, painted = (torch.from_numpy(picture)[None] for picture in pictures(height, width))
-    learnt = canvas.clone().requires_grad_()
-    judge = Judge(vgg, learnt, wanted(vgg, photo, painted), asked)
-    judge()
-    assert learnt.grad is not None
-    return judge, learnt.grad
+    variable = canvas.clone().requires_grad_()
+    closure = Closure(vgg, variable, targets_of(vgg, photo, painted), asked)
+    closure()
+    assert variable.grad is not None
+    return closure, variable.grad
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_gradient_is_the_one_that_autograd_finds(vgg: features.Vgg, net: Objective, height: int, width: int) -> None:
     """With all losses and layers at work, to 1e-4 of its length, at sizes that pooling cuts and at the smallest."""
-    judge, truth = by_autograd(vgg, height, width, AT_WORK)
+    closure, truth = by_autograd(vgg, height, width, AT_WORK)
     answer = said(net, height, width, AT_WORK)
     assert (answer["gradient"] - truth).norm() <= 1e-4 * truth.norm()
-    torch.testing.assert_close(answer["losses"][0], judge.losses)
-    torch.testing.assert_close(answer["objective"].item(), judge())
+    torch.testing.assert_close(answer["losses"][0], closure.losses)
+    torch.testing.assert_close(answer["objective"].item(), closure())
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_total_variation_alone_has_its_own_gradient() -> None:
     """It is a thousandth of the others' where all are at work."""
     canvas = torch.rand(1, 3, 19, 23, requires_grad=True)
     (truth,) = torch.autograd.grad(features.total_variation(canvas).sum(), canvas)
-    torch.testing.assert_close(roughness_gradient(canvas.detach()), truth)
+    torch.testing.assert_close(tv_gradient(canvas.detach()), truth)
 
 
 def test_without_weights_nothing_moves(net: Objective) -> None:
@@ -106,7 +106,7 @@ def test_a_photograph_is_its_own_content_and_style(net: Objective) -> None:
     assert losses[0, 2] > 0
 
 
-def test_answers_make_the_targets(net: Objective) -> None:
+def test_activations_make_the_targets(net: Objective) -> None:
     """What the graph says of a picture is what a canvas is held against: so the served painter needs no other graph."""
     canvas, photo, painted = pictures(33, 47)
     targets = measures.inputs(net, canvas, photo, painted, AT_WORK)[1:10]
@@ -128,8 +128,8 @@ def test_weights_that_halves_hold_are_kept_as_halves() -> None:
     net = Objective(vgg, name="ours")
     assert {weight.dtype for weight in net.weights} == {torch.float16}
     picture = torch.rand(1, 3, 32, 32)
-    for layer, answer in vgg(picture, net.layers).items():
-        torch.testing.assert_close(net.answers(picture)[layer], answer)
+    for layer, activation in vgg(picture, net.layers).items():
+        torch.testing.assert_close(net.activations(picture)[layer], activation)
 
 
 @pytest.mark.parametrize("name", knobs.OPTIMIZERS)

@@ -20,7 +20,7 @@ from training import export, run
 from training.errors import BadInput
 from training.models.features import net as features
 from training.models.painter import train as recipe
-from training.models.painter.autograd import Judge, optimizer, wanted
+from training.models.painter.autograd import Closure, make_optimizer, targets_of
 from training.models.painter.spec import GRAPH, SPEC
 from training.models.painter.train import PRESETS, Options
 from training.rundir import RunDir
@@ -95,12 +95,12 @@ def test_a_line_search_that_comes_back_costs_nothing() -> None:
     canvas, photo, painting = (torch.rand(1, 3, 16, 20, generator=rng) for _ in range(3))
     vgg = features.frozen(features.Vgg(features.BLOCKS["vgg16"], (4, 4, 4, 4, 4)))
     canvas.requires_grad_()
-    judge = Judge(vgg, canvas, wanted(vgg, photo, painting), knobs.read({}))
-    worth = judge()
-    assert (judge(), judge.evaluations) == (worth, 1)
-    optimizer(canvas, "adam").step(judge)
-    assert judge() != worth
-    assert judge.evaluations == 2
+    closure = Closure(vgg, canvas, targets_of(vgg, photo, painting), knobs.read({}))
+    worth = closure()
+    assert (closure(), closure.evaluations) == (worth, 1)
+    make_optimizer(canvas, "adam").step(closure)
+    assert closure() != worth
+    assert closure.evaluations == 2
 
 
 # --- the pictures ---

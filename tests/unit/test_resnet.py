@@ -52,22 +52,22 @@ def torchvision_state() -> State:
 
 
 def by_hand(state: State, picture: torch.Tensor) -> State:
-    """What the stages answer, from the tensors of the file alone."""
+    """The stages' activations, from the tensors of the file alone."""
 
     def normed(x: torch.Tensor, name: str) -> torch.Tensor:
         mean, var, weight, bias = (state[f"{name}.{key}"] for key in ("running_mean", "running_var", "weight", "bias"))
         return F.batch_norm(x, mean, var, weight, bias, eps=1e-5)
 
     x = (picture - torch.tensor(features.MEAN)[:, None, None]) / torch.tensor(features.STD)[:, None, None]
-    answers = {"stem": F.relu(normed(F.conv2d(x, state["conv1.weight"], stride=2, padding=3), "bn1"))}
-    x = F.max_pool2d(answers["stem"], 3, stride=2, padding=1)
+    activations = {"stem": F.relu(normed(F.conv2d(x, state["conv1.weight"], stride=2, padding=3), "bn1"))}
+    x = F.max_pool2d(activations["stem"], 3, stride=2, padding=1)
     for name, (c_in, width, stride) in BLOCKS.items():
         inside = F.conv2d(x, state[f"{name}.conv1.weight"], stride=stride, padding=1)
         inside = F.conv2d(F.relu(normed(inside, f"{name}.bn1")), state[f"{name}.conv2.weight"], padding=1)
         if c_in != width:
             x = normed(F.conv2d(x, state[f"{name}.downsample.0.weight"], stride=stride), f"{name}.downsample.1")
-        x = answers[name.partition(".")[0]] = F.relu(normed(inside, f"{name}.bn2") + x)
-    return answers
+        x = activations[name.partition(".")[0]] = F.relu(normed(inside, f"{name}.bn2") + x)
+    return activations
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def state() -> State:
 
 
 def test_every_tensor_of_a_file_in_torchvisions_form_is_mapped(state: State, tmp_path: Path) -> None:
-    """122 tensors, of which all but the classifier's two are the network's; it answers as they do, done by hand."""
+    """122 tensors, all but the classifier's two the network's; its activations are theirs, done by hand."""
     assert len(state) == 122
     torch.save(state, tmp_path / "weights.pth")
 
@@ -91,10 +91,10 @@ def test_every_tensor_of_a_file_in_torchvisions_form_is_mapped(state: State, tmp
     assert not any(parameter.requires_grad for parameter in net.parameters())
     picture = torch.rand(1, 3, 64, 96)
     expected = by_hand(state, picture)
-    answers = net(picture, resnet.STAGES)
-    assert tuple(answers) == resnet.STAGES
-    for name, answer in answers.items():
-        torch.testing.assert_close(answer, expected[name], msg=lambda said, name=name: f"{name}: {said}")
+    activations = net(picture, resnet.STAGES)
+    assert tuple(activations) == resnet.STAGES
+    for name, activation in activations.items():
+        torch.testing.assert_close(activation, expected[name], msg=lambda said, name=name: f"{name}: {said}")
 
 
 def test_older_files_and_halved_ones_load(state: State, tmp_path: Path) -> None:
@@ -107,20 +107,20 @@ def test_older_files_and_halved_ones_load(state: State, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (50, 33)])
-def test_each_stage_halves_what_the_one_before_answers(height: int, width: int) -> None:
+def test_each_stage_halves_the_size_of_the_one_before(height: int, width: int) -> None:
     """1/2 of the picture's size, 1/4 to 1/32, rounded up; as wide as WIDTHS says."""
-    answers = resnet.ResNet18().eval()(torch.rand(2, 3, height, width), resnet.STAGES)
+    activations = resnet.ResNet18().eval()(torch.rand(2, 3, height, width), resnet.STAGES)
     for k, name in enumerate(resnet.STAGES):
         half = 2 ** (k + 1)
-        assert answers[name].shape == (2, resnet.WIDTHS[k], -(-height // half), -(-width // half)), name
+        assert activations[name].shape == (2, resnet.WIDTHS[k], -(-height // half), -(-width // half)), name
 
 
 def test_stages_behind_the_last_wanted_are_not_computed() -> None:
     """Two early ones, asked for out of order, from a network whose third would fail."""
     net = resnet.ResNet18().eval()
     net.layer2 = None  # type: ignore[assignment]
-    answers = net(torch.rand(1, 3, 32, 32), ("layer1", "stem"))
-    assert {name: tuple(answer.shape) for name, answer in answers.items()} == {
+    activations = net(torch.rand(1, 3, 32, 32), ("layer1", "stem"))
+    assert {name: tuple(activation.shape) for name, activation in activations.items()} == {
         "stem": (1, 64, 16, 16),
         "layer1": (1, 64, 8, 8),
     }

@@ -86,7 +86,7 @@ def test_layers_that_the_backbone_has_not_are_named(flag: str, layers: tuple[str
     """Beside those that there are."""
     asked_for = dataclasses.replace(PRESETS["tiny"], **{flag.strip("-").replace("-", "_"): layers})
     with pytest.raises(BadInput, match=f"^{flag}: no {layers[-1] if layers else 'layers'}; there are conv1_1, "):
-        recipe.vgg_of(asked_for)
+        recipe.load_vgg(asked_for)
 
 
 def test_paintings_that_a_network_does_not_know_are_not_judged(pictures: Path, trained: Path, tmp_path: Path) -> None:
@@ -123,24 +123,24 @@ def test_the_same_pictures_are_the_same_corpus(pictures: Path) -> None:
     assert not {picture.tobytes() for picture in one.images} & {picture.tobytes() for picture in one.held_out}
 
 
-def test_distance_is_the_objective_that_is_judged_until_it_is_far() -> None:
-    """A share of what is wanted, squared, up to 1; from there as the share itself, without a jump or a bend."""
-    wanted = torch.full((1, 4), 2.0)
+def test_huber_loss_is_the_objective_that_is_evaluated_until_it_is_far() -> None:
+    """The relative error, squared, up to 1; from there linear, without a jump or a bend."""
+    target = torch.full((1, 4), 2.0)
     for share, expected in [(0.0, 0.0), (0.5, 0.25), (1.0, 1.0), (3.0, 5.0)]:
-        answer = (wanted * (1 + share)).requires_grad_()
-        far = recipe.distance(answer, wanted)
-        assert far.item() == pytest.approx(expected, abs=1e-6)
-        (slope,) = torch.autograd.grad(far, answer)
-        assert (slope * wanted).sum().item() == pytest.approx(2 * min(share, 1), abs=1e-5)
+        x = (target * (1 + share)).requires_grad_()
+        loss = recipe.huber_loss(x, target)
+        assert loss.item() == pytest.approx(expected, abs=1e-6)
+        (slope,) = torch.autograd.grad(loss, x)
+        assert (slope * target).sum().item() == pytest.approx(2 * min(share, 1), abs=1e-5)
 
 
 def test_style_comes_in_slowly_where_it_is_new() -> None:
     """Over the first tenth of the steps, for a network or a style that begins; one that goes on has it all at once."""
     begins = dataclasses.replace(PRESETS["tiny"], styles="paintings", steps=100)
     added = dataclasses.replace(begins, styles="", add_style="one.png", init="last.pt")
-    assert [recipe.rising(step, begins) for step in (0, 4, 9, 50)] == [0.1, 0.5, 1, 1]
-    assert recipe.rising(0, added) == 0.1
-    assert recipe.rising(0, dataclasses.replace(begins, init="last.pt")) == 1
+    assert [recipe.style_warm_up(step, begins) for step in (0, 4, 9, 50)] == [0.1, 0.5, 1, 1]
+    assert recipe.style_warm_up(0, added) == 0.1
+    assert recipe.style_warm_up(0, dataclasses.replace(begins, init="last.pt")) == 1
 
 
 @pytest.mark.parametrize("folder", ["", "/"])
@@ -212,4 +212,4 @@ def test_a_network_of_other_styles_is_not_gone_on_with(pictures: Path, trained: 
     init = str(trained / "checkpoints/last.pt")
     corpus = recipe.load_corpus(options(pictures, styles=str(pictures / "more")))
     with pytest.raises(BadInput, match=r"--init: .* knows pa-0, pa-1, not mo-0"):
-        recipe.begin(options(pictures, init=init), corpus)
+        recipe.build_net(options(pictures, init=init), corpus)

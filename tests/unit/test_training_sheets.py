@@ -27,7 +27,7 @@ from training.models.upscaler.net import Upscaler
 from training.models.wgan import train as wgan
 
 GPU = torch.device("meta")
-LUCK = np.random.default_rng(0)
+RNG = np.random.default_rng(0)
 
 
 class StandIn(TorchDispatchMode):
@@ -43,25 +43,25 @@ class StandIn(TorchDispatchMode):
 
 
 def pictures(count: int, *shape: int) -> np.ndarray:
-    return LUCK.integers(0, 256, (count, *shape), dtype=np.uint8)
+    return RNG.integers(0, 256, (count, *shape), dtype=np.uint8)
 
 
 def upscaled(path: Path) -> None:
     small, large = pictures(2, 8, 8, 3), pictures(2, 32, 32, 3)
     held_out = {"photos": list(zip(small, large, strict=True))}
-    upscaler.sample(Upscaler(4, 2).to(GPU), upscaler.Pictures("", [], [], held_out, ""), path)
+    upscaler.save_samples(Upscaler(4, 2).to(GPU), upscaler.Pictures("", [], [], held_out, ""), path)
 
 
 def colorized(path: Path) -> None:
     net = Colorizer(Encoder(backbones.random_weights(seed=0)), (8, 8, 8), color="lab", whole=False, size=32)
     held_out = pictures(8, 40, 40, 3)
-    colorizer.sample(net.to(GPU), colorizer.Photographs("", held_out, held_out, ""), path)
+    colorizer.save_samples(net.to(GPU), colorizer.Photographs("", held_out, held_out, ""), path)
 
 
 def stylized(path: Path) -> None:
     photos = pictures(3, 32, 32, 3)
     net = StyleNet(2, (4, 8, 8)).to(GPU)
-    style.sample(net, ("one", "other"), style.Gallery("", photos, photos, {}, ""), path)
+    style.save_samples(net, ("one", "other"), style.Gallery("", photos, photos, {}, ""), path)
 
 
 def generated(path: Path) -> None:
@@ -78,11 +78,11 @@ def classified(path: Path) -> None:
 def told_apart(path: Path) -> None:
     photos, labels = pictures(4, 32, 32, 3), np.zeros(4, np.int64)
     corpus = Natural("", ("one", "other"), photos, labels, photos, labels, "")
-    path.write_text(str(features.accuracy(backbones.Trained(2).to(GPU), corpus, GPU)))
+    path.write_text(str(features.accuracy(backbones.VggClassifier(2).to(GPU), corpus, GPU)))
 
 
 def painted(path: Path) -> None:
-    painter.show(torch.zeros(1, 3, 16, 16, device=GPU, requires_grad=True), path)
+    painter.save_canvas(torch.zeros(1, 3, 16, 16, device=GPU, requires_grad=True), path)
 
 
 @pytest.mark.parametrize("made", [upscaled, colorized, stylized, generated, classified, told_apart, painted])

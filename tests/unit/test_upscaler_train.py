@@ -97,7 +97,7 @@ def test_layers_that_the_backbone_has_not_are_named(photos: Path, layers: tuple[
     """Beside those that there are."""
     missing = layers[-1] if layers else "layers"
     with pytest.raises(BadInput, match=f"^--feature-layers: no {missing}; there are conv1_1, "):
-        recipe.vgg_of(options(photos, feature_layers=layers))
+        recipe.load_vgg(options(photos, feature_layers=layers))
 
 
 # --- what it learns from ---
@@ -166,12 +166,12 @@ def test_patches_are_the_same_place_in_both_sizes(photos: Path) -> None:
     where what lay beyond was seen."""
     pictures = recipe.load_corpus(options(photos, test=str(photos)))
     asked_for = options(photos, degraded=0.0, woven=0.0, batch=64)
-    low, high = recipe.batch_of(pictures, asked_for, np.random.default_rng(0))
+    low, high = recipe.sample_batch(pictures, asked_for, np.random.default_rng(0))
     assert (low.shape, high.shape) == ((64, 8, 8, 3), (64, 32, 32, 3))
     for small, large in zip(low, high, strict=True):
         kernels = [np.abs(reduced(large, 4, kernel).astype(int) - small)[2:-2, 2:-2].max() for kernel in (BICUBIC, BOX)]
         assert min(kernels) <= 1
-    again = recipe.batch_of(pictures, asked_for, np.random.default_rng(0))
+    again = recipe.sample_batch(pictures, asked_for, np.random.default_rng(0))
     assert np.array_equal(low, again[0])
     assert np.array_equal(high, again[1])
 
@@ -184,7 +184,7 @@ def test_shares_are_of_the_patches(photos: Path, drawn: float, degraded: float, 
     """Photographs here are noise, of which every patch has many colours and no drawing has as many."""
     pictures = recipe.load_corpus(options(photos))
     asked_for = options(photos, drawn=drawn, degraded=degraded, woven=woven, batch=200)
-    low, high = recipe.batch_of(pictures, asked_for, np.random.default_rng(1))
+    low, high = recipe.sample_batch(pictures, asked_for, np.random.default_rng(1))
     drawings = np.mean([len(np.unique(each.reshape(-1, 3), axis=0)) < 600 for each in high])
     assert drawings == pytest.approx(drawn, abs=0.12)
     away = [
@@ -200,7 +200,7 @@ def test_shares_are_of_the_patches(photos: Path, drawn: float, degraded: float, 
 
 def test_the_rate_rises_and_falls() -> None:
     """Over the first 2 % of the steps, then along half a cosine to nothing."""
-    rates = [recipe.learning_rate(done) for done in (0.01, 0.02, 0.51, 1.0)]
+    rates = [recipe.lr_multiplier(done) for done in (0.01, 0.02, 0.51, 1.0)]
     assert rates == pytest.approx([0.5, 1.0, 0.5, 0.0])
 
 

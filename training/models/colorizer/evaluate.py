@@ -39,7 +39,7 @@ def evaluate(net: Served, held_out: Pictures, trained_on: Pictures, *, out: Path
     `colourfulness_to_truth` is Hasler and Süsstrunk's (2003), as a share of the photographs' own; `ciede2000_to_gray`
     is a share of that of leaving it gray. Without a prefix they are the second stage's.
     """
-    ways: dict[str, Colouring] = {
+    methods: dict[str, Colouring] = {
         "": lambda gray: coloured(net, gray, 2),
         "stage1_": lambda gray: coloured(net, gray, 1),
         "gray_": lambda gray: gray.expand(-1, 3, -1, -1),
@@ -48,13 +48,13 @@ def evaluate(net: Served, held_out: Pictures, trained_on: Pictures, *, out: Path
     }
     truth = colourfulness(held_out)
     metrics: dict[str, float] = {}
-    for prefix, way in ways.items():
-        made = np.concatenate([_painted(way, part) for part in _parts(held_out)])
+    for prefix, method in methods.items():
+        made = np.concatenate([_coloured(method, part) for part in _parts(held_out)])
         metrics |= {f"{prefix}{name}": value for name, value in compared(made, held_out).items()}
         metrics[f"{prefix}colourfulness_to_truth"] = colourfulness(made) / max(truth, 1e-6)
     metrics["ciede2000_to_gray"] = metrics["ciede2000"] / max(metrics["gray_ciede2000"], 1e-6)
     metrics["stage1_ciede2000_to_gray"] = metrics["stage1_ciede2000"] / max(metrics["gray_ciede2000"], 1e-6)
-    plots.save_grid(beside(net, held_out[:SHEET]), out / "colorized.png", columns=8)
+    plots.save_grid(side_by_side(net, held_out[:SHEET]), out / "colorized.png", columns=8)
     return metrics
 
 
@@ -85,22 +85,22 @@ def mean_chroma(trained_on: Pictures) -> Colouring:
     """Gives every pixel the mean a and b of the corpus."""
     mean = torch.stack([lab(_tensor(part))[:, 1:].mean((0, 2, 3)) for part in _parts(trained_on)]).mean(0)
 
-    def painted(gray: Tensor) -> Tensor:
+    def colour(gray: Tensor) -> Tensor:
         return _joined(gray, mean[None, :, None, None].expand(len(gray), -1, *gray.shape[2:]))
 
-    return painted
+    return colour
 
 
 def nearest_chroma(trained_on: Pictures) -> Colouring:
     """Gives every picture the a and b of the training picture that is most like it in gray, place by place."""
     thumbs = torch.cat([_thumb(gray_of(_tensor(part))) for part in _parts(trained_on)])
 
-    def painted(gray: Tensor) -> Tensor:
+    def colour(gray: Tensor) -> Tensor:
         nearest = torch.cdist(_thumb(gray), thumbs).argmin(1)
         chroma = lab(_tensor(trained_on[nearest.numpy()]))[:, 1:]
         return _joined(gray, resized(chroma, *gray.shape[2:]))
 
-    return painted
+    return colour
 
 
 def _thumb(gray: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ def coloured(net: Served, gray: Tensor, stage: float) -> Tensor:
 
 
 @torch.no_grad()
-def beside(net: Served, pictures: Pictures) -> Pictures:
+def side_by_side(net: Served, pictures: Pictures) -> Pictures:
     """uint8 (4 N, H, W, 3): of every eight the gray ones, the first stage's, the second's, and the truth."""
     rows = []
     for start in range(0, len(pictures), 8):
@@ -135,8 +135,8 @@ def beside(net: Served, pictures: Pictures) -> Pictures:
     return np.concatenate(rows)
 
 
-def _painted(way: Colouring, pictures: Pictures) -> Pictures:
-    return _pixels(way(gray_of(_tensor(pictures))))
+def _coloured(method: Colouring, pictures: Pictures) -> Pictures:
+    return _pixels(method(gray_of(_tensor(pictures))))
 
 
 def _parts(pictures: Pictures) -> list[Pictures]:

@@ -55,8 +55,8 @@ def lightness(linear: Tensor) -> Tensor:
     return torch.where(linear > DELTA**3, linear.clamp_min(1e-4) ** (1 / 3), linear / (3 * DELTA**2) + 4 / 29)
 
 
-def unlightness(f: Tensor) -> Tensor:
-    """The other way."""
+def inverse_lightness(f: Tensor) -> Tensor:
+    """Back to light in [0, 1]."""
     return torch.where(f > DELTA, f * f * f, 3 * DELTA**2 * (f - 4 / 29))
 
 
@@ -77,7 +77,7 @@ def rgb(y: Tensor, f: Tensor, chroma: Tensor) -> Tensor:
     A colour that no screen can show is mixed with gray until one can: luminance stays as it is.
     """
     a, b = chroma[:, :1], chroma[:, 1:]
-    xyz = torch.cat([unlightness(f + a / 500), y, unlightness(f - b / 200)], 1)
+    xyz = torch.cat([inverse_lightness(f + a / 500), y, inverse_lightness(f - b / 200)], 1)
     light = mixed(TO_RGB, xyz)
     over, under = light.amax(1, keepdim=True) - y, y - light.amin(1, keepdim=True)
     room = torch.minimum((1 - y) / over.clamp_min(1e-6), y / under.clamp_min(1e-6)).clamp(0, 1)
@@ -87,7 +87,7 @@ def rgb(y: Tensor, f: Tensor, chroma: Tensor) -> Tensor:
 # --- sizes ---
 
 
-def resizing(rows: int, out: int, like: Tensor) -> Tensor:
+def resize_matrix(rows: int, out: int, like: Tensor) -> Tensor:
     """(out, rows): the matrix that brings `rows` to `out` places as Pillow's BILINEAR does, a triangle over each place,
     wider than a row where rows are many, so that nothing aliases. In any runtime that is two matrix products."""
     there = torch.arange(rows, device=like.device).to(like.dtype) + 0.5
@@ -100,8 +100,8 @@ def resizing(rows: int, out: int, like: Tensor) -> Tensor:
 
 def resized(picture: Tensor, height: int, width: int) -> Tensor:
     """(N, C, H, W) -> (N, C, height, width)."""
-    down = resizing(picture.shape[2], height, picture)
-    across = resizing(picture.shape[3], width, picture)
+    down = resize_matrix(picture.shape[2], height, picture)
+    across = resize_matrix(picture.shape[3], width, picture)
     return down @ picture @ across.T
 
 
@@ -109,29 +109,29 @@ def resized(picture: Tensor, height: int, width: int) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """What a pretrained network answers to gray (N, 1, S, S) in [0, 1], at a half of its size, a quarter, and so on."""
+    """A pretrained network's activations for gray (N, 1, S, S) in [0, 1], at half of its size, a quarter, and so on."""
 
     def __init__(self, backbone: features.Vgg | resnet.ResNet18) -> None:
         super().__init__()
         self.backbone = backbone
         self.taps: tuple[str, ...]
         self.widths: tuple[int, ...]
-        # Edges and textures are as good for colours as for anything, and half of the time would go into `settled`.
+        # Edges and textures are as good for colours as for anything, and training them would take half of the time.
         if isinstance(backbone, resnet.ResNet18):
             self.taps, self.widths = resnet.STAGES, resnet.WIDTHS
-            self.settled: list[nn.Module] = [backbone.conv1, backbone.bn1, backbone.layer1]
+            self.frozen: list[nn.Module] = [backbone.conv1, backbone.bn1, backbone.layer1]
         else:
             # Of each block but the first the last layer.
             self.taps = tuple(f"conv{b}_{count}" for b, count in enumerate(backbone.blocks, 1))[1:]
             self.widths = backbone.widths[1:]
-            self.settled = [layer for name, layer in backbone.convolutions.items() if name < "conv3"]
+            self.frozen = [layer for name, layer in backbone.convolutions.items() if name < "conv3"]
 
     def forward(self, gray: Tensor) -> list[Tensor]:
-        answers = self.backbone(gray.expand(-1, 3, -1, -1), self.taps)
-        return [answers[name] for name in self.taps]
+        activations = self.backbone(gray.expand(-1, 3, -1, -1), self.taps)
+        return [activations[name] for name in self.taps]
 
     def train(self, mode: bool = True) -> Encoder:
-        """Norms that came with the weights keep to what they have measured; batches of here are too small for that."""
+        """Batch norms keep their pretrained statistics in either mode: batches here are too small to measure better."""
         return super().train(False)
 
 
@@ -151,19 +151,19 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """What the encoder answers -> `channels` at half the size of the picture, or at all of it: the right half of a U
-    (Ronneberger et al. 2015)."""
+    """The encoder's activations -> `channels` at half the size of the picture, or at all of it: the expanding half of a
+    U-Net (Ronneberger et al. 2015)."""
 
     def __init__(
         self, encoder: tuple[int, ...], widths: tuple[int, ...], channels: int, *, gray: float, whole: bool
     ) -> None:
         super().__init__()
-        beside = [*reversed(encoder[:-1]), *([1] if whole else [])]
-        # The coarsest answers of a deeper encoder share the first of the widths, and what is finer has the last one.
+        skips = [*reversed(encoder[:-1]), *([1] if whole else [])]
+        # The coarsest stages of a deeper encoder share the first of the widths, and what is finer has the last one.
         widths = (*widths[:1] * (len(encoder) - 1 - len(widths)), *widths, *widths[-1:] * whole)
         c_in = encoder[-1]
         self.blocks = nn.ModuleList()
-        for skip, width in zip(beside, widths, strict=True):
+        for skip, width in zip(skips, widths, strict=True):
             self.blocks.append(Block(c_in + skip, width))
             c_in = width
         self.smooth = Block(c_in, c_in)
@@ -171,9 +171,9 @@ class Decoder(nn.Module):
         nn.init.zeros_(self.last.weight)
         self.last.bias = nn.Parameter(torch.full((channels,), gray))
 
-    def forward(self, gray: Tensor, answers: list[Tensor]) -> Tensor:
-        *beside, x = answers
-        skips = [*reversed(beside), gray][: len(self.blocks)]
+    def forward(self, gray: Tensor, activations: list[Tensor]) -> Tensor:
+        *finer, x = activations
+        skips = [*reversed(finer), gray][: len(self.blocks)]
         for block, skip in zip(self.blocks, skips, strict=True):
             x = block(torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), skip], 1))
         return self.last(self.smooth(x))
@@ -189,19 +189,19 @@ class Colorizer(nn.Module):
         super().__init__()
         self.options: Mapping[str, Any] = {"widths": list(widths), "color": color, "whole": whole, "size": size}
         self.encoder = encoder
-        self.color, self.size, self.shrinks = color, size, 1 if whole else 2
+        self.color, self.size, self.stride = color, size, 1 if whole else 2
         channels, gray = {"lab": (2, 0.0), "rgb": (3, 0.5)}[color]
         self.decoders = nn.ModuleList(
             Decoder(encoder.widths, widths, channels, gray=gray, whole=whole) for _ in range(2)
         )
 
     def forward(self, gray: Tensor, stage: int) -> Tensor:
-        painted: Tensor = self.decoders[stage - 1](gray, self.encoder(gray))
-        return painted
+        predicted: Tensor = self.decoders[stage - 1](gray, self.encoder(gray))
+        return predicted
 
-    def chroma(self, painted: Tensor) -> Tensor:
-        """Of what a decoder gives: a and b."""
-        return CHROMA * painted if self.color == "lab" else lab(painted.clamp(0, 1))[:, 1:]
+    def chroma(self, predicted: Tensor) -> Tensor:
+        """a and b of what a decoder gives."""
+        return CHROMA * predicted if self.color == "lab" else lab(predicted.clamp(0, 1))[:, 1:]
 
 
 class Critic(nn.Module):
@@ -219,8 +219,8 @@ class Critic(nn.Module):
             layers += [spectral_norm(nn.Conv2d(c, c_out, 4, stride=stride, padding=1)), nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*layers, spectral_norm(nn.Conv2d(widths[3], 1, 3, padding=1)))
 
-    def forward(self, seen: Tensor) -> Tensor:
-        scores: Tensor = self.layers(seen)
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.layers(x)
         return scores
 
 
@@ -230,16 +230,17 @@ class Critic(nn.Module):
 class Served(nn.Module):
     """Gray uint8 (N, H, W, 1) and stage (N, 1) -> uint8 (N, H, W, 3) of the same size, at least 16 x 16, and luminance.
 
-    The network sees the picture at a size of its own. What it says of chroma comes back to the picture's by the guided
-    filter (He et al. 2013): within each neighbourhood chroma is a line of luminance, so that its edges are the
-    picture's, however large that is.
+    The network sees the picture at a size of its own. Its chroma comes back to the picture's size by the guided filter
+    (He et al. 2013): within each neighbourhood chroma is a linear function of luminance, so that its edges are the
+    picture's, however large that is. `radius` is in pixels of the network's chroma; `edge`, in units of L, is the
+    contrast above which an edge is kept, the root of the paper's epsilon.
     """
 
     levels: Tensor
 
-    def __init__(self, net: Colorizer, *, features: str = "", guide: int = 1, edge: float = 8.0) -> None:
+    def __init__(self, net: Colorizer, *, features: str = "", radius: int = 1, edge: float = 8.0) -> None:
         super().__init__()
-        self.features, self.guide, self.edge = features, guide, edge
+        self.features, self.radius, self.edge = features, radius, edge
         self.net = net
         light = linear(torch.arange(256) / 255)
         self.register_buffer("levels", torch.stack([light, lightness(light)]), persistent=False)
@@ -260,23 +261,23 @@ class Served(nn.Module):
         height, width = gray.shape[2], gray.shape[3]
         y, f = self.levels[0][gray.long()], self.levels[1][gray.long()]
         seen = resized(gray / 255, self.net.size, self.net.size)
-        answers = self.net.encoder(seen)
-        first, second = (self.net.chroma(decoder(seen, answers)) for decoder in self.net.decoders)
+        activations = self.net.encoder(seen)
+        first, second = (self.net.chroma(decoder(seen, activations)) for decoder in self.net.decoders)
         chroma = first + (stage[:, :, None, None] - 1) * (second - first)
-        picture = rgb(y, f, self.at_full_size(chroma, 116 * f - 16, height, width))
+        picture = rgb(y, f, self.guided_filter(chroma, 116 * f - 16, height, width))
         return (picture * 255).round().permute(0, 2, 3, 1).to(torch.uint8)
 
-    def at_full_size(self, chroma: Tensor, lightness: Tensor, height: int, width: int) -> Tensor:
-        side = self.net.size // self.net.shrinks
+    def guided_filter(self, chroma: Tensor, lightness: Tensor, height: int, width: int) -> Tensor:
+        side = self.net.size // self.net.stride
         guide = resized(lightness, side, side)
-        mean, of_guide = self.around(chroma), self.around(guide)
-        slope = self.around(chroma * guide) - mean * of_guide
-        slope = slope / (self.around(guide * guide) - of_guide * of_guide + self.edge**2)
+        mean, of_guide = self.box_filter(chroma), self.box_filter(guide)
+        slope = self.box_filter(chroma * guide) - mean * of_guide
+        slope = slope / (self.box_filter(guide * guide) - of_guide * of_guide + self.edge**2)
         offset = mean - slope * of_guide
-        slope, offset = (resized(self.around(each), height, width) for each in (slope, offset))
+        slope, offset = (resized(self.box_filter(each), height, width) for each in (slope, offset))
         return slope * lightness + offset
 
-    def around(self, x: Tensor) -> Tensor:
+    def box_filter(self, x: Tensor) -> Tensor:
         """The mean of each neighbourhood."""
-        side = 2 * self.guide + 1
-        return F.avg_pool2d(F.pad(x, (self.guide,) * 4, mode="replicate"), side, stride=1)
+        side = 2 * self.radius + 1
+        return F.avg_pool2d(F.pad(x, (self.radius,) * 4, mode="replicate"), side, stride=1)

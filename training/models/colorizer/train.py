@@ -50,7 +50,7 @@ class Options:
     whole: bool = False
     """chroma at all of that size; left out: at half of it, which is what most photographs carry"""
     widths: tuple[int, ...] = (128, 64, 48)
-    """the decoders' channels, from the coarsest answers on"""
+    """the decoders' channels, from the coarsest layer on"""
     batch: int = 16
     steps: int = 2_200
     """of regression"""
@@ -113,7 +113,7 @@ class Photographs:
 
 
 def load_corpus(options: Options) -> Photographs:
-    if options.init and (sees := learnt(Path(options.init)).net.size) != options.size:
+    if options.init and (sees := restore_net(Path(options.init)).net.size) != options.size:
         raise BadInput(f"--size: {options.size}, but the network of {options.init} sees {sees} pixels; give that")
     source = Path(options.corpus) if options.corpus else natural.imagenette()
     size = round(ROOM * options.size)
@@ -137,17 +137,17 @@ def train(options: Options, run: RunDir, corpus: Photographs) -> Path:
     """Train both stages and return the last checkpoint. Raises Stopped after SIGTERM, with a checkpoint."""
     device = pick_device()
     torch.manual_seed(options.seed)
-    net, encoder = begin(options)
+    net, encoder = build_net(options)
     net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     critic = Critic(1 + (2 if net.color == "lab" else 3)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    learning = [parameter for parameter in net.encoder.parameters() if parameter.requires_grad]
+    trainable = [parameter for parameter in net.encoder.parameters() if parameter.requires_grad]
     adam = torch.optim.AdamW([
         {"params": net.decoders[0].parameters(), "rate": options.lr},
-        {"params": learning, "rate": options.encoder_lr},
+        {"params": trainable, "rate": options.encoder_lr},
     ], weight_decay=0.01, fused=True)  # fmt: skip
-    refining = torch.optim.Adam(net.decoders[1].parameters(), options.refine_lr, betas=(0.5, 0.9), fused=True)
-    judging = torch.optim.Adam(critic.parameters(), options.refine_lr, betas=(0.5, 0.9), fused=True)
-    parts = {"net": net, "critic": critic, "adam": adam, "refining": refining, "judging": judging}
+    refine_adam = torch.optim.Adam(net.decoders[1].parameters(), options.refine_lr, betas=(0.5, 0.9), fused=True)
+    critic_adam = torch.optim.Adam(critic.parameters(), options.refine_lr, betas=(0.5, 0.9), fused=True)
+    parts = {"net": net, "critic": critic, "adam": adam, "refining": refine_adam, "judging": critic_adam}
     images = torch.from_numpy(corpus.images)
 
     rng = torch.Generator().manual_seed(options.seed)
@@ -167,17 +167,17 @@ def train(options: Options, run: RunDir, corpus: Photographs) -> Path:
     last_saved = time.monotonic()
     end = options.steps + options.refine_steps
     for step in run.steps(first, end):
-        gray, truth = batch_of(images, options, rng, device, net)
+        gray, truth = sample_batch(images, options, rng, device, net)
         stats = {"distance": 0.0, "critic": 0.0, "doubt": 0.0}
 
         # --- first stage: the colours that there are on average ---
         if step < options.steps:
             net.train()
             for group in adam.param_groups:
-                group["lr"] = group["rate"] * one_cycle((step + 1) / options.steps)
+                group["lr"] = group["rate"] * lr_multiplier((step + 1) / options.steps)
             with autocast(device, True):
-                painted = net(gray, 1)
-            distance = F.l1_loss(painted.float(), truth)
+                predicted = net(gray, 1)
+            distance = F.l1_loss(predicted.float(), truth)
             adam.zero_grad()
             distance.backward()
             adam.step()
@@ -192,30 +192,30 @@ def train(options: Options, run: RunDir, corpus: Photographs) -> Path:
             net.eval()
             net.decoders[1].train()
             left = (end - step) / options.refine_steps
-            for group in (*refining.param_groups, *judging.param_groups):
+            for group in (*refine_adam.param_groups, *critic_adam.param_groups):
                 group["lr"] = options.refine_lr * min(1.0, 2 * left)
             with torch.no_grad(), autocast(device, True):
-                answers = net.encoder(gray)
+                activations = net.encoder(gray)
             with autocast(device, True):
-                painted = net.decoders[1](gray, answers)
-            beside = F.interpolate(gray, size=truth.shape[2:], mode="area")
+                predicted = net.decoders[1](gray, activations)
+            condition = F.interpolate(gray, size=truth.shape[2:], mode="area")
 
-            # The critic learns first, from the same pictures, by the hinge (Lim and Ye 2017).
+            # The critic learns first, from the same pictures, by the hinge loss (Lim and Ye 2017).
             with autocast(device, True):
-                real = critic(torch.cat([beside, truth], 1)).float()
-                fake = critic(torch.cat([beside, painted.detach().float()], 1)).float()
-            judged = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
-            judging.zero_grad()
-            judged.backward()
-            judging.step()
+                real = critic(torch.cat([condition, truth], 1)).float()
+                fake = critic(torch.cat([condition, predicted.detach().float()], 1)).float()
+            critic_loss = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+            critic_adam.zero_grad()
+            critic_loss.backward()
+            critic_adam.step()
 
             with autocast(device, True):
-                doubt = -critic(torch.cat([beside, painted.float()], 1)).float().mean()
-            distance = F.l1_loss(painted.float(), truth)
-            refining.zero_grad()
-            (distance + options.critic_weight * doubt).backward()
-            refining.step()
-            stats = {"distance": distance.item(), "critic": judged.item(), "doubt": doubt.item()}
+                adversarial_loss = -critic(torch.cat([condition, predicted.float()], 1)).float().mean()
+            distance = F.l1_loss(predicted.float(), truth)
+            refine_adam.zero_grad()
+            (distance + options.critic_weight * adversarial_loss).backward()
+            refine_adam.step()
+            stats = {"distance": distance.item(), "critic": critic_loss.item(), "doubt": adversarial_loss.item()}
 
         # --- what it says ---
         line = ""
@@ -223,7 +223,7 @@ def train(options: Options, run: RunDir, corpus: Photographs) -> Path:
             line = " ".join(f"{name} {value:.4f}" for name, value in stats.items())
         run.record(step, line, **stats)
         if (step + 1) % options.sample_every == 0 or step + 1 == end:
-            sample(net, corpus, run.path / "samples" / f"{step + 1:06d}.png")
+            save_samples(net, corpus, run.path / "samples" / f"{step + 1:06d}.png")
         if run.terminated:
             checkpoint(step + 1)
             raise Stopped
@@ -240,12 +240,12 @@ def train(options: Options, run: RunDir, corpus: Photographs) -> Path:
     return run.last
 
 
-def one_cycle(done: float) -> float:
-    """The learning rate's share of its highest after so much of a stage."""
+def lr_multiplier(done: float) -> float:
+    """Of the learning rate after that share of a stage: linear warm-up over a tenth, then half a cosine to zero."""
     return min(10 * done, 0.5 + 0.5 * float(np.cos(np.pi * max(0.0, done - 0.1) / 0.9)))
 
 
-def batch_of(
+def sample_batch(
     images: Tensor, options: Options, rng: torch.Generator, device: torch.device, net: Colorizer
 ) -> tuple[Tensor, Tensor]:
     """Gray (N, 1, S, S) in [0, 1], and what a decoder should make of it, (N, C, S, S) or half that size.
@@ -262,19 +262,19 @@ def batch_of(
     window = F.interpolate(window, size=(options.size, options.size), mode="bilinear", antialias=True)
     picture = window.clamp(0, 1).contiguous(memory_format=torch.channels_last)
     truth = lab(picture)[:, 1:] / CHROMA if net.color == "lab" else picture
-    return gray_of(picture), F.avg_pool2d(truth, net.shrinks) if net.shrinks > 1 else truth
+    return gray_of(picture), F.avg_pool2d(truth, net.stride) if net.stride > 1 else truth
 
 
-def begin(options: Options) -> tuple[Colorizer, str]:
+def build_net(options: Options) -> tuple[Colorizer, str]:
     """The network at its beginning, and what its encoder was before it; what of the encoder learns has gradients."""
     if options.init:
-        before = learnt(Path(options.init))
+        before = restore_net(Path(options.init))
         net, name = before.net, before.features
     else:
         encoder, name = Encoder(pretrained(options.features)), options.features
         net = Colorizer(encoder, options.widths, color=options.color, whole=options.whole, size=options.size)
     net.encoder.requires_grad_(True)
-    for layer in net.encoder.settled:
+    for layer in net.encoder.frozen:
         layer.requires_grad_(False)
     return net, name
 
@@ -287,19 +287,20 @@ def pretrained(name: str) -> features.Vgg | resnet.ResNet18:
 
 
 @torch.no_grad()
-def sample(net: Colorizer, corpus: Photographs, path: Path, *, count: int = 8) -> None:
+def save_samples(net: Colorizer, corpus: Photographs, path: Path, *, count: int = 8) -> None:
     """A sheet of the same held-out pictures each time: gray, first stage, second stage, truth."""
-    seen = Served(net).to(next(net.parameters()).device)
-    plots.save_grid(measures.beside(seen, corpus.held_out[:count]), path, columns=8)
+    eager = Served(net).to(next(net.parameters()).device)
+    plots.save_grid(measures.side_by_side(eager, corpus.held_out[:count]), path, columns=8)
     net.train()
 
 
 def load_net(checkpoint: Path) -> Served:
     """The network of a checkpoint, as it is served. BadInput if it holds another network."""
-    return learnt(checkpoint).packed()
+    return restore_net(checkpoint).packed()
 
 
-def learnt(checkpoint: Path) -> Served:
+def restore_net(checkpoint: Path) -> Served:
+    """The same with its norms, to go on training."""
     state = load_checkpoint(checkpoint)
     try:
         encoder = Encoder(features.Vgg(*state["vgg"]) if state["vgg"] else resnet.ResNet18())

@@ -1,10 +1,10 @@
 """VGG by its layers' names, with official weights, with our own, or with none. Only nn.Modules and how to fill them.
 
     features = net.load("vgg16-half")             the backbone that this project trained and ships
-    answers = features(picture, ("conv1_1", "conv4_2"))
+    activations = features(picture, ("conv1_1", "conv4_2"))
 
-A picture is float (N, 3, H, W), RGB in [0, 1]. A layer's answer is what comes after its ReLU (Simonyan and Zisserman
-2015).
+A picture is float (N, 3, H, W), RGB in [0, 1]. A layer's activations are taken after its ReLU (Simonyan and
+Zisserman 2015).
 """
 
 from __future__ import annotations
@@ -65,19 +65,19 @@ class Vgg(nn.Module):
         self.register_buffer("std", torch.tensor(STD)[:, None, None], persistent=False)
 
     def forward(self, picture: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:
-        """The answers of `layers`, by name; of what lies behind the last of them nothing is computed."""
+        """The activations of `layers`, by name; no layer behind the last of them is computed."""
         wanted = set(layers)
         assert set() < wanted <= set(self.layers), (wanted, self.layers)
         x = (picture - self.mean) / self.std
-        answers: dict[str, Tensor] = {}
+        activations: dict[str, Tensor] = {}
         names = iter(self.layers)
         for layer in self.features:
             x = layer(x)
             if isinstance(layer, nn.ReLU) and (name := next(names)) in wanted:
-                answers[name] = x
-                if len(answers) == len(wanted):
+                activations[name] = x
+                if len(activations) == len(wanted):
                     break
-        return answers
+        return activations
 
     @property
     def convolutions(self) -> dict[str, nn.Conv2d]:
@@ -171,8 +171,8 @@ def random_weights(*, seed: int) -> Vgg:
 # --- to train it: the same with batch norm, and classes to tell apart ---
 
 
-class Trained(nn.Module):
-    """Picture (N, 3, H, W) -> logits (N, classes). Batch norm lets it learn; `folded` is what stays of it."""
+class VggClassifier(nn.Module):
+    """Picture (N, 3, H, W) -> logits (N, classes). Batch norm lets it learn, and is folded away at the end."""
 
     def __init__(self, classes: int, blocks: tuple[int, ...] = BLOCKS["vgg16"], widths: tuple[int, ...] = OWN_WIDTHS):
         super().__init__()
@@ -209,32 +209,32 @@ class Trained(nn.Module):
         return frozen(net)
 
 
-# --- what a painting is made of, by its answers ---
+# --- perceptual losses: content by activations, style by their Gram matrices (Gatys et al. 2015) ---
 
 
-def gram(answer: Tensor) -> Tensor:
-    """How channels answer together: (N, C, H, W) -> (N, C, C), a mean over places."""
-    n, c, h, w = answer.shape
-    flat = answer.reshape(n, c, h * w)
+def gram(activation: Tensor) -> Tensor:
+    """The Gram matrix of the channels, (N, C, H, W) -> (N, C, C): a mean over places."""
+    n, c, h, w = activation.shape
+    flat = activation.reshape(n, c, h * w)
     return flat @ flat.transpose(1, 2) / (h * w)
 
 
-def content_loss(answers: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Tensor:
-    """(N,): how far the answers are from `wanted`, whose layers it sums over."""
-    return _sum(relative(answers[name], there) for name, there in wanted.items())
+def content_loss(activations: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
+    """(N,): the relative error of the activations, summed over the layers of `targets`."""
+    return _sum(relative_error(activations[name], target) for name, target in targets.items())
 
 
-def style_loss(answers: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Tensor:
-    """(N,): how far the Gram matrices of the answers are from `wanted`, whose layers it sums over."""
-    return _sum(relative(gram(answers[name]), there) for name, there in wanted.items())
+def style_loss(activations: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
+    """(N,): the relative error of their Gram matrices, summed over the layers of `targets`, which are such matrices."""
+    return _sum(relative_error(gram(activations[name]), target) for name, target in targets.items())
 
 
-def relative(answer: Tensor, wanted: Tensor) -> Tensor:
-    """(N, ...) and (N or 1, ...) -> (N,): the squared error as a share of what is wanted, squared.
+def relative_error(x: Tensor, target: Tensor) -> Tensor:
+    """(N, ...) and (N or 1, ...) -> (N,): the squared norm of the difference as a share of the target's.
 
-    So every layer weighs alike, and every network does, whatever the scale of its answers.
+    So every layer weighs alike, and every network does, whatever the scale of its activations.
     """
-    return (answer - wanted).square().flatten(1).sum(1) / wanted.square().flatten(1).sum(1).clamp_min(1e-12)
+    return (x - target).square().flatten(1).sum(1) / target.square().flatten(1).sum(1).clamp_min(1e-12)
 
 
 def _sum(losses: Iterable[Tensor]) -> Tensor:

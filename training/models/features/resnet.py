@@ -1,10 +1,10 @@
 """ResNet-18 by its stages' names, with torchvision's weights. Only nn.Modules and how to fill them.
 
     backbone = resnet.load("resnet18")            fetched once; or a file in torchvision's form
-    answers = backbone(picture, ("stem", "layer4"))
+    activations = backbone(picture, ("stem", "layer4"))
 
-A picture is float (N, 3, H, W), RGB in [0, 1]. A stage's answer is what comes after its last ReLU, at 1/2 of the
-picture's size for the stem, 1/4 for layer1, and so on to 1/32 (He et al. 2016, "Deep Residual Learning").
+A picture is float (N, 3, H, W), RGB in [0, 1]. A stage's activations are taken after its last ReLU, at 1/2 of
+the picture's size for the stem, 1/4 for layer1, and so on to 1/32 (He et al. 2016, "Deep Residual Learning").
 """
 
 from __future__ import annotations
@@ -66,17 +66,17 @@ class ResNet18(nn.Module):
         self.register_buffer("std", torch.tensor(STD)[:, None, None], persistent=False)
 
     def forward(self, picture: Tensor, stages: Iterable[str]) -> dict[str, Tensor]:
-        """The answers of `stages`, by name; of what lies behind the last of them nothing is computed."""
+        """The activations of `stages`, by name; no stage behind the last of them is computed."""
         wanted = set(stages)
         assert set() < wanted <= set(STAGES), (wanted, STAGES)
         x = F.relu(self.bn1(self.conv1((picture - self.mean) / self.std)))
-        answers = {"stem": x}
+        activations = {"stem": x}
         x = self.maxpool(x)
         for name in STAGES[1:]:
-            if wanted <= answers.keys():
+            if wanted <= activations.keys():
                 break
-            x = answers[name] = self.get_submodule(name)(x)
-        return {name: answer for name, answer in answers.items() if name in wanted}
+            x = activations[name] = self.get_submodule(name)(x)
+        return {name: activation for name, activation in activations.items() if name in wanted}
 
 
 def stage(c_in: int, width: int, *, stride: int) -> nn.Sequential:

@@ -19,7 +19,7 @@ from training.data import natural
 from training.data.natural import Natural
 from training.devices import autocast, dropout_state, pick_device, restore_dropout
 from training.errors import BadInput
-from training.models.features.net import Trained, Vgg, gram, random_weights
+from training.models.features.net import Vgg, VggClassifier, gram, random_weights
 from training.rundir import RunDir, Stopped, load_checkpoint
 
 
@@ -73,7 +73,7 @@ def train(options: Options, run: RunDir, corpus: Natural) -> Path:
     """Train for options.epochs and return the last checkpoint. Raises Stopped after SIGTERM, with a checkpoint."""
     device = pick_device()
     torch.manual_seed(options.seed)
-    net = Trained(len(corpus.classes)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = VggClassifier(len(corpus.classes)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     adam = torch.optim.AdamW(net.parameters(), options.lr, weight_decay=options.weight_decay, fused=True)
     images, labels = torch.from_numpy(corpus.images), torch.from_numpy(corpus.labels)
     batches = max(1, len(images) // options.batch)  # of an epoch; what is left over comes in another order next time
@@ -178,11 +178,11 @@ def accuracy(net: nn.Module, corpus: Natural, device: torch.device) -> float:
     return (said == torch.from_numpy(corpus.held_out_labels)).float().mean().item()
 
 
-def load_net(checkpoint: Path) -> Trained:
+def load_net(checkpoint: Path) -> VggClassifier:
     """The network of a checkpoint. BadInput if it holds another one."""
     state = load_checkpoint(checkpoint)
     try:
-        net = Trained(len(state["classes"]))
+        net = VggClassifier(len(state["classes"]))
         net.load_state_dict(state["net"])
     except (KeyError, RuntimeError) as error:
         raise BadInput(f"checkpoint {checkpoint}: not the backbone's; `training.run features` writes those") from error
@@ -191,13 +191,13 @@ def load_net(checkpoint: Path) -> Trained:
 
 def weights(net: nn.Module) -> dict[str, Tensor]:
     """What is kept of it: the folded convolutions in torchvision's form, in half precision."""
-    assert isinstance(net, Trained)
+    assert isinstance(net, VggClassifier)
     return {key: value.half() for key, value in net.folded().state_dict().items()}
 
 
 def evaluate(net: nn.Module, corpus: Natural, *, out: Path) -> dict[str, float]:
     """Measures on the pictures held out, beside those of a network that has learnt nothing."""
-    assert isinstance(net, Trained)
+    assert isinstance(net, VggClassifier)
     held_out = torch.from_numpy(corpus.held_out).permute(0, 3, 1, 2)
     return {
         "held_out_accuracy": accuracy(net, corpus, torch.device("cpu")),
@@ -214,11 +214,11 @@ def halves_matched(vgg: Vgg, pictures: Tensor) -> float:
     """
     layers = ("conv2_1", "conv3_1", "conv4_1")
     distances = torch.zeros(len(pictures), len(pictures))
-    answers = [vgg(part.float() / 255, layers) for part in pictures.split(50)]
+    activations = [vgg(part.float() / 255, layers) for part in pictures.split(50)]
     for name in layers:
-        middle = answers[0][name].shape[3] // 2
+        middle = activations[0][name].shape[3] // 2
         left, right = (
-            F.normalize(torch.cat([gram(part[name][..., half]).flatten(1) for part in answers]))
+            F.normalize(torch.cat([gram(part[name][..., half]).flatten(1) for part in activations]))
             for half in (slice(None, middle), slice(middle, None))
         )
         distances += 1 - left @ right.T

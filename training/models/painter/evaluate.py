@@ -11,7 +11,7 @@ from torch import Tensor
 from serving.backends.painter import painting
 from serving.backends.painter.knobs import Knobs, read
 from training.models.features.net import Vgg
-from training.models.painter.autograd import Judge, wanted
+from training.models.painter.autograd import Closure, targets_of
 from training.models.painter.net import Objective
 
 # Round ones, odd ones, and so small that the deepest layer has one place left.
@@ -33,10 +33,10 @@ def gradient_error(net: Objective, vgg: Vgg, content: np.ndarray, style: np.ndar
         canvas = painting.started(photo, knobs)
         with torch.no_grad():
             gradient = net(*inputs(net, canvas, photo, painted, knobs))[2]
-        learnt = torch.from_numpy(canvas)[None].requires_grad_()
-        there = wanted(vgg, torch.from_numpy(photo)[None], torch.from_numpy(painted)[None])
-        Judge(vgg, learnt, there, knobs)()
-        truth = learnt.grad
+        variable = torch.from_numpy(canvas)[None].requires_grad_()
+        targets = targets_of(vgg, torch.from_numpy(photo)[None], torch.from_numpy(painted)[None])
+        Closure(vgg, variable, targets, knobs)()
+        truth = variable.grad
         assert truth is not None
         errors.append(((gradient - truth).norm() / truth.norm()).item())
     return max(errors)

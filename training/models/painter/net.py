@@ -1,11 +1,12 @@
 """The painter's objective and its gradient, both of them forward, so that an ONNX graph holds them. Only nn.Modules.
 
     objective = net.Objective(features.load("vgg16-half"), name="vgg16-half")
-    losses, total, gradient, *answers_and_grams = objective(canvas, *targets, content_layers, style_layers, weights)
+    losses, total, gradient, *activations_and_grams = objective(canvas, *targets, content_layers, style_layers, weights)
 
 Gatys et al. 2015: the backbone stays as it is, and the canvas is what learns. What autograd would do is written out:
 the backward pass of a convolution is a convolution with its weights turned round, that of a ReLU a mask, that of an
-average pooling a spread. ONNX Runtime takes two thirds of autograd's time: 160 and 245 ms of a core, at 256 x 256.
+average pooling an equal share to each place. ONNX Runtime takes two thirds of autograd's time: 160 and 245 ms of a
+core, at 256 x 256.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.models.features.net import Vgg, gram, relative
+from training.models.features.net import Vgg, gram, relative_error
 from training.models.painter.spec import CONTENT_LAYERS, STYLE_LAYERS
 
 
@@ -33,7 +34,7 @@ class Objective(nn.Module):
         for layer in self.layers:
             convolution = vgg.convolutions[layer]
             assert convolution.bias is not None
-            self.weights.append(nn.Parameter(_short(convolution.weight.detach()), requires_grad=False))
+            self.weights.append(nn.Parameter(_half_if_exact(convolution.weight.detach()), requires_grad=False))
             self.biases.append(nn.Parameter(convolution.bias.detach().clone(), requires_grad=False))
         self.register_buffer("mean", vgg.mean.clone())
         self.register_buffer("std", vgg.std.clone())
@@ -41,74 +42,75 @@ class Objective(nn.Module):
     def forward(self, canvas: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
         """Canvas (1, 3, H, W), RGB in [0, 1], H and W 16 or more."""
         *targets, content_layers, style_layers, weights = given
-        contents = dict(zip(CONTENT_LAYERS, targets[: len(CONTENT_LAYERS)], strict=True))
-        grams = dict(zip(STYLE_LAYERS, targets[len(CONTENT_LAYERS) :], strict=True))
+        content_targets = dict(zip(CONTENT_LAYERS, targets[: len(CONTENT_LAYERS)], strict=True))
+        gram_targets = dict(zip(STYLE_LAYERS, targets[len(CONTENT_LAYERS) :], strict=True))
         content_weight, style_weight, tv_weight = weights.unbind(1)  # (1,) each
 
-        answers = self.answers(canvas)
-        own = {layer: gram(answers[layer]) for layer in STYLE_LAYERS}
+        activations = self.activations(canvas)
+        grams = {layer: gram(activations[layer]) for layer in STYLE_LAYERS}
 
-        # --- the losses: shares of what is wanted, each layer with its own weight ---
-        content = torch.stack([relative(answers[layer], wanted) for layer, wanted in contents.items()], 1)
-        style = torch.stack([relative(own[layer], wanted) for layer, wanted in grams.items()], 1)
+        # --- the losses: relative errors, each layer with its own weight ---
+        content = torch.stack([relative_error(activations[layer], t) for layer, t in content_targets.items()], 1)
+        style = torch.stack([relative_error(grams[layer], t) for layer, t in gram_targets.items()], 1)
         across, down = differences(canvas)
-        roughness = across.square().mean((1, 2, 3)) + down.square().mean((1, 2, 3))
-        losses = torch.stack([(content * content_layers).sum(1), (style * style_layers).sum(1), roughness], 1)
+        tv = across.square().mean((1, 2, 3)) + down.square().mean((1, 2, 3))
+        losses = torch.stack([(content * content_layers).sum(1), (style * style_layers).sum(1), tv], 1)
         objective = (losses * weights).sum(1, keepdim=True)
 
-        # --- what they ask of the answers that they look at ---
-        pulls: dict[str, Tensor] = {}
-        for k, (layer, wanted) in enumerate(contents.items()):
-            share = content_weight * content_layers[:, k] * 2 / squared(wanted)
-            pulls[layer] = (answers[layer] - wanted) * share
-        for k, (layer, wanted) in enumerate(grams.items()):
-            n, c, h, w = answers[layer].shape
-            share = style_weight * style_layers[:, k] * 4 / (squared(wanted) * (h * w))
-            # A Gram matrix is symmetric, so that its two factors ask for the same: 4, not 2.
-            pulls[layer] = ((own[layer] - wanted) * share @ answers[layer].reshape(n, c, h * w)).reshape(n, c, h, w)
+        # --- their gradients at the activations that they look at ---
+        gradients: dict[str, Tensor] = {}
+        for k, (layer, target) in enumerate(content_targets.items()):
+            scale = content_weight * content_layers[:, k] * 2 / squared_norm(target)
+            gradients[layer] = (activations[layer] - target) * scale
+        for k, (layer, target) in enumerate(gram_targets.items()):
+            n, c, h, w = activations[layer].shape
+            # A Gram matrix is symmetric, so that its two factors have the same gradient: 4, not 2.
+            scale = style_weight * style_layers[:, k] * 4 / (squared_norm(target) * (h * w))
+            at_gram = (grams[layer] - target) * scale
+            gradients[layer] = (at_gram @ activations[layer].reshape(n, c, h * w)).reshape(n, c, h, w)
 
-        # --- and, back through the network, of the canvas ---
-        gradient = self.backward(answers, pulls) / self.std + tv_weight * roughness_gradient(canvas)
-        return losses, objective, gradient, *(answers[layer] for layer in CONTENT_LAYERS), *own.values()
+        # --- and, back through the network, at the canvas ---
+        gradient = self.backward(activations, gradients) / self.std + tv_weight * tv_gradient(canvas)
+        return losses, objective, gradient, *(activations[layer] for layer in CONTENT_LAYERS), *grams.values()
 
     def targets(self, photo: Tensor, painted: Tensor) -> tuple[Tensor, ...]:
-        """What a canvas is to answer: as the photograph does, and, by Gram matrices, as the painting. (1, 3, H, W)."""
-        contents, manner = self.answers(photo), self.answers(painted)
-        return *(contents[layer] for layer in CONTENT_LAYERS), *(gram(manner[layer]) for layer in STYLE_LAYERS)
+        """The photograph's activations, and the painting's Gram matrices. Both pictures are (1, 3, H, W)."""
+        content, style = self.activations(photo), self.activations(painted)
+        return *(content[layer] for layer in CONTENT_LAYERS), *(gram(style[layer]) for layer in STYLE_LAYERS)
 
-    def answers(self, canvas: Tensor) -> dict[str, Tensor]:
-        """By layer, what comes after its ReLU."""
+    def activations(self, canvas: Tensor) -> dict[str, Tensor]:
+        """By layer, after its ReLU."""
         x = (canvas - self.mean) / self.std
-        answers: dict[str, Tensor] = {}
+        activations: dict[str, Tensor] = {}
         for layer, weight, bias in zip(self.layers, self.weights, self.biases, strict=True):
-            if answers and _opens_block(layer):
+            if activations and _opens_block(layer):
                 x = F.avg_pool2d(x, 2)
-            x = answers[layer] = F.relu(F.conv2d(x, weight.float(), bias, padding=1))
-        return answers
+            x = activations[layer] = F.relu(F.conv2d(x, weight.float(), bias, padding=1))
+        return activations
 
-    def backward(self, answers: dict[str, Tensor], pulls: dict[str, Tensor]) -> Tensor:
-        """From the gradients at the answers to the one at the normalised canvas, (1, 3, H, W)."""
-        flow = pulls[self.layers[-1]]
+    def backward(self, activations: dict[str, Tensor], gradients: dict[str, Tensor]) -> Tensor:
+        """From the losses' gradients at the activations to the one at the normalised canvas, (1, 3, H, W)."""
+        gradient = gradients[self.layers[-1]]
         for k in reversed(range(len(self.layers))):
             layer = self.layers[k]
             # Turned round it is a constant, so that it lies in the file once and is made where that is loaded.
             weight = self.weights[k].float().flip(2, 3).transpose(0, 1)
             # A ReLU's mask by comparing: ONNX Runtime takes seven times as long for Sign as for Greater.
-            flow = flow * (answers[layer] > 0)
+            gradient = gradient * (activations[layer] > 0)
             if k == 0:
-                return F.conv2d(flow, weight, padding=1)
+                return F.conv2d(gradient, weight, padding=1)
             before = self.layers[k - 1]
             if _opens_block(layer):
-                flow = spread(F.conv2d(flow, weight / 4, padding=1), like=answers[before])
+                gradient = unpooled(F.conv2d(gradient, weight / 4, padding=1), like=activations[before])
             else:
-                flow = F.conv2d(flow, weight, padding=1)
-            if before in pulls:
-                flow = flow + pulls[before]
+                gradient = F.conv2d(gradient, weight, padding=1)
+            if before in gradients:
+                gradient = gradient + gradients[before]
         raise AssertionError("a backbone without layers")
 
 
-def _short(weight: Tensor) -> Tensor:
-    """In half precision, if nothing is lost: our own backbone is kept so."""
+def _half_if_exact(weight: Tensor) -> Tensor:
+    """In half precision if nothing is lost by it: our own backbone is kept so."""
     half = weight.half()
     return half if torch.equal(half.float(), weight) else weight.clone()
 
@@ -117,13 +119,13 @@ def _opens_block(layer: str) -> bool:
     return layer.endswith("_1")
 
 
-def squared(wanted: Tensor) -> Tensor:
-    """(1,): what features.net.relative divides by."""
-    return wanted.square().flatten(1).sum(1).clamp_min(1e-12)
+def squared_norm(target: Tensor) -> Tensor:
+    """(1,): what features.net.relative_error divides by."""
+    return target.square().flatten(1).sum(1).clamp_min(1e-12)
 
 
-def spread(pooled: Tensor, *, like: Tensor) -> Tensor:
-    """Each number to the four places whose mean it was; zeros where pooling cut an odd side off."""
+def unpooled(pooled: Tensor, *, like: Tensor) -> Tensor:
+    """Each number at the four places whose mean it was; zeros where pooling cut an odd side off. `backward` divides."""
     wide = F.interpolate(pooled, scale_factor=2.0, mode="nearest")
     return F.pad(wide, (0, like.shape[3] - wide.shape[3], 0, like.shape[2] - wide.shape[2]))
 
@@ -133,8 +135,8 @@ def differences(canvas: Tensor) -> tuple[Tensor, Tensor]:
     return canvas[:, :, :, 1:] - canvas[:, :, :, :-1], canvas[:, :, 1:] - canvas[:, :, :-1]
 
 
-def roughness_gradient(canvas: Tensor) -> Tensor:
-    """Of the total variation: every difference asks one neighbour for more and the other one for less."""
+def tv_gradient(canvas: Tensor) -> Tensor:
+    """Of the total variation: every squared difference pulls at both of its neighbours, with opposite signs."""
     across, down = differences(canvas)
     _, c, h, w = canvas.shape
     from_across = F.pad(across, (1, 0)) - F.pad(across, (0, 1))

@@ -25,7 +25,7 @@ from training.devices import pick_device
 from training.errors import BadInput
 from training.models.features import net as features
 from training.models.painter import evaluate as measures
-from training.models.painter.autograd import Judge, optimizer, wanted
+from training.models.painter.autograd import Closure, make_optimizer, targets_of
 from training.models.painter.net import Objective
 from training.models.painter.spec import GRAPH
 from training.rundir import RunDir, Stopped, load_checkpoint
@@ -171,7 +171,7 @@ def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
     shares = painting.shared(knobs.iterations, len(sizes))
     scale_of = [scale for scale, share in enumerate(shares) for _ in range(share)]  # iteration -> scale
 
-    def begin(scale: int, canvas: Tensor | None) -> tuple[Tensor, torch.optim.Optimizer, Judge]:
+    def begin(scale: int, canvas: Tensor | None) -> tuple[Tensor, torch.optim.Optimizer, Closure]:
         """A scale with its canvas: the start, the one of the scale before, enlarged, or a checkpoint's as it is."""
         photo = painting.planes(painting.resized(corpus.content, sizes[scale]))
         style = painting.planes(painting.resized(corpus.style, painting.fitted(_size(corpus.style), sizes[scale])))
@@ -180,45 +180,45 @@ def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
         elif canvas.shape[2:] != photo.shape[1:]:
             canvas = torch.from_numpy(painting.enlarged(canvas[0].cpu().numpy(), sizes[scale]))[None]
         canvas = canvas.to(device).clone().requires_grad_()
-        there = wanted(vgg, *(torch.from_numpy(each)[None].to(device) for each in (photo, style)))
-        return canvas, optimizer(canvas, knobs.optimizer), Judge(vgg, canvas, there, knobs)
+        targets = targets_of(vgg, *(torch.from_numpy(each)[None].to(device) for each in (photo, style)))
+        return canvas, make_optimizer(canvas, knobs.optimizer), Closure(vgg, canvas, targets, knobs)
 
     first = 0
     if (state := run.restore()) is not None:
         first = state["step"]
         scale = state["scale"]
-        canvas, moves, judge = begin(scale, state["canvas"])
-        moves.load_state_dict(state["optimizer"])
-        judge()  # it remembers its last canvas again, which cost the unbroken run nothing
-        judge.evaluations = state["evaluations"]
+        canvas, optimizer, closure = begin(scale, state["canvas"])
+        optimizer.load_state_dict(state["optimizer"])
+        closure()  # it remembers its last canvas again, which cost the unbroken run nothing
+        closure.evaluations = state["evaluations"]
     else:
         scale = scale_of[0] if scale_of else len(sizes) - 1
-        canvas, moves, judge = begin(scale, None)
-        show(canvas, run.path / "samples" / f"{0:06d}.png")
+        canvas, optimizer, closure = begin(scale, None)
+        save_canvas(canvas, run.path / "samples" / f"{0:06d}.png")
 
     def checkpoint(step: int) -> None:
         run.save({
-            "canvas": canvas.detach().cpu(), "optimizer": moves.state_dict(), "evaluations": judge.evaluations,
+            "canvas": canvas.detach().cpu(), "optimizer": optimizer.state_dict(), "evaluations": closure.evaluations,
             "scale": scale, "step": step, "features": options.features,
         })  # fmt: skip
 
     last_saved = time.monotonic()
     for step in run.steps(first, knobs.iterations):
         if scale_of[step] != scale:
-            scale, evaluations = scale_of[step], judge.evaluations
-            canvas, moves, judge = begin(scale, canvas.detach())
-            judge.evaluations = evaluations
+            scale, evaluations = scale_of[step], closure.evaluations
+            canvas, optimizer, closure = begin(scale, canvas.detach())
+            closure.evaluations = evaluations
 
         # --- one iteration, and what came of it ---
-        moves.step(judge)
-        objective = judge()
-        content, style, roughness = judge.losses.tolist()
-        stats = {"objective": objective, "content": content, "style": style, "total_variation": roughness}
+        optimizer.step(closure)
+        objective = closure()
+        content, style, tv = closure.losses.tolist()
+        stats = {"objective": objective, "content": content, "style": style, "total_variation": tv}
         line = ""
         if (step + 1) % options.every == 0 or step + 1 == knobs.iterations:
             line = " ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in stats.items())
-            show(canvas, run.path / "samples" / f"{step + 1:06d}.png")
-        run.record(step, line, **stats, evaluations=judge.evaluations, pixels=canvas[0, 0].numel())
+            save_canvas(canvas, run.path / "samples" / f"{step + 1:06d}.png")
+        run.record(step, line, **stats, evaluations=closure.evaluations, pixels=canvas[0, 0].numel())
         if run.terminated:
             checkpoint(step + 1)
             raise Stopped
@@ -227,13 +227,13 @@ def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
             last_saved = time.monotonic()
 
     checkpoint(knobs.iterations)
-    show(canvas, run.path / "painting.png")
+    save_canvas(canvas, run.path / "painting.png")
     if options.film:
         save_film(run.path)
     return run.last
 
 
-def show(canvas: Tensor, path: Path) -> None:
+def save_canvas(canvas: Tensor, path: Path) -> None:
     """Beside, then in its place: a run stopped here keeps the picture that it had."""
     beside = path.with_name(f".{path.name}")
     Image.fromarray(painting.pixels(canvas[0].detach().cpu().numpy())).save(beside, format="png")

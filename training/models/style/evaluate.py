@@ -15,7 +15,7 @@ from torch import Tensor
 
 from training import plots
 from training.models.features import net as features
-from training.models.features.net import content_loss, gram, relative, style_loss, total_variation
+from training.models.features.net import content_loss, gram, relative_error, style_loss, total_variation
 from training.models.style.net import Served
 
 
@@ -27,34 +27,35 @@ def evaluate(net: Served, photos: np.ndarray, paintings: dict[str, np.ndarray], 
     other's, and is left out of one painting, which has no other; `photos_style` is what the style loss of the bare
     photographs is, from which painting sets out.
     """
-    asked = net.objective
-    vgg = features.load(asked["features"])
+    objective = net.objective
+    vgg = features.load(objective["features"])
     photo = torch.from_numpy(photos).permute(0, 3, 1, 2).float() / 255
-    layers = (*asked["content_layers"], *asked["style_layers"])
-    there = vgg(photo, layers)
+    content_layers, style_layers = objective["content_layers"], objective["style_layers"]
+    bare = vgg(photo, (*content_layers, *style_layers))
+    targets = {layer: bare[layer] for layer in content_layers}
     grams = {
-        style: {name: gram(answer) for name, answer in vgg(_picture(painting), asked["style_layers"]).items()}
+        style: {name: gram(activation) for name, activation in vgg(_picture(painting), style_layers).items()}
         for style, painting in paintings.items()
     }
     metrics: dict[str, list[float]] = {name: [] for name in ("content", "style", "tv", "recognised", "photos_style")}
     of_style: dict[str, float] = {}
     rows = []
-    for style, wanted in grams.items():
+    for style, target_grams in grams.items():
         weights = torch.eye(len(net.names))[net.names.index(style)].expand(len(photo), -1)
         painted = net.net(photo, weights)
         rows.append((painted[:4] * 255).round().byte().permute(0, 2, 3, 1).numpy())
-        seen = vgg(painted, layers)
-        manner = style_loss(seen, wanted)
-        metrics["content"].append(content_loss(seen, {k: there[k] for k in asked["content_layers"]}).mean().item())
-        metrics["style"].append(manner.mean().item())
+        activations = vgg(painted, (*content_layers, *style_layers))
+        style_losses = style_loss(activations, target_grams)
+        metrics["content"].append(content_loss(activations, targets).mean().item())
+        metrics["style"].append(style_losses.mean().item())
         metrics["tv"].append(total_variation(painted).mean().item())
-        metrics["photos_style"].append(style_loss(there, wanted).mean().item())
+        metrics["photos_style"].append(style_loss(bare, target_grams).mean().item())
         if len(grams) > 1:
-            metrics["recognised"].append(_recognised(seen, grams, style))
-        of_style[f"style_{style.replace('-', '_')}"] = manner.mean().item()
+            metrics["recognised"].append(_recognised(activations, grams, style))
+        of_style[f"style_{style.replace('-', '_')}"] = style_losses.mean().item()
     save_sheet(photos[:4], list(paintings.values()), rows, out / "styles.png")
     means = {name: float(np.mean(values)) for name, values in metrics.items() if values}
-    means["objective"] = sum(asked[f"{name}_weight"] * means[name] for name in ("content", "style", "tv"))
+    means["objective"] = sum(objective[f"{name}_weight"] * means[name] for name in ("content", "style", "tv"))
     return means | of_style
 
 
@@ -62,13 +63,13 @@ def _picture(painting: np.ndarray) -> Tensor:
     return torch.from_numpy(painting).permute(2, 0, 1)[None].float() / 255
 
 
-def _recognised(seen: dict[str, Tensor], grams: dict[str, dict[str, Tensor]], style: str) -> float:
+def _recognised(activations: dict[str, Tensor], grams: dict[str, dict[str, Tensor]], style: str) -> float:
     """The share of pictures that are nearest to `style`; distances are relative to the picture's own, so that a dark
     painting is not far from everything."""
-    mine = {name: gram(seen[name]) for name in grams[style]}
+    own = {name: gram(activations[name]) for name in grams[style]}
     distances = {
-        other: torch.stack([relative(wanted[name].expand_as(mine[name]), mine[name]) for name in mine]).sum(0)
-        for other, wanted in grams.items()
+        other: torch.stack([relative_error(of_other[name].expand_as(own[name]), own[name]) for name in own]).sum(0)
+        for other, of_other in grams.items()
     }
     nearest = torch.stack(list(distances.values())).argmin(0)
     return (nearest == list(distances).index(style)).float().mean().item()

@@ -21,7 +21,7 @@ from training.data import computer_art, corpus, natural, photos
 from training.devices import autocast, pick_device
 from training.errors import BadInput
 from training.models.features import net as features
-from training.models.features.net import Vgg, content_loss, gram, relative, total_variation
+from training.models.features.net import Vgg, content_loss, gram, relative_error, total_variation
 from training.models.style import evaluate as measures
 from training.models.style.net import Served, StyleNet
 from training.rundir import RunDir, Stopped, load_checkpoint
@@ -156,20 +156,20 @@ def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
     """Train for options.steps and return the last checkpoint. Raises Stopped after SIGTERM, with a checkpoint."""
     device = pick_device()
     torch.manual_seed(options.seed)
-    vgg = vgg_of(options).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    net, names, first_new = begin(options, corpus)
+    vgg = load_vgg(options).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net, names, first_new = build_net(options, corpus)
     net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     # A style that is added changes nothing of the others: only rows of norms that are new are trained.
-    own = [parameter for name, parameter in net.named_parameters() if name.endswith((".scale", ".shift"))]
+    per_style = [parameter for name, parameter in net.named_parameters() if name.endswith((".scale", ".shift"))]
     shared = [parameter for name, parameter in net.named_parameters() if not name.endswith((".scale", ".shift"))]
     # A style's own numbers see one photograph in as many as there are styles.
-    groups: list[dict[str, Any]] = [{"params": own, "rate": 3.0}]
+    groups: list[dict[str, Any]] = [{"params": per_style, "rate": 3.0}]
     if first_new == 0:
         groups.append({"params": shared, "rate": 1.0})
     adam = torch.optim.Adam(groups, options.lr, fused=True)
     ddp_net, shard = distributed.data_parallel(net), distributed.shard(options.batch)
     images = torch.from_numpy(corpus.images)
-    wanted = grams_of(vgg, corpus.paintings, options.style_layers, device)
+    target_grams = grams_of(vgg, corpus.paintings, options.style_layers, device)
     layers = {*options.content_layers, *options.style_layers}
 
     rng = torch.Generator().manual_seed(options.seed)
@@ -189,46 +189,47 @@ def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
     last_saved = time.monotonic()
     for step in run.steps(first, options.steps):
         for group in adam.param_groups:
-            fallen = 1.0 if 3 * step < 2 * options.steps else 0.05 ** (3 * step / options.steps - 2)
-            group["lr"] = group["rate"] * options.lr * fallen
+            decay = 1.0 if 3 * step < 2 * options.steps else 0.05 ** (3 * step / options.steps - 2)
+            group["lr"] = group["rate"] * options.lr * decay
 
         # --- photographs, and a style for each: the whole batch's, and of these this worker's shard ---
         chosen = torch.randint(len(images), (options.batch,), generator=rng)[shard]
-        style = torch.randint(len(corpus.paintings), (options.batch,), generator=rng)[shard].to(device)
+        style_index = torch.randint(len(corpus.paintings), (options.batch,), generator=rng)[shard].to(device)
         mirrored = (torch.rand(options.batch, generator=rng) < 0.5)[shard, None, None, None].to(device)
         photo = images[chosen].to(device).permute(0, 3, 1, 2)  # as bytes: floats are made where they are needed
         photo = torch.where(mirrored, photo.flip(3), photo).float() / 255
         photo = photo.contiguous(memory_format=torch.channels_last)
-        weights = nn.functional.one_hot(first_new + style, len(names)).float()
+        weights = nn.functional.one_hot(first_new + style_index, len(names)).float()
 
         # --- what is painted, and how far that is from both ---
         with autocast(device, True):
             painted = ddp_net(photo, weights)
-            seen = vgg(painted, layers)
+            activations = vgg(painted, layers)
             with torch.no_grad():
-                there = vgg(photo, options.content_layers)
-        seen, there = ({name: answer.float() for name, answer in each.items()} for each in (seen, there))
-        content = content_loss(seen, there).mean()
-        manner = torch.stack([distance(gram(seen[name]), grams[style]) for name, grams in wanted.items()]).sum()
-        roughness = total_variation(painted.float()).mean()
-        wanted_style = rising(step, options) * options.style_weight * manner
-        loss = options.content_weight * content + wanted_style + options.tv_weight * roughness
+                targets = vgg(photo, options.content_layers)
+        activations, targets = ({name: x.float() for name, x in each.items()} for each in (activations, targets))
+        content = content_loss(activations, targets).mean()
+        errors = [huber_loss(gram(activations[name]), grams[style_index]) for name, grams in target_grams.items()]
+        style = torch.stack(errors).sum()
+        tv = total_variation(painted.float()).mean()
+        style_weight = style_warm_up(step, options) * options.style_weight
+        loss = options.content_weight * content + style_weight * style + options.tv_weight * tv
         adam.zero_grad()
         loss.backward()
-        for parameter in own if first_new else ():
+        for parameter in per_style if first_new else ():
             assert parameter.grad is not None
             parameter.grad[:first_new] = 0
         adam.step()
 
         # --- what it says ---
-        losses = {"loss": loss, "content": content, "style": manner, "tv": roughness}
+        losses = {"loss": loss, "content": content, "style": style, "tv": tv}
         stats = distributed.all_reduce_mean({name: value.item() for name, value in losses.items()})
         line = ""
         if (step + 1) % 50 == 0 or step + 1 == options.steps:
             line = " ".join(f"{name} {value:.4f}" for name, value in stats.items())
         run.record(step, line, **stats)
         if (step + 1) % options.sample_every == 0 or step + 1 == options.steps:
-            sample(net, names, corpus, run.path / "samples" / f"{step + 1:06d}.png")
+            save_samples(net, names, corpus, run.path / "samples" / f"{step + 1:06d}.png")
         if distributed.any_worker(run.terminated):
             checkpoint(step + 1)
             raise Stopped
@@ -240,41 +241,41 @@ def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
     return run.last
 
 
-def vgg_of(options: Options) -> Vgg:
-    """What the losses see with. BadInput for a layer that it has not."""
+def load_vgg(options: Options) -> Vgg:
+    """The backbone of the perceptual losses. BadInput for a layer that it has not."""
     vgg = features.load(options.features)
     features.check_layers(vgg, options.content_layers, flag="--content-layers")
     features.check_layers(vgg, options.style_layers, flag="--style-layers")
     return vgg
 
 
-def rising(step: int, options: Options) -> float:
+def style_warm_up(step: int, options: Options) -> float:
     """The share of the style's weight at a step. At full weight from the first it would wipe the photograph away, and
     what is lost is hard to find again; a network that has its styles already goes on with them."""
     begins = bool(options.add_style) or not options.init
     return min(1.0, (step + 1) / (0.1 * options.steps)) if begins else 1.0
 
 
-def distance(answers: Tensor, wanted: Tensor) -> Tensor:
-    """The mean of relative errors, squared up to 1 and beyond it not (Huber 1964): bare photographs are up to 18 times
-    as far from a painting as the painting is from nothing, and squared, the farthest of them would teach everything."""
-    squared = relative(answers, wanted)
+def huber_loss(x: Tensor, target: Tensor) -> Tensor:
+    """The mean of relative errors, squared up to 1 and linear beyond (Huber 1964): bare photographs are up to 18 times
+    as far from a painting as the painting is from nothing, and squared, the farthest would make all of the gradient."""
+    squared = relative_error(x, target)
     return torch.where(squared <= 1, squared, 2 * squared.clamp_min(1).sqrt() - 1).mean()
 
 
-def begin(options: Options, corpus: Gallery) -> tuple[StyleNet, tuple[str, ...], int]:
+def build_net(options: Options, corpus: Gallery) -> tuple[StyleNet, tuple[str, ...], int]:
     """The network at its beginning, the names of its styles, and which of them is the first to be trained."""
     names = tuple(corpus.paintings)
     if not options.init:
         return StyleNet(len(names), options.widths, outer=options.outer), names, 0
-    learnt = load_net(Path(options.init))
+    before = load_net(Path(options.init))
     if not options.add_style:
-        if learnt.names != names:
-            raise BadInput(f"--init: {options.init} knows {', '.join(learnt.names)}, not {', '.join(names)}")
-        return learnt.net, names, 0
-    if names[0] in learnt.names:
+        if before.names != names:
+            raise BadInput(f"--init: {options.init} knows {', '.join(before.names)}, not {', '.join(names)}")
+        return before.net, names, 0
+    if names[0] in before.names:
         raise BadInput(f"--add-style: {options.init} has a style {names[0]} already; rename the picture")
-    return learnt.net.with_another(), (*learnt.names, *names), len(learnt.names)
+    return before.net.with_another(), (*before.names, *names), len(before.names)
 
 
 def objective(options: Options) -> dict[str, Any]:
@@ -291,13 +292,13 @@ def grams_of(
     grams: dict[str, list[Tensor]] = {name: [] for name in layers}
     for painting in paintings.values():
         picture = torch.from_numpy(painting).permute(2, 0, 1)[None].float() / 255
-        for name, answer in vgg(picture.to(device), layers).items():
-            grams[name].append(gram(answer)[0])
+        for name, activation in vgg(picture.to(device), layers).items():
+            grams[name].append(gram(activation)[0])
     return {name: torch.stack(each) for name, each in grams.items()}
 
 
 @torch.no_grad()
-def sample(net: StyleNet, names: tuple[str, ...], corpus: Gallery, path: Path, *, count: int = 3) -> None:
+def save_samples(net: StyleNet, names: tuple[str, ...], corpus: Gallery, path: Path, *, count: int = 3) -> None:
     """A sheet: photographs held out, and beneath each other what every style makes of them."""
     device = next(net.parameters()).device
     photo = torch.from_numpy(corpus.held_out[:count]).permute(0, 3, 1, 2).float().to(device) / 255

@@ -48,8 +48,8 @@ def bicubic(low: np.ndarray) -> np.ndarray:
     return resized(low, SCALE * low.shape[0], SCALE * low.shape[1], BICUBIC)
 
 
-def by(net: Served) -> Enlarge:
-    """What a network makes of a picture, wherever the network is."""
+def enlarger(net: Served) -> Enlarge:
+    """A network as a function of one picture, on whichever device it is."""
     device = next(net.parameters()).device
 
     @torch.no_grad()
@@ -61,11 +61,11 @@ def by(net: Served) -> Enlarge:
 
 def measure(picture: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
     """PSNR in decibels and SSIM (Wang et al. 2004), of luminance within the border."""
-    ours, wanted = (luminance(each)[BORDER:-BORDER, BORDER:-BORDER] for each in (picture, truth))
+    ours, reference = (luminance(each)[BORDER:-BORDER, BORDER:-BORDER] for each in (picture, truth))
     similar = structural_similarity(
-        ours, wanted, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+        ours, reference, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
     )
-    return psnr(ours, wanted), float(similar)
+    return psnr(ours, reference), float(similar)
 
 
 def psnr(picture: np.ndarray, truth: np.ndarray) -> float:

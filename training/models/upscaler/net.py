@@ -31,7 +31,7 @@ class Upscaler(nn.Module):
 
     @property
     def radius(self) -> int:
-        """How many pixels to each side, of the small picture, a pixel of the large one may depend on."""
+        """Of the receptive field: a pixel of the large picture depends on so many of the small one to each side."""
         return len(self.middle) + 2  # one for each convolution; the enlarged copy takes one
 
     def forward(self, picture: Tensor) -> Tensor:

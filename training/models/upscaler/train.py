@@ -124,8 +124,8 @@ class Pictures:
     sha256: str  # of all of them
 
     @cached_property
-    def places(self) -> np.ndarray:
-        """How many pixels the photographs have up to each: any place of any is as likely to be cut out."""
+    def pixel_counts(self) -> np.ndarray:
+        """How many pixels the photographs have up to each, itself included: a patch comes from each in proportion."""
         return np.cumsum([low.shape[0] * low.shape[1] for low, _ in self.photos])
 
 
@@ -199,7 +199,7 @@ def draw_large(count: int, *, seed: int) -> list[np.ndarray]:
     return plotted + [picture.repeat(SCALE, 0).repeat(SCALE, 1) for picture in lined]
 
 
-def batch_of(corpus: Pictures, options: Options, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def sample_batch(corpus: Pictures, options: Options, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Patches uint8 (N, size / 4, size / 4, 3) and (N, size, size, 3), turned and mirrored by chance.
 
     Cutting pairs from photographs that are small already, and making only what is degraded or drawn small here, a
@@ -220,8 +220,8 @@ def batch_of(corpus: Pictures, options: Options, rng: np.random.Generator) -> tu
 
 
 def photo_patch(corpus: Pictures, options: Options, rng: np.random.Generator) -> Pair:
-    place = rng.integers(corpus.places[-1])
-    low, high = corpus.photos[np.searchsorted(corpus.places, place, side="right")]
+    pixel = rng.integers(corpus.pixel_counts[-1])
+    low, high = corpus.photos[np.searchsorted(corpus.pixel_counts, pixel, side="right")]
     side = options.size // SCALE
     top, left = (int(rng.integers(n - side + 1)) for n in low.shape[:2])
     return (
@@ -247,50 +247,50 @@ def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
     torch.manual_seed(options.seed)
     net = load_net(Path(options.init)).net if options.init else Upscaler(options.channels, options.layers)
     net.train().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = copy.deepcopy(net).requires_grad_(False)
+    ema = copy.deepcopy(net).requires_grad_(False)
     adam = torch.optim.Adam(net.parameters(), options.lr, fused=True)
-    vgg = vgg_of(options).to(device) if options.perceptual else None
+    vgg = load_vgg(options).to(device) if options.perceptual else None
     ddp_net, shard = distributed.data_parallel(net), distributed.shard(options.batch)
     first = 0
     if (state := run.restore()) is not None:
         net.load_state_dict(state["net"])
-        average.load_state_dict(state["average"])
+        ema.load_state_dict(state["average"])
         adam.load_state_dict(state["adam"])
         first = state["step"]
 
     def checkpoint(step: int) -> None:
         run.save({
-            "net": net.state_dict(), "average": average.state_dict(), "adam": adam.state_dict(), "step": step,
+            "net": net.state_dict(), "average": ema.state_dict(), "adam": adam.state_dict(), "step": step,
             "upscaler": net.options,
         })  # fmt: skip
 
     last_saved = time.monotonic()
     for step in run.steps(first, options.steps):
-        adam.param_groups[0]["lr"] = options.lr * learning_rate((step + 1) / options.steps)
+        adam.param_groups[0]["lr"] = options.lr * lr_multiplier((step + 1) / options.steps)
 
         # --- patches, this worker's shard of them; a step's seed is its own, so that no state is kept to resume ---
-        whole = batch_of(corpus, options, np.random.default_rng((options.seed, step)))
-        low, high = (pixels(each[shard], device) for each in whole)
+        batch = sample_batch(corpus, options, np.random.default_rng((options.seed, step)))
+        low, high = (pixels(each[shard], device) for each in batch)
 
         # --- one step ---
         with autocast(device, True):
             enlarged = ddp_net(low)
-        loss = error = (enlarged.float() - high).abs().mean()
-        stats = {"l1": error.item()}
+        loss = l1 = (enlarged.float() - high).abs().mean()
+        stats = {"l1": l1.item()}
         if vgg is not None:
             with autocast(device, True):
-                seen, there = (vgg(each, options.feature_layers) for each in (enlarged, high))
-            seen, there = ({name: answer.float() for name, answer in each.items()} for each in (seen, there))
-            perceived = content_loss(seen, there).mean()
-            loss = error + options.perceptual * perceived
-            stats["perceptual"] = perceived.item()
+                activations, targets = (vgg(each, options.feature_layers) for each in (enlarged, high))
+            activations, targets = ({name: x.float() for name, x in each.items()} for each in (activations, targets))
+            perceptual = content_loss(activations, targets).mean()
+            loss = l1 + options.perceptual * perceptual
+            stats["perceptual"] = perceptual.item()
         stats = distributed.all_reduce_mean(stats)
         adam.zero_grad()
         loss.backward()
         adam.step()
         with torch.no_grad():  # a young average looks back less far
             decay = min(options.ema, (1 + step) / (10 + step))
-            for mean, now in zip(average.parameters(), net.parameters(), strict=True):
+            for mean, now in zip(ema.parameters(), net.parameters(), strict=True):
                 mean.lerp_(now, 1 - decay)
 
         # --- what it says ---
@@ -299,7 +299,7 @@ def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
             line = " ".join(f"{name} {value:.5f}" for name, value in stats.items())
         run.record(step, line, **stats)
         if (step + 1) % options.sample_every == 0 or step + 1 == options.steps:
-            sample(average, corpus, run.path / "samples" / f"{step + 1:06d}.png")
+            save_samples(ema, corpus, run.path / "samples" / f"{step + 1:06d}.png")
         if distributed.any_worker(run.terminated):
             checkpoint(step + 1)
             raise Stopped
@@ -311,15 +311,15 @@ def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
     return run.last
 
 
-def vgg_of(options: Options) -> features.Vgg:
-    """What the perceptual loss sees with. BadInput for a layer that it has not."""
+def load_vgg(options: Options) -> features.Vgg:
+    """The backbone of the perceptual loss. BadInput for a layer that it has not."""
     vgg = features.load(options.features)
     features.check_layers(vgg, options.feature_layers, flag="--feature-layers")
     return vgg
 
 
-def learning_rate(done: float, warm_up: float = 0.02) -> float:
-    """The share of the full learning rate when that share of the steps is done."""
+def lr_multiplier(done: float, warm_up: float = 0.02) -> float:
+    """Of the learning rate when that share of the steps is done: linear warm-up, then half a cosine to zero."""
     return done / warm_up if done < warm_up else 0.5 + 0.5 * math.cos(math.pi * (done - warm_up) / (1 - warm_up))
 
 
@@ -328,10 +328,10 @@ def pixels(pictures: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 255
 
 
-def sample(net: Upscaler, corpus: Pictures, path: Path) -> None:
+def save_samples(net: Upscaler, corpus: Pictures, path: Path) -> None:
     """A sheet: of some held out, what is enlarged, by its pixels, by bicubic, by the network, and the truth."""
     shown = [each for pairs in corpus.held_out.values() for each in pairs[:2]]
-    measures.save_sheet([measures.row(measures.by(Served(net)), *each) for each in shown], path)
+    measures.save_sheet([measures.row(measures.enlarger(Served(net)), *each) for each in shown], path)
 
 
 # --- what is asked of a recipe ---
@@ -364,4 +364,4 @@ def golden(net: nn.Module, _corpus: Pictures) -> dict[str, np.ndarray]:
 def evaluate(net: nn.Module, corpus: Pictures, *, out: Path) -> dict[str, float]:
     """Measures on pictures held out; writes upscaled.png, beside bicubic and the truth, into `out`."""
     assert isinstance(net, Served)
-    return measures.evaluate(measures.by(net), corpus.held_out, out=out)
+    return measures.evaluate(measures.enlarger(net), corpus.held_out, out=out)
