@@ -51,7 +51,7 @@ def export(model: str, checkpoint: Path, run: Path, *, corpus: Corpus) -> Path:
     recipe, spec = catalog.recipe(model), catalog.spec(model)
     net = recipe.load_net(checkpoint)
     candidate = _emptied(run / "candidate")
-    graph, judged = candidate / repository.MODEL, net
+    graph, measured = candidate / repository.MODEL, net
     golden = recipe.golden(net, corpus)
     inside = recipe.graph_golden(net, corpus) if spec.graph else golden
     write_onnx(recipe.served(net), spec, inside, graph)
@@ -60,10 +60,10 @@ def export(model: str, checkpoint: Path, run: Path, *, corpus: Corpus) -> Path:
     if spec.quantized:
         _write_npz(candidate / FLOAT_GOLDEN, golden)
         quantize.quantize(graph, recipe.calibration(corpus))
-        judged = quantize.AsServed(graph, spec)
-        golden = recipe.golden(judged, corpus)
+        measured = quantize.OnnxNet(graph, spec)
+        golden = recipe.golden(measured, corpus)
     _write_npz(candidate / repository.GOLDEN, golden)
-    metrics = recipe.evaluate(judged, corpus, out=run)
+    metrics = recipe.evaluate(measured, corpus, out=run)
     more: dict[str, Any] = {"missed_aims": missed(spec.aims, metrics), "golden_atol": spec.golden_atol}
     if hasattr(recipe, "members"):
         more[configs.MEMBERS] = recipe.members(net)

@@ -51,8 +51,8 @@ def quantize(graph: Path, inputs: Mapping[str, np.ndarray]) -> None:
     )  # fmt: skip
 
 
-class AsServed(torch.nn.Module):
-    """What ONNX Runtime makes of a graph, for a recipe that asks its net: the tensors of `spec`, in order."""
+class OnnxNet(torch.nn.Module):
+    """A graph in ONNX Runtime as a net that a recipe can measure: the tensors of `spec` in, and out, in order."""
 
     def __init__(self, graph: Path, spec: ModelSpec) -> None:
         super().__init__()

@@ -85,7 +85,7 @@ def wgan_plain(options: wgan.Options, corpus: Corpus) -> tuple[float, list[float
     losses = []
     for step in range(options.steps):
         for adam, rate in ((generator_adam, options.generator_lr), (critic_adam, options.critic_lr)):
-            adam.param_groups[0]["lr"] = rate * wgan.learning_rate(step, options)
+            adam.param_groups[0]["lr"] = rate * wgan.lr_multiplier(step, options)
         for _ in range(options.critic_steps):
             real = pictures[torch.randint(len(pictures), (options.batch,), generator=rng)].float() / 127.5 - 1
             fake = generator(torch.randn(options.batch, 100, generator=rng)).detach()

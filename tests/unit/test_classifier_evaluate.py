@@ -97,7 +97,7 @@ def test_a_bin_has_its_upper_edge_and_not_its_lower(step: int) -> None:
     probabilities = np.zeros((1, 10))
     probabilities[0, 0] = np.linspace(0, 1, 16)[step]
     bins = measures.reliability(probabilities, np.array([0]))
-    assert bins.answers.argmax() == step - 1
+    assert bins.counts.argmax() == step - 1
 
 
 def test_labels_drawn_by_the_probabilities_are_calibrated_and_sharper_ones_are_not() -> None:
@@ -161,10 +161,10 @@ def test_what_are_no_probabilities_is_not_measured(probabilities: np.ndarray, la
         measure(probabilities, labels)
 
 
-def test_the_likely_range_holds_the_share_and_stays_within_0_and_1() -> None:
+def test_wilsons_interval_holds_the_share_and_stays_within_0_and_1() -> None:
     """Wilson's interval: for 8 of 10 known values; for none or all right still a range; tighter with more answers."""
     right, count = np.array([8.0, 0, 3, 800]), np.array([10.0, 4, 3, 1000])
-    low, high = measures.likely_range(right, count)
+    low, high = measures.wilson_interval(right, count)
     assert (low[0], high[0]) == pytest.approx((0.4902, 0.9433), abs=1e-4)
     assert np.all((low >= -1e-12) & (low <= right / count + 1e-12))
     assert np.all((right / count - 1e-12 <= high) & (high <= 1 + 1e-12))

@@ -102,8 +102,8 @@ def test_nets_differ_and_answer_with_the_mean_of_their_logits(corpus: Garments, 
     first, second = states["both"]["finished"][0], states["both"]["net"]
     assert all(torch.equal(second[name], other) for name, other in states["alone"]["net"].items())
     assert not torch.equal(first["logits.weight"], second["logits.weight"])
-    one, other, both = (recipe.Together(weights, "residual") for weights in ([first], [second], [first, second]))
-    logits = [recipe.predict(net, corpus.test) for net in (one, other, both)]
+    one, other, both = (recipe.Ensemble(weights, "residual") for weights in ([first], [second], [first, second]))
+    logits = [recipe.predict_logits(net, corpus.test) for net in (one, other, both)]
     assert torch.allclose((logits[0] + logits[1]) / 2, logits[2], atol=1e-5)
 
 
@@ -231,7 +231,7 @@ def test_muon_trains_the_kernels_that_see_more_than_the_picture() -> None:
     """All but the first, each once; AdamW has the rest, and everything where Muon's rate is 0."""
     for rate in (0.0, 0.01):
         net = recipe.NETWORKS["residual"]()
-        optimizers = recipe.optimizers_of(net, dataclasses.replace(PLAIN, muon_lr=rate, lr=0.02))
+        optimizers = recipe.make_optimizers(net, dataclasses.replace(PLAIN, muon_lr=rate, lr=0.02))
         adams = {id(p) for group in optimizers["adam"].param_groups for p in group["params"]}
         kernels = {id(p) for p in net.parameters() if p.ndim == 4 and p.shape[1] > 1} if rate else set()
         assert adams == {id(p) for p in net.parameters()} - kernels
@@ -264,12 +264,12 @@ def test_muon_turns_a_kernels_step_into_an_orthogonal_matrix(layout: torch.memor
 
 def test_learning_rate_rises_and_falls_to_nearly_nothing() -> None:
     """A line up during the warm-up, then a cosine down; without warm-up it stays."""
-    rates = [recipe.learning_rate(step, 1000, 0.2) for step in range(1000)]
+    rates = [recipe.lr_multiplier(step, 1000, 0.2) for step in range(1000)]
     assert max(rates) == rates[199] == pytest.approx(1)
     assert np.all(np.diff(rates[:200]) > 0)
     assert np.all(np.diff(rates[199:]) < 0)
     assert rates[-1] == pytest.approx(0, abs=1e-9)
-    assert {recipe.learning_rate(step, 10, 0.0) for step in range(10)} == {1.0}
+    assert {recipe.lr_multiplier(step, 10, 0.0) for step in range(10)} == {1.0}
 
 
 @pytest.mark.parametrize(

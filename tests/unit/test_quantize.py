@@ -105,7 +105,7 @@ def test_graph_without_rounding_stays_as_it_is(graphs: tuple[Path, Path], images
 
 
 def test_recipe_asks_the_graph_as_it_asks_its_net(graphs: tuple[Path, Path], images: np.ndarray) -> None:
-    served = quantize.AsServed(graphs[1], SPEC).eval()
+    served = quantize.OnnxNet(graphs[1], SPEC).eval()
     probabilities = served(torch.from_numpy(images))
     assert probabilities.shape == (len(images), len(CLASSES))
     assert np.array_equal(probabilities.numpy(), answers(graphs[1], images))

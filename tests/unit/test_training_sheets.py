@@ -71,8 +71,8 @@ def generated(path: Path) -> None:
 
 def classified(path: Path) -> None:
     garments = Split(pictures(4, 28, 28), np.zeros(4, np.uint8))
-    logits = classifier.predict(classifier.NETWORKS["residual"]().to(GPU), garments)
-    path.write_text(str(classifier.scores(logits, garments)))
+    logits = classifier.predict_logits(classifier.NETWORKS["residual"]().to(GPU), garments)
+    path.write_text(str(classifier.loss_and_accuracy(logits, garments)))
 
 
 def told_apart(path: Path) -> None:

@@ -130,26 +130,26 @@ def test_penalty_is_zero_exactly_where_the_slope_is_one() -> None:
     assert recipe.gradient_penalty(Slope(3.0), picture, bf16=False).item() == pytest.approx(4, rel=1e-5)
 
 
-def test_average_follows_weights_and_copies_buffers() -> None:
-    """After many steps the average is where the net is; batch norm's statistics are the net's own at once."""
-    net, average = torch.nn.BatchNorm2d(2), torch.nn.BatchNorm2d(2)
+def test_ema_moves_towards_weights_and_copies_buffers() -> None:
+    """By 1 - decay of what is between; batch norm's statistics are the net's own at once."""
+    net, ema = torch.nn.BatchNorm2d(2), torch.nn.BatchNorm2d(2)
     with torch.no_grad():
         net.weight.fill_(3.0)
         net.running_mean.fill_(5.0)
-    recipe.follow(average, net, decay=0.5)
-    assert average.weight.tolist() == [2.0, 2.0]
-    assert average.running_mean.tolist() == [5.0, 5.0]
+    recipe.update_ema(ema, net, decay=0.5)
+    assert ema.weight.tolist() == [2.0, 2.0]
+    assert ema.running_mean.tolist() == [5.0, 5.0]
 
 
 def test_learning_rate_rises_holds_and_falls_to_nearly_nothing() -> None:
     """The default: warm-up over 20 steps, a plateau until half, a line towards zero. `seed` never changes it."""
     options = PRESETS["default"]
-    rates = [recipe.learning_rate(step, options) for step in range(options.steps)]
+    rates = [recipe.lr_multiplier(step, options) for step in range(options.steps)]
     assert rates[0] == pytest.approx(1 / 20)
     assert set(rates[20 : options.steps // 2]) == {1.0}
     assert np.all(np.diff(rates[options.steps // 2 :]) < 0)
     assert 0 < rates[-1] < 0.01
-    assert {recipe.learning_rate(step, PRESETS["seed"]) for step in range(1200)} == {1.0}
+    assert {recipe.lr_multiplier(step, PRESETS["seed"]) for step in range(1200)} == {1.0}
 
 
 def test_seed_preset_is_the_sources() -> None:

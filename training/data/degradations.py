@@ -24,11 +24,11 @@ GRAIN, WEAVE = (0.0, 12.0), (0.0, 16.0)
 phases of its pixel shuffle. wgan's lines have 8 and 10 at the median, 15 and 23 in one line of ten"""
 
 
-def reduced(picture: np.ndarray, by: int, kernel: Image.Resampling = BICUBIC) -> np.ndarray:
-    """uint8 (H, W, 3) -> (H / by, W / by, 3), antialiased: what super-resolution is measured with."""
+def reduced(picture: np.ndarray, factor: int, kernel: Image.Resampling = BICUBIC) -> np.ndarray:
+    """uint8 (H, W, 3) -> (H / factor, W / factor, 3), antialiased: what super-resolution is measured with."""
     height, width, _ = picture.shape
-    assert height % by == width % by == 0, (picture.shape, by)
-    return resized(picture, height // by, width // by, kernel)
+    assert height % factor == width % factor == 0, (picture.shape, factor)
+    return resized(picture, height // factor, width // factor, kernel)
 
 
 def resized(picture: np.ndarray, height: int, width: int, kernel: Image.Resampling = LANCZOS) -> np.ndarray:
@@ -36,13 +36,13 @@ def resized(picture: np.ndarray, height: int, width: int, kernel: Image.Resampli
     return np.array(Image.fromarray(picture).resize((width, height), kernel))
 
 
-def degraded(picture: np.ndarray, by: int, rng: np.random.Generator) -> np.ndarray:
+def degraded(picture: np.ndarray, factor: int, rng: np.random.Generator) -> np.ndarray:
     """As `reduced`, by a kernel of chance, and by chance of each: a little out of focus, noisy, saved as JPEG."""
     blurred, noisy, saved = rng.random(3) < 0.5
     image = Image.fromarray(picture)
     if blurred:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(*BLUR)))
-    small = reduced(np.asarray(image), by, KERNELS[rng.integers(len(KERNELS))])
+    small = reduced(np.asarray(image), factor, KERNELS[rng.integers(len(KERNELS))])
     if noisy:
         noise = rng.standard_normal(small.shape) * rng.uniform(*NOISE)
         small = np.clip(np.rint(small + noise), 0, 255).astype(np.uint8)
@@ -53,9 +53,9 @@ def woven(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """As a generator would draw it: what is lit has grain, and the pattern of a weave; black stays black."""
     height, width, _ = picture.shape
     weave = np.tile(rng.standard_normal((2, 2, 3)), (height // 2 + 1, width // 2 + 1, 1))[:height, :width]
-    wrong = rng.uniform(*WEAVE) * weave + rng.uniform(*GRAIN) * rng.standard_normal(picture.shape)
+    noise = rng.uniform(*WEAVE) * weave + rng.uniform(*GRAIN) * rng.standard_normal(picture.shape)
     lit = picture.max(2, keepdims=True) / 255
-    return np.clip(np.rint(picture + lit * wrong), 0, 255).astype(np.uint8)
+    return np.clip(np.rint(picture + lit * noise), 0, 255).astype(np.uint8)
 
 
 def as_jpeg(picture: np.ndarray, quality: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Judge a classifier of garments. Run: python -m training.run classifier --evaluate CHECKPOINT
+"""Evaluate a classifier of garments. Run: python -m training.run classifier --evaluate CHECKPOINT
 
 How often it is right, class by class; and whether it is as sure as it should be: of the answers that it is 80 % sure
 of, four in five ought to be right. Needs numpy for the measures and matplotlib for the pictures.
@@ -43,15 +43,15 @@ def measure(probabilities: Floats, labels: Labels) -> dict[str, float]:
     assert len(labels) > 0, "nothing to measure"
     assert probabilities.shape == (len(labels), len(CLASSES)), (probabilities.shape, len(labels))
     assert np.allclose(probabilities.sum(1), 1, atol=1e-3), "rows that do not add up to 1"
-    right = probabilities.argmax(1) == labels
+    correct = probabilities.argmax(1) == labels
     of_truth = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     metrics = {
-        "accuracy": float(right.mean()),
+        "accuracy": float(correct.mean()),
         "loss": float(-np.log(np.maximum(of_truth, LEAST_PROBABILITY)).mean()),
         "ece": calibration_error(reliability(probabilities, labels)),
     }
     there = (label for label in range(len(CLASSES)) if (labels == label).any())
-    return metrics | {f"accuracy_{slug(CLASSES[k])}": float(right[labels == k].mean()) for k in there}
+    return metrics | {f"accuracy_{slug(CLASSES[k])}": float(correct[labels == k].mean()) for k in there}
 
 
 def slug(name: str) -> str:
@@ -63,31 +63,32 @@ def slug(name: str) -> str:
 
 
 class Reliability(NamedTuple):
-    """The answers by their top probability, in BINS equal steps from 0 to 1; each (BINS,)."""
+    """The answers by their confidence, which is their top probability, in BINS equal bins from 0 to 1; each (BINS,)."""
 
-    answers: np.ndarray  # how many
-    sure: np.ndarray  # the sum of their top probabilities
-    right: np.ndarray  # how many are right
+    counts: np.ndarray  # of answers
+    confidence: np.ndarray  # the sum of theirs
+    correct: np.ndarray  # how many are right
 
 
 def reliability(probabilities: Floats, labels: Labels) -> Reliability:
-    sure = probabilities.max(1).astype(np.float64)
+    confidence = probabilities.max(1).astype(np.float64)
     edges = np.linspace(0, 1, BINS + 1)
-    within = np.digitize(sure, edges[1:-1], right=True)  # of (m / 15, (m + 1) / 15]
-    right = probabilities.argmax(1) == labels
-    return Reliability(*(np.bincount(within, weights, BINS) for weights in (np.ones(len(sure)), sure, right)))
+    within = np.digitize(confidence, edges[1:-1], right=True)  # of (m / 15, (m + 1) / 15]
+    correct = probabilities.argmax(1) == labels
+    sides = np.ones(len(confidence)), confidence, correct
+    return Reliability(*(np.bincount(within, weights, BINS) for weights in sides))
 
 
 def calibration_error(bins: Reliability) -> float:
-    """Expected calibration error: how far sureness is from accuracy in a bin, averaged over the answers."""
-    return float(np.abs(bins.right - bins.sure).sum() / bins.answers.sum())
+    """Expected calibration error: how far confidence is from accuracy in a bin, averaged over the answers."""
+    return float(np.abs(bins.correct - bins.confidence).sum() / bins.counts.sum())
 
 
-def likely_range(right: Floats, count: Floats) -> tuple[Floats, Floats]:
-    """Between which shares the truth lies with 95 % when `right` of `count` are right (Wilson 1927)."""
+def wilson_interval(correct: Floats, count: Floats) -> tuple[Floats, Floats]:
+    """The 95 % confidence interval of a share, of which `correct` of `count` were seen (Wilson 1927)."""
     z = 1.96
-    middle = (right + z**2 / 2) / (count + z**2)
-    reach = z / (count + z**2) * np.sqrt(right * (count - right) / count + z**2 / 4)
+    middle = (correct + z**2 / 2) / (count + z**2)
+    reach = z / (count + z**2) * np.sqrt(correct * (count - correct) / count + z**2 / 4)
     return middle - reach, middle + reach
 
 
@@ -150,9 +151,9 @@ def percent(share: float) -> str:
 
 def draw_mistakes(images: Images, labels: Labels, probabilities: Floats, *, columns: int = 8, rows: int = 5) -> Figure:
     """The wrong answers that the model is surest of, surest first."""
-    said, sure = probabilities.argmax(1), probabilities.max(1)
-    wrong = np.flatnonzero(said != labels)
-    worst = wrong[np.argsort(-sure[wrong], kind="stable")][: columns * rows]
+    predicted, confidence = probabilities.argmax(1), probabilities.max(1)
+    wrong = np.flatnonzero(predicted != labels)
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][: columns * rows]
     rows = max(1, -(-len(worst) // columns))
     # One sheet, with room for two lines of text over each picture: 40 panels would take ten times as long to lay out.
     wide, high = SIZE + 2, SIZE + 11
@@ -169,7 +170,8 @@ def draw_mistakes(images: Images, labels: Labels, probabilities: Floats, *, colu
         sheet[y : y + SIZE, x : x + SIZE] = images[one]
         middle = x + SIZE / 2 - 0.5
         axes.text(middle, y - 5.2, CLASSES[labels[one]], ha="center", color=RIGHT, fontsize=11, fontweight="bold")
-        axes.text(middle, y - 1.6, f"{CLASSES[said[one]]} {surely(sure[one])}", ha="center", color=WRONG, fontsize=10)
+        said = f"{CLASSES[predicted[one]]} {surely(confidence[one])}"
+        axes.text(middle, y - 1.6, said, ha="center", color=WRONG, fontsize=10)
     axes.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axes.set_axis_off()
     return figure
@@ -182,10 +184,10 @@ def surely(probability: float) -> str:
 
 def draw_calibration(labels: Labels, probabilities: Floats) -> Figure:
     bins = reliability(probabilities, labels)
-    there = bins.answers > 0
-    count, sure, right = (part[there] for part in bins)
-    accuracy, at = right / count, sure / count
-    low, high = likely_range(right, count)
+    filled = bins.counts > 0
+    count, confidence, correct = (part[filled] for part in bins)
+    accuracy, at = correct / count, confidence / count
+    low, high = wilson_interval(correct, count)
     figure = Figure(figsize=(7.4, 8.2), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot((0, 1), (0, 1), color="gray", linestyle="--", linewidth=1.2, label="as sure as right")
@@ -196,12 +198,12 @@ def draw_calibration(labels: Labels, probabilities: Floats) -> Figure:
     upper.fill_between(at, accuracy, at, color=WRONG, alpha=0.18, linewidth=0, label="the gap")
     upper.set(ylabel="how often right", xlim=(0, 1), ylim=(-0.03, 1.03))
     upper.set_title(
-        f"expected calibration error {calibration_error(bins):.4f}; on average {sure.sum() / count.sum():.2%} sure, "
-        f"{right.sum() / count.sum():.2%} right",
+        f"expected calibration error {calibration_error(bins):.4f}; "
+        f"on average {confidence.sum() / count.sum():.2%} sure, {correct.sum() / count.sum():.2%} right",
         fontsize=11,
     )
     upper.legend(loc="lower right")
-    lower.bar((np.arange(BINS) + 0.5) / BINS, bins.answers, 0.92 / BINS, color=RIGHT)
+    lower.bar((np.arange(BINS) + 0.5) / BINS, bins.counts, 0.92 / BINS, color=RIGHT)
     # Most answers are nearly sure ones, and the others would not show beside them.
     lower.set_yscale("log")
     lower.set_ylim(0.7, None)

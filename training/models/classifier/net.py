@@ -1,6 +1,6 @@
 """The networks of the classifier: the one that ships and the source's two. Only nn.Modules.
 
-A picture is float (N, 1, 28, 28) in [0, 1], white garment on black; the answer is float (N, 10), logits.
+A picture is float (N, 1, 28, 28) in [0, 1], white garment on black; the output is float (N, 10), logits.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from training.models.classifier.spec import CLASSES
 
-# --- what ships: a residual network for a CPU, to which a garment is what its mirror image is ---
+# --- what ships: a residual network for a CPU, invariant to mirroring ---
 # One wide convolution halves the side at once, and all depth lies at 14x14 and 7x7.
 
 
 class MirrorConvolution(nn.Module):
-    """(N, c_in, H, W) -> (N, c_out, H', W'): convolution, batch norm, ReLU, alike for pictures and mirror images.
+    """(N, c_in, H, W) -> (N, c_out, H', W'): convolution, batch norm, ReLU, equivariant to mirroring.
 
     Channels lie in two halves: the second says of a picture what the first says of its mirror image, mirrored. So half
     of the kernels are learnt, and the others follow (Cohen and Welling 2016). With stride 2 the kernel's side has to be
@@ -155,11 +155,11 @@ class FourConv(nn.Module):
 NETWORKS: dict[str, type[nn.Module]] = {"residual": ResidualNet, "one-conv": OneConv, "four-conv": FourConv}
 
 
-class Together(nn.Module):
+class Ensemble(nn.Module):
     """Picture (N, 1, 28, 28) -> the mean of the logits (N, 10) of nets that were trained from different seeds.
 
-    What one is wrong of by chance the others are right of (Lakshminarayanan et al. 2017). `weights` has a state dict of
-    each; RuntimeError for another network's.
+    Where one errs by chance, the others outvote it (Lakshminarayanan et al. 2017). `weights` has a state dict of each;
+    RuntimeError for another network's.
     """
 
     def __init__(self, weights: Sequence[dict[str, Tensor]], network: str) -> None:

@@ -24,7 +24,7 @@ from training.devices import autocast, dropout_state, pick_device, restore_dropo
 from training.errors import BadInput
 from training.models.classifier import evaluate as measures
 from training.models.classifier.muon import Muon
-from training.models.classifier.net import NETWORKS, Served, Together, folded
+from training.models.classifier.net import NETWORKS, Ensemble, Served, folded
 from training.models.classifier.spec import SIZE
 from training.rundir import RunDir, Stopped, load_checkpoint
 
@@ -126,7 +126,7 @@ class Learner:
         self.net = NETWORKS[options.network]().to(device)
         if options.bf16:
             self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
-        self.optimizers = optimizers_of(self.net, options)
+        self.optimizers = make_optimizers(self.net, options)
         # Everything random beside the weights is drawn on the CPU from here, and dropout's from torch's own generator.
         self.rng = torch.Generator().manual_seed(self.seed)
 
@@ -180,7 +180,7 @@ def train(options: Options, run: RunDir, corpus: Garments) -> Path:
             order = learner.order(epoch, len(images))
         chosen = order[batch * options.batch : (batch + 1) * options.batch].to(device)
         for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
-            group["lr"] = group["initial_lr"] * learning_rate(done, steps, options.warm_up)
+            group["lr"] = group["initial_lr"] * lr_multiplier(done, steps, options.warm_up)
 
         # --- one step ---
         net.train()
@@ -204,8 +204,8 @@ def train(options: Options, run: RunDir, corpus: Garments) -> Path:
         }
         line = ""
         if batch == batches - 1:
-            judged = scores(predict(net, corpus.validation), corpus.validation)
-            stats |= {f"validation_{name}": value for name, value in judged.items()}
+            validation = loss_and_accuracy(predict_logits(net, corpus.validation), corpus.validation)
+            stats |= {f"validation_{name}": value for name, value in validation.items()}
             line = f"net {len(finished) + 1} epoch {epoch + 1:3d} loss {stats['loss']:.3f} " + " ".join(
                 f"{name.replace('_', ' ')} {value:.4f}" for name, value in stats.items() if name != "loss"
             )
@@ -217,8 +217,9 @@ def train(options: Options, run: RunDir, corpus: Garments) -> Path:
             checkpoint(step + 1, 1.0)
             last_saved = time.monotonic()
 
-    together = Together([*finished, learner.net.state_dict()], options.network)
-    checkpoint(options.nets * steps, best_temperature(predict(together, corpus.validation), corpus.validation.labels))
+    ensemble = Ensemble([*finished, learner.net.state_dict()], options.network)
+    logits = predict_logits(ensemble, corpus.validation)
+    checkpoint(options.nets * steps, best_temperature(logits, corpus.validation.labels))
     measures.save_curves(
         by_epoch(run.stats(), batches, options.epochs), run.path / "convergence.png", title=run.path.name
     )
@@ -230,7 +231,7 @@ def on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(split.images)[:, None].to(device), torch.from_numpy(split.labels).long().to(device)
 
 
-def optimizers_of(net: nn.Module, options: Options) -> dict[str, torch.optim.Optimizer]:
+def make_optimizers(net: nn.Module, options: Options) -> dict[str, torch.optim.Optimizer]:
     """AdamW as `adam`, and, unless muon_lr is 0, Muon as `muon` for the kernels that see more than the picture."""
     kernels = [p for p in net.parameters() if p.ndim == 4 and p.shape[1] > 1] if options.muon_lr else []
     known = set(map(id, kernels))
@@ -250,8 +251,8 @@ def optimizers_of(net: nn.Module, options: Options) -> dict[str, torch.optim.Opt
     return optimizers
 
 
-def learning_rate(step: int, steps: int, warm_up: float) -> float:
-    """The share of the full learning rate at a step."""
+def lr_multiplier(step: int, steps: int, warm_up: float) -> float:
+    """Of the learning rates at a step: linear warm-up, then half a cosine to zero; 1 without warm-up."""
     if warm_up == 0:
         return 1.0
     done = (step + 1) / steps
@@ -259,21 +260,21 @@ def learning_rate(step: int, steps: int, warm_up: float) -> float:
 
 
 def augment(picture: Tensor, options: Options, rng: torch.Generator) -> Tensor:
-    """Float (N, 1, 28, 28): a whole batch is bent, moved and punched at once, on the device it is on."""
+    """Float (N, 1, 28, 28): affine maps, shifts and random erasing of a whole batch at once, on the device it is on."""
     count, device = len(picture), picture.device
 
-    def spread(width: float) -> Tensor:
-        """(N,) uniform in [-width, width]"""
+    def uniform(width: float) -> Tensor:
+        """(N,), in [-width, width]"""
         return (2 * torch.rand(count, generator=rng) - 1) * width
 
     if options.rotate_deg or options.shift or options.shear_deg or options.zoom:
         # Row by row the map from where a pixel goes to where it comes from, in units of half a side.
-        turn, shear = spread(math.radians(options.rotate_deg)), spread(math.radians(options.shear_deg))
-        wide, high = 1 + spread(options.zoom), 1 + spread(options.zoom)
-        across, down = spread(2 * options.shift), spread(2 * options.shift)
+        angle, shear = uniform(math.radians(options.rotate_deg)), uniform(math.radians(options.shear_deg))
+        wide, high = 1 + uniform(options.zoom), 1 + uniform(options.zoom)
+        across, down = uniform(2 * options.shift), uniform(2 * options.shift)
         rows = [
-            torch.stack([wide * turn.cos(), -high * (turn + shear).sin(), across], 1),
-            torch.stack([wide * turn.sin(), high * (turn + shear).cos(), down], 1),
+            torch.stack([wide * angle.cos(), -high * (angle + shear).sin(), across], 1),
+            torch.stack([wide * angle.sin(), high * (angle + shear).cos(), down], 1),
         ]
         grid = F.affine_grid(torch.stack(rows, 1).to(device), list(picture.shape), align_corners=False)
         picture = F.grid_sample(picture, grid, padding_mode="border", align_corners=False)
@@ -289,15 +290,15 @@ def augment(picture: Tensor, options: Options, rng: torch.Generator) -> Tensor:
         corner = (torch.rand(count, 2, generator=rng) * (SIZE - side)).long()
         at = torch.arange(SIZE)
         inside = [(at >= corner[:, [k]]) & (at < (corner + side)[:, [k]]) for k in (0, 1)]
-        struck = torch.rand(count, generator=rng) < options.erase
-        hole = (inside[0][:, :, None] & inside[1][:, None, :] & struck[:, None, None])[:, None]
+        erased = torch.rand(count, generator=rng) < options.erase
+        hole = (inside[0][:, :, None] & inside[1][:, None, :] & erased[:, None, None])[:, None]
         gray = torch.rand(count, 1, 1, 1, generator=rng)
         picture = torch.where(hole.to(device), gray.to(device), picture)
     return picture
 
 
 @torch.no_grad()
-def predict(net: nn.Module, split: Split, *, batch: int = 512) -> Tensor:
+def predict_logits(net: nn.Module, split: Split, *, batch: int = 512) -> Tensor:
     """Logits (N, 10) of a split, in float32, as it will be served."""
     device = next(net.parameters()).device
     was_training = net.training
@@ -308,7 +309,7 @@ def predict(net: nn.Module, split: Split, *, batch: int = 512) -> Tensor:
     return logits
 
 
-def scores(logits: Tensor, split: Split) -> dict[str, float]:
+def loss_and_accuracy(logits: Tensor, split: Split) -> dict[str, float]:
     labels = torch.from_numpy(split.labels).long()
     right = (logits.argmax(1) == labels).float().mean()
     return {"loss": F.cross_entropy(logits, labels).item(), "accuracy": right.item()}
@@ -350,7 +351,7 @@ def load_net(checkpoint: Path) -> nn.Module:
     if state.get("network") not in NETWORKS or "temperature" not in state:
         raise BadInput(f"checkpoint {checkpoint}: not the classifier's; `training.run classifier` writes those")
     try:
-        net = Together([*state["finished"], state["net"]], state["network"])
+        net = Ensemble([*state["finished"], state["net"]], state["network"])
     except (KeyError, RuntimeError) as error:
         raise BadInput(
             f"checkpoint {checkpoint}: made by another version of the {state['network']} network; train anew"
@@ -359,7 +360,7 @@ def load_net(checkpoint: Path) -> nn.Module:
 
 
 @torch.no_grad()
-def answers(net: nn.Module, images: np.ndarray, *, batch: int = 512) -> np.ndarray:
+def predict_proba(net: nn.Module, images: np.ndarray, *, batch: int = 512) -> np.ndarray:
     """Images uint8 (N, 28, 28) -> probabilities float32 (N, 10)."""
     return torch.cat([net(part) for part in torch.from_numpy(images)[..., None].split(batch)]).numpy()
 
@@ -369,15 +370,15 @@ def evaluate(net: nn.Module, corpus: Garments, *, out: Path) -> dict[str, float]
 
     The test set is used here and nowhere else.
     """
-    probabilities = answers(net, corpus.test.images)
+    probabilities = predict_proba(net, corpus.test.images)
     measures.report(corpus.test.images, corpus.test.labels, probabilities, out)
     test = measures.measure(probabilities, corpus.test.labels)
-    validation = measures.measure(answers(net, corpus.validation.images), corpus.validation.labels)
+    validation = measures.measure(predict_proba(net, corpus.validation.images), corpus.validation.labels)
     return {
         **{f"test_{name}": test.pop(name) for name in ("accuracy", "loss", "ece")},
         **{f"validation_{name}": validation[name] for name in ("accuracy", "loss", "ece")},
-        # Beside validation's it tells what was learnt by heart.
-        "train_accuracy": measures.measure(answers(net, corpus.train.images), corpus.train.labels)["accuracy"],
+        # Beside validation's it tells what was only memorised.
+        "train_accuracy": measures.measure(predict_proba(net, corpus.train.images), corpus.train.labels)["accuracy"],
         **{f"test_{name}": value for name, value in test.items()},  # class by class
     }
 
@@ -385,7 +386,7 @@ def evaluate(net: nn.Module, corpus: Garments, *, out: Path) -> dict[str, float]
 def golden(net: nn.Module, corpus: Garments) -> dict[str, np.ndarray]:
     """The first validation pictures and the eager model's answers, named as on the wire."""
     images = corpus.validation.images[:8]
-    return {"image": images[..., None].copy(), "probabilities": answers(net, images)}
+    return {"image": images[..., None].copy(), "probabilities": predict_proba(net, images)}
 
 
 def calibration(corpus: Garments) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Train the backbone that the perceptual losses see with. Run: python -m training.run features --dry-run
+"""Train the backbone of the perceptual losses. Run: python -m training.run features --dry-run
 
 VGG-16 at half width learns to tell photographs apart by class; batch norm is folded away at the end. Small pictures
 first, larger ones later: textures are learnt cheaply, and what is left of the time goes to things.
@@ -102,12 +102,12 @@ def train(options: Options, run: RunDir, corpus: Natural) -> Path:
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(options.seed + epoch))
         chosen = order[batch * options.batch : (batch + 1) * options.batch]
         for group in adam.param_groups:
-            group["lr"] = options.lr * learning_rate(step / steps, options.warm_up)
+            group["lr"] = options.lr * lr_multiplier(step / steps, options.warm_up)
 
         # --- one step ---
         net.train()
         picture, label = images[chosen].permute(0, 3, 1, 2).to(device), labels[chosen].to(device)
-        picture = augment(picture.float() / 255, size_of(epoch, options), rng)
+        picture = augment(picture.float() / 255, size_at(epoch, options), rng)
         with autocast(device, True):
             logits = net(picture.contiguous(memory_format=torch.channels_last)).float()
         loss = F.cross_entropy(logits, label, label_smoothing=options.label_smoothing)
@@ -132,50 +132,50 @@ def train(options: Options, run: RunDir, corpus: Natural) -> Path:
     return run.last
 
 
-def learning_rate(done: float, warm_up: float) -> float:
-    """The share of the full learning rate when that share of the steps is done."""
+def lr_multiplier(done: float, warm_up: float) -> float:
+    """Of the learning rate when that share of the steps is done: linear warm-up, then half a cosine to zero."""
     return done / warm_up if done < warm_up else 0.5 + 0.5 * math.cos(math.pi * (done - warm_up) / (1 - warm_up))
 
 
-def size_of(epoch: int, options: Options) -> int:
+def size_at(epoch: int, options: Options) -> int:
     """Pixels a side of an epoch's pictures: in steps of 16, the largest for the last third."""
     done = min(1.0, epoch / max(1, options.epochs - 1) * 1.5)
     return options.first_size + round((options.last_size - options.first_size) * done / 16) * 16
 
 
 def augment(picture: Tensor, size: int, rng: torch.Generator) -> Tensor:
-    """(N, 3, H, W) -> (N, 3, size, size): a part of each, stretched a little, mirrored at random, in other light."""
+    """(N, 3, H, W) -> (N, 3, size, size): a random resized crop, mirrored by chance, in other light."""
     count, device = len(picture), picture.device
 
-    def between(low: float, high: float) -> Tensor:
+    def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(count, generator=rng)
 
-    area, stretch = between(0.25, 1.0).sqrt(), between(math.log(3 / 4), math.log(4 / 3)).div(2).exp()
+    area, stretch = uniform(0.25, 1.0).sqrt(), uniform(math.log(3 / 4), math.log(4 / 3)).div(2).exp()
     wide, high = (area * stretch).clamp(max=1), (area / stretch).clamp(max=1)
     mirrored = 1 - 2 * (torch.rand(count, generator=rng) < 0.5).float()
     zero = torch.zeros(count)
     rows = [
-        torch.stack([wide * mirrored, zero, between(-1, 1) * (1 - wide)], 1),
-        torch.stack([zero, high, between(-1, 1) * (1 - high)], 1),
+        torch.stack([wide * mirrored, zero, uniform(-1, 1) * (1 - wide)], 1),
+        torch.stack([zero, high, uniform(-1, 1) * (1 - high)], 1),
     ]
     grid = F.affine_grid(torch.stack(rows, 1), [count, 3, size, size], align_corners=False).to(device)
     picture = F.grid_sample(picture, grid, padding_mode="border", align_corners=False)
-    # Colour is what a style is told by, so that it must stay worth looking at: light varies, hue does not.
-    light, contrast, depth = (between(0.7, 1.3).to(device)[:, None, None, None] for _ in range(3))
+    # Styles are told by their colours, which must stay worth looking at: brightness varies, hue does not.
+    brightness, contrast, saturation = (uniform(0.7, 1.3).to(device)[:, None, None, None] for _ in range(3))
     gray = picture.mean(1, keepdim=True)
-    picture = gray + (picture - gray) * depth
+    picture = gray + (picture - gray) * saturation
     middle = picture.mean((1, 2, 3), keepdim=True)
-    return ((middle + (picture - middle) * contrast) * light).clamp(0, 1)
+    return ((middle + (picture - middle) * contrast) * brightness).clamp(0, 1)
 
 
 @torch.no_grad()
 def accuracy(net: nn.Module, corpus: Natural, device: torch.device) -> float:
-    """Of the pictures held out, the share named rightly."""
+    """On the pictures held out."""
     net.eval()
     pictures = torch.from_numpy(corpus.held_out).permute(0, 3, 1, 2)
     with autocast(device, True):
-        said = torch.cat([net(part.to(device).float() / 255).argmax(1).cpu() for part in pictures.split(100)])
-    return (said == torch.from_numpy(corpus.held_out_labels)).float().mean().item()
+        predicted = torch.cat([net(part.to(device).float() / 255).argmax(1).cpu() for part in pictures.split(100)])
+    return (predicted == torch.from_numpy(corpus.held_out_labels)).float().mean().item()
 
 
 def load_net(checkpoint: Path) -> VggClassifier:

@@ -48,7 +48,7 @@ class Draw(nn.Module):
         return trunk + rows + columns
 
 
-class Scale(nn.Module):
+class UpBlock(nn.Module):
     """Double the size of trunk (N, C, S, S), rows and columns (N, C, S), and let the strips draw on the trunk."""
 
     def __init__(self, trunk_in: int, trunk_out: int, strip_in: int, strip_out: int) -> None:
@@ -79,12 +79,12 @@ class Generator(nn.Module):
         self.mapping = nn.Sequential(
             nn.Linear(LATENT, style), nn.LeakyReLU(LEAK), nn.Linear(style, style), nn.LeakyReLU(LEAK)
         )
-        self.seed, self.strip_seed = (trunk[0], 8, 8), (strip[0], 8)
+        self.trunk_shape, self.strip_shape = (trunk[0], 8, 8), (strip[0], 8)
         self.trunk = nn.Linear(style, trunk[0] * 8 * 8)
         self.rows = nn.Linear(style, strip[0] * 8)
         self.columns = nn.Linear(style, strip[0] * 8)
         pairs = zip(trunk, trunk[1:], strip, strip[1:], strict=False)
-        self.scales = nn.ModuleList(Scale(t0, t1, s0, s1) for t0, t1, s0, s1 in pairs)
+        self.scales = nn.ModuleList(UpBlock(t0, t1, s0, s1) for t0, t1, s0, s1 in pairs)
         # The last doubling is a pixel shuffle: at 128x128 every element-wise pass would cost four times as much, and on
         # a CPU it is those, not the convolutions, that take the time. Strips hold two sub-pixel phases instead.
         self.last_rows = nn.Conv1d(strip[-1], 2 * strip[-1], 5, padding=2)
@@ -97,9 +97,9 @@ class Generator(nn.Module):
 
     def forward(self, latent: Tensor) -> Tensor:
         style = self.mapping(latent)
-        trunk = leaky(self.trunk(style)).reshape(-1, *self.seed).contiguous(memory_format=torch.channels_last)
-        rows = leaky(self.rows(style)).reshape(-1, *self.strip_seed)
-        columns = leaky(self.columns(style)).reshape(-1, *self.strip_seed)
+        trunk = leaky(self.trunk(style)).reshape(-1, *self.trunk_shape).contiguous(memory_format=torch.channels_last)
+        rows = leaky(self.rows(style)).reshape(-1, *self.strip_shape)
+        columns = leaky(self.columns(style)).reshape(-1, *self.strip_shape)
         for scale in self.scales:
             trunk, rows, columns = scale(trunk, rows, columns)
         rows, columns = leaky(self.last_rows(rows)), leaky(self.last_columns(columns))

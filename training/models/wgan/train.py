@@ -130,7 +130,7 @@ def train(options: Options, run: RunDir, corpus: Corpus) -> Path:
     if options.bf16:
         for net in (generator, critic):
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
-    average = copy.deepcopy(generator).requires_grad_(False)
+    ema = copy.deepcopy(generator).requires_grad_(False)
     betas = (options.beta1, options.beta2)
     generator_adam = torch.optim.Adam(generator.parameters(), options.generator_lr, betas, fused=True)
     critic_adam = torch.optim.Adam(critic.parameters(), options.critic_lr, betas, fused=True)
@@ -141,7 +141,7 @@ def train(options: Options, run: RunDir, corpus: Corpus) -> Path:
     real_pictures = torch.from_numpy(corpus.images).permute(0, 3, 1, 2)
 
     parts: dict[str, Any] = {
-        "generator": generator, "critic": critic, "average": average,
+        "generator": generator, "critic": critic, "average": ema,
         "generator_adam": generator_adam, "critic_adam": critic_adam,
     }  # fmt: skip
     first = 0
@@ -170,9 +170,9 @@ def train(options: Options, run: RunDir, corpus: Corpus) -> Path:
 
     last_saved = time.monotonic()
     for step in run.steps(first, options.steps):
-        rate = learning_rate(step, options)
-        generator_adam.param_groups[0]["lr"] = rate * options.generator_lr
-        critic_adam.param_groups[0]["lr"] = rate * options.critic_lr
+        multiplier = lr_multiplier(step, options)
+        generator_adam.param_groups[0]["lr"] = multiplier * options.generator_lr
+        critic_adam.param_groups[0]["lr"] = multiplier * options.critic_lr
 
         # --- critic: several steps to one of the generator (Gulrajani et al. 2017, algorithm 1) ---
         for _ in range(options.critic_steps):
@@ -196,8 +196,8 @@ def train(options: Options, run: RunDir, corpus: Corpus) -> Path:
         generator_loss.backward()
         generator_adam.step()
         # A young average would be mostly the random weights it began with, so it looks back less far at first.
-        youth = 1.0 if options.init else (1 + step) / (10 + step)
-        follow(average, generator, decay=min(options.ema, youth))
+        ramp_up = 1.0 if options.init else (1 + step) / (10 + step)
+        update_ema(ema, generator, decay=min(options.ema, ramp_up))
 
         run.record(
             step,
@@ -210,7 +210,7 @@ def train(options: Options, run: RunDir, corpus: Corpus) -> Path:
             generator_loss=generator_loss.item(),
         )
         if (step + 1) % options.samples_every == 0 or step + 1 == options.steps:
-            pictures = generate(average, grid_latents)
+            pictures = generate(ema, grid_latents)
             plots.save_grid(pictures, run.path / "samples" / f"{step + 1:06d}.png", columns=options.columns)
         if run.terminated:
             checkpoint(step + 1)
@@ -227,8 +227,8 @@ def train(options: Options, run: RunDir, corpus: Corpus) -> Path:
     return run.last
 
 
-def learning_rate(step: int, options: Options) -> float:
-    """The share of the full learning rates at a step: 20 steps of warm-up, a plateau, a straight line to zero."""
+def lr_multiplier(step: int, options: Options) -> float:
+    """Of both learning rates at a step: 20 steps of warm-up, a plateau, a straight line to zero; 1 without decay."""
     warm_up = min(1.0, (step + 1) / 20) if options.decay_from < 1 else 1.0
     left = (options.steps - step) / (options.steps * (1 - options.decay_from)) if options.decay_from < 1 else 1.0
     return min(warm_up, left, 1.0)
@@ -244,11 +244,11 @@ def gradient_penalty(critic: nn.Module, picture: Tensor, *, bf16: bool) -> Tenso
 
 
 @torch.no_grad()
-def follow(average: nn.Module, net: nn.Module, *, decay: float) -> None:
-    """Move `average` towards `net`; buffers (batch norm's statistics) are taken over as they are."""
-    for mean, now in zip(average.parameters(), net.parameters(), strict=True):
+def update_ema(ema: nn.Module, net: nn.Module, *, decay: float) -> None:
+    """Move `ema` towards `net`; buffers (batch norm's statistics) are taken over as they are."""
+    for mean, now in zip(ema.parameters(), net.parameters(), strict=True):
         mean.lerp_(now, 1 - decay)
-    for kept, current in zip(average.buffers(), net.buffers(), strict=True):
+    for kept, current in zip(ema.buffers(), net.buffers(), strict=True):
         kept.copy_(current)
 
 
