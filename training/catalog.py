@@ -24,7 +24,7 @@ def names() -> list[str]:
 
 
 def trained() -> list[str]:
-    """Every model with a train.py: those that are served, and the backbone that some of them see with."""
+    """Every model with a train.py: those that are served, and the backbone of some of them."""
     return sorted(path.parent.name for path in MODELS.glob("*/train.py"))
 
 
@@ -65,6 +65,6 @@ def jobs(name: str) -> list[Job]:
 def recipe(name: str) -> ModuleType:
     """The training module: `Options`, `PRESETS`, `load_corpus`, `train`, `load_net`, `evaluate`, and `served` and
     `golden` of a model that is served (and `members`, if versions differ in the names of an input's elements;
-    `graph_golden`, if the spec has a graph; `calibration`, if it is quantized; `backbone`, if it sees with one),
+    `graph_golden`, if the spec has a graph; `calibration`, if it is quantized; `backbone`, if it has one),
     `weights` of one that is not. Imports torch."""
     return import_module(f"training.models.{name}.train")

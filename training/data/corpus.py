@@ -19,18 +19,17 @@ DRAWN: dict[str, Callable[..., np.ndarray]] = {
     **computer_art.CORPORA,
 }
 THREE_LINES = ("lines", "lines_uniform")
-# As many as the measures take on each side of a comparison, twice, so that they can average over several
-# choices.
+# Twice as many as the measures take on each side of a comparison, so that they can average over several subsets.
 HELD_OUT = 4096
 # Held-out pictures are drawn with seeds that no one can ask for, so that no --seed trains on them.
 HELD_OUT_SEED = 1 << 32
-# Below this there is nothing to learn from and nothing to judge by.
+# Below this there is nothing to learn from and nothing to evaluate on.
 LEAST = 16
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Pictures to train on and pictures kept out of training to judge by; both uint8 (N, H, W, 3)."""
+    """Pictures to train on and pictures held out to evaluate on; both uint8 (N, H, W, 3)."""
 
     name: str
     images: np.ndarray
@@ -79,7 +78,7 @@ def load(
     pictures, skipped = photos.load(source, count=count, seed=seed, size=size, fit=fit, skip_broken=skip_broken)
     if len(pictures) < LEAST:
         raise BadInput(f"--corpus: {len(pictures)} pictures in {name} are too few; at least {LEAST}")
-    # Every fifth of a shuffled order, so that a folder sorted by date or subject is held out evenly.
+    # A fifth of a shuffled order, so that a folder sorted by date or subject is held out evenly.
     order = np.random.default_rng(seed).permutation(len(pictures))
     images, held_out = (
         pictures[np.sort(order[len(order) // 5 :])],

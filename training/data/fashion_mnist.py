@@ -42,7 +42,7 @@ KAGGLE = ("fashion-mnist_train.csv", "fashion-mnist_test.csv")
 
 COLUMNS = 1 + SIZE * SIZE  # of a row: the label, then the pixels from the top left
 VALUES = frozenset(str(value).encode() for value in range(256))
-# Below this there is nothing to learn from and nothing to judge by.
+# Below this there is nothing to learn from and nothing to evaluate on.
 LEAST = 16
 
 
@@ -55,7 +55,7 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Garments:
-    """Pictures to train on, to choose options and stop by, and to test with once, at the end."""
+    """Pictures to train on, to choose options and the temperature by, and to test with once, at the end."""
 
     name: str
     sha256: str  # of all three splits, in their order

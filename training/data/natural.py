@@ -24,7 +24,7 @@ NAME = "imagenette2-160"
 
 @dataclass(frozen=True)
 class Natural:
-    """Pictures uint8 (N, H, W, 3) of one size, their labels int64 (N,), and as much again of pictures held out."""
+    """Pictures uint8 (N, H, W, 3) of one size, their labels int64 (N,), and the same of others held out."""
 
     name: str
     classes: tuple[str, ...]

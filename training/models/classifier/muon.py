@@ -1,4 +1,4 @@
-"""Muon for convolutions (Jordan et al. 2024): every step of a kernel is turned into the nearest orthogonal matrix."""
+"""Muon for convolutions (Jordan et al. 2024): every update of a kernel becomes the nearest orthogonal matrix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Judge a colorizer. Run: python -m training.run colorizer --corpus DIR --test DIR --evaluate CHECKPOINT
+"""Evaluate a colorizer. Run: python -m training.run colorizer --corpus DIR --test DIR --evaluate CHECKPOINT
 
 Numbers say little about colour: a field may be green or yellow, and both are right. So look at colorized.png, too.
 Each measure stands beside that of what needs no network: the gray picture itself, the mean colour of all, and the
@@ -62,11 +62,11 @@ def compared(made: Pictures, truth: Pictures) -> dict[str, float]:
     """Means over pictures uint8 (N, H, W, 3): psnr (dB), ssim, ciede2000."""
     psnr = [peak_signal_noise_ratio(there, one) for one, there in zip(made, truth, strict=True) if (one != there).any()]
     ssim = [structural_similarity(there, one, channel_axis=2) for one, there in zip(made, truth, strict=True)]
-    away = [deltaE_ciede2000(rgb2lab(there), rgb2lab(one)).mean() for one, there in zip(made, truth, strict=True)]
+    ciede2000 = [deltaE_ciede2000(rgb2lab(there), rgb2lab(one)).mean() for one, there in zip(made, truth, strict=True)]
     return {
         "psnr": float(np.mean(psnr)) if psnr else float("inf"),
         "ssim": float(np.mean(ssim)),
-        "ciede2000": float(np.mean(away)),
+        "ciede2000": float(np.mean(ciede2000)),
     }
 
 

@@ -97,14 +97,14 @@ TINY: dict[str, Any] = {
 PRESETS = {"default": Options(), "seed": Options(**SEED), "tiny": Options(**TINY)}
 
 ROOM = 1.125
-"""Pictures are kept so much larger than the network's size, for windows of them to be cut out."""
+"""Pictures are kept so much larger than the network's size, for random crops of them."""
 TEST_SIZE = 160
-"""Pixels a side of the pictures to judge by."""
+"""Pixels a side of the pictures to evaluate on."""
 
 
 @dataclass(frozen=True)
 class Photographs:
-    """Pictures to train on uint8 (N, S, S, 3), and others to judge by, which may be larger."""
+    """Pictures to train on uint8 (N, S, S, 3), and others to evaluate on, which may be larger."""
 
     name: str
     images: np.ndarray
@@ -250,17 +250,17 @@ def sample_batch(
 ) -> tuple[Tensor, Tensor]:
     """Gray (N, 1, S, S) in [0, 1], and what a decoder should make of it, (N, C, S, S) or half that size.
 
-    Windows of other shapes come squeezed to a square, as pictures that are no squares do when they are served.
+    Crops of other shapes come squeezed to a square, as pictures that are no squares do when they are served.
     """
     chosen = torch.randint(len(images), (options.batch,), generator=rng)
     least = round(images.shape[1] / ROOM)
     height, width = (torch.randint(least, images.shape[1] + 1, (2,), generator=rng)).tolist()
     top, left = (int(torch.randint(images.shape[1] - side + 1, (), generator=rng)) for side in (height, width))
     mirrored = (torch.rand(options.batch, generator=rng) < 0.5)[:, None, None, None]
-    window = images[chosen, top : top + height, left : left + width].permute(0, 3, 1, 2)
-    window = torch.where(mirrored, window.flip(3), window).to(device).float() / 255
-    window = F.interpolate(window, size=(options.size, options.size), mode="bilinear", antialias=True)
-    picture = window.clamp(0, 1).contiguous(memory_format=torch.channels_last)
+    crop = images[chosen, top : top + height, left : left + width].permute(0, 3, 1, 2)
+    crop = torch.where(mirrored, crop.flip(3), crop).to(device).float() / 255
+    crop = F.interpolate(crop, size=(options.size, options.size), mode="bilinear", antialias=True)
+    picture = crop.clamp(0, 1).contiguous(memory_format=torch.channels_last)
     truth = lab(picture)[:, 1:] / CHROMA if net.color == "lab" else picture
     return gray_of(picture), F.avg_pool2d(truth, net.stride) if net.stride > 1 else truth
 

@@ -1,4 +1,4 @@
-"""Judge a network of styles. Run: python -m training.run style --styles DIR --evaluate CHECKPOINT
+"""Evaluate a network of styles. Run: python -m training.run style --styles DIR --evaluate CHECKPOINT
 
 By the objective that it was trained for, on photographs that it has not seen; and by whether each painting can be told
 by what was made in its manner.

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 # A sigmoid that is this steep in the middle keeps [0, 1] within 0.08 and 0.92.
 CONTRAST = 5.0
 
-# Standard deviations that an answer of a residual block may be from its channel's mean. Left free, block after block
-# lets one spot of a smooth area grow until nothing else counts for the statistics, and it ends as a pale blot: the
-# droplets of Karras et al. 2020. About ninety-nine answers in a hundred lie within this anyhow.
+# Standard deviations that an activation of a residual block may be from its channel's mean. Left free, block after
+# block lets one spot of a smooth area grow until nothing else counts for the statistics, and it ends as a pale blot:
+# the droplets of Karras et al. 2020. About ninety-nine activations in a hundred lie within this anyhow.
 LIMIT = 3.0
 
 
 class ConditionalNorm(nn.Module):
-    """Instance norm whose scale and shift are a style's own, or a mixture of several (Dumoulin et al. 2017).
+    """Conditional instance norm: scale and shift are a style's own, or a mixture of several (Dumoulin et al. 2017).
 
     `limit` is in standard deviations: what is normalised ends there.
     """
@@ -43,7 +43,7 @@ class ConditionalNorm(nn.Module):
 
 
 class Palette(nn.Module):
-    """A mixture of colours for each style: photograph (N, 3, H, W) in [0, 1] -> (N, 3, H, W) around 0.
+    """An affine map of colours for each style: photograph (N, 3, H, W) in [0, 1] -> (N, 3, H, W) around 0.
 
     It begins as the photograph itself. What differs most between a photograph and a painting is learnt here, at once.
     """

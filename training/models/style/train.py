@@ -279,7 +279,7 @@ def build_net(options: Options, corpus: Gallery) -> tuple[StyleNet, tuple[str, .
 
 
 def objective(options: Options) -> dict[str, Any]:
-    """What the network was trained to make small, for those who judge it."""
+    """What the network was trained to minimise, for its evaluation."""
     kept = ("features", "content_layers", "style_layers", "content_weight", "style_weight", "tv_weight")
     return {name: value if isinstance(value := getattr(options, name), str | float) else list(value) for name in kept}
 

@@ -1,4 +1,4 @@
-"""Judge an upscaler. Run: python -m training.run upscaler --evaluate CHECKPOINT --test DIR
+"""Evaluate an upscaler. Run: python -m training.run upscaler --evaluate CHECKPOINT --test DIR
 
 Against Pillow's bicubic enlargement, as super-resolution is measured: on luminance, without 4 pixels at each border.
 """

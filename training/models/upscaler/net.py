@@ -13,7 +13,7 @@ from training.models.upscaler.spec import SCALE
 
 
 class Upscaler(nn.Module):
-    """Convolutions 3x3 at the small size, and one rearrangement of channels to pixels at the end (Shi et al. 2016).
+    """Convolutions 3x3 at the small size, and one pixel shuffle at the end (Shi et al. 2016).
 
     What is learnt is the difference to an enlarged copy of the picture. Padding is zero, so that a tile of a picture
     is enlarged as the whole is, but for `radius` pixels at its own borders.

@@ -1,10 +1,10 @@
-"""Judge a generator of pictures. Run: python -m training.run wgan --evaluate CHECKPOINT
+"""Evaluate a generator of pictures. Run: python -m training.run wgan --evaluate CHECKPOINT
 
-Every corpus gets the measures that need no truth: sliced Wasserstein distance, nearest neighbours, spread.
+Every corpus gets the measures that need no ground truth: sliced Wasserstein distance, nearest neighbours, spread.
 The lines corpora get more, because there it is known what a right picture shows: structure, palette,
 positions, colours, copies. Each comes as a ratio to, or beside, what pictures kept out of training score.
 
-Good and bad generators of lines on every measure (2,048 pictures judged, 10,000 trained on, 4,096 held out):
+Good and bad generators of lines on every measure (2,048 pictures measured, 10,000 trained on, 4,096 held out):
 
                           real   copies  40 only   blur 1   gray  all uniform   noise   one picture
 sliced_wasserstein_ratio  0.99   0.99    5.3       3.0      6.5   9.1           45      25
@@ -68,7 +68,7 @@ def evaluate(generated: Images, corpus: Corpus, *, projections: int = PROJECTION
     return metrics
 
 
-# --- what needs no truth -------------------------------------------------------------------------------
+# --- what needs no ground truth ------------------------------------------------------------------------
 
 
 def random_directions(pixels: int, number: int) -> Floats:
@@ -248,7 +248,7 @@ def drawings(lines: Lines) -> list[bytes]:
 
 
 def lines_metrics(generated: Images, corpus: Corpus) -> dict[str, float]:
-    """Structure and palette; how well positions and colours match held-out pictures; how many were learnt by heart."""
+    """Structure and palette; how well positions and colours match held-out pictures; how many were memorised."""
     fake, real, train = (find_lines(side) for side in (generated, corpus.held_out, corpus.images))
     metrics = {
         "structure": float(fake.found.mean()),
