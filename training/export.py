@@ -26,7 +26,7 @@ import onnx
 import onnxruntime
 import torch
 
-from serving import configs, pbtxt, plans, repository, tensorrt, verify
+from serving import cli, configs, files, pbtxt, plans, repository, tensorrt, verify
 from serving.embedded import Embedded
 from serving.errors import RepositoryError, ServingError
 from serving.spec import ModelSpec, Threshold
@@ -348,7 +348,7 @@ def main() -> int:
             card["note"] = args.note
         if args.beside:
             card["seeds"] = over_seeds([args.run, *args.beside])
-        path.write_text(json.dumps(card, indent=2) + "\n")
+        files.replace(path, json.dumps(card, indent=2) + "\n")
         print(f"published {model} version {publish(model, candidate, args.publish)} in {args.publish}")
         return 0
     except (BadInput, ServingError) as error:
@@ -357,6 +357,8 @@ def main() -> int:
     except Refused as error:
         print(f"training.export: {error}", file=sys.stderr)
         return REFUSED
+    except OSError as error:
+        return cli.failed(error)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """The gate's checks that need no server: each must refuse what it is there for, and only that."""
 
 import dataclasses
+import errno
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import onnx
 import pytest
 import stand_in
 
-from serving import repository
+from serving import files, repository
 from serving.spec import Threshold
 from training import catalog, export, operators
 from training.errors import BadInput, Refused
@@ -219,3 +221,25 @@ def test_runs_beside_must_differ_in_their_seed_only(tmp_path: Path) -> None:
     for other, reason in ((longer, "longer differs"), (again, "seeds repeat"), (tmp_path / "none", "no candidate")):
         with pytest.raises(BadInput, match=f"--beside: .*{reason}"):
             export.over_seeds([first, other])
+
+
+def test_note_on_a_full_disk_leaves_the_card_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line names the file, and the status is that of bad input."""
+    run = run_of_seed(tmp_path / "run", 0, 0.94)
+    card = run / "candidate" / repository.CARD
+    before = card.read_text()
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(files, "sync", full)
+    monkeypatch.setattr(sys, "argv", ["export", str(run), "--publish", str(tmp_path / "repository"), "--note", "new"])
+    assert export.main() == 2
+    said = capsys.readouterr().err
+    assert str(card.parent) in said
+    assert said.endswith(": No space left on device\n")
+    assert said.count("\n") == 1
+    assert card.read_text() == before
+    assert [path.name for path in card.parent.iterdir()] == [card.name]

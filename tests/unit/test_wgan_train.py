@@ -98,6 +98,22 @@ def test_run_does_not_start_from_another_network(corpus: Corpus, tmp_path: Path)
     run.close()
 
 
+@pytest.mark.parametrize("without", ["weight", "adam"])
+def test_run_does_not_start_from_another_version_of_its_network(without: str, corpus: Corpus, tmp_path: Path) -> None:
+    """One line names the checkpoint that lacks what this version has."""
+    first = open_run(tmp_path / "first", SMALL)
+    recipe.train(SMALL, first, corpus)
+    first.close()
+    state = torch.load(first.last, weights_only=True)
+    del (state if without == "adam" else state["critic"])[{"adam": "critic_adam", "weight": "score.0.weight"}[without]]
+    torch.save(state, tmp_path / "old.pt")
+    options = dataclasses.replace(SMALL, init=str(tmp_path / "old.pt"))
+    run = open_run(tmp_path / "run", options)
+    with pytest.raises(BadInput, match=r"old\.pt: made by another version of the strips network; train anew"):
+        recipe.train(options, run, corpus)
+    run.close()
+
+
 def test_run_leaves_what_the_reader_needs(corpus: Corpus, tmp_path: Path) -> None:
     """A finished run holds its options, a line per step, grids of the chosen size and a convergence plot."""
     from PIL import Image

@@ -151,8 +151,11 @@ def train(options: Options, run: RunDir, corpus: Corpus) -> Path:
     elif options.init:
         state = own_checkpoint(Path(options.init), options.network)
     if state is not None:
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
+        try:
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise _another_version(Path(options.init) if first == 0 else run.last, options.network) from error
         for adam in (generator_adam, critic_adam):
             adam.param_groups[0]["betas"] = betas  # the options', also where --init's checkpoint was made with others
 
@@ -286,10 +289,12 @@ def load_net(checkpoint: Path) -> nn.Module:
     try:
         generator.load_state_dict(state["average"])
     except RuntimeError as error:
-        raise BadInput(
-            f"checkpoint {checkpoint}: made by another version of the {network} network; train anew"
-        ) from error
+        raise _another_version(checkpoint, network) from error
     return generator.eval()
+
+
+def _another_version(checkpoint: Path, network: str) -> BadInput:
+    return BadInput(f"checkpoint {checkpoint}: made by another version of the {network} network; train anew")
 
 
 def evaluate(generator: nn.Module, corpus: Corpus, *, out: Path) -> dict[str, float]:
