@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -101,6 +103,15 @@ def test_a_refused_save_leaves_the_file_as_it_was(tmp_path):
         latents.save(path, np.array([[1.0, np.nan]]))
     assert [p.name for p in tmp_path.iterdir()] == ["z.txt"]
     assert path.read_text() == "precious"
+
+
+def test_a_pipe_is_not_replaced(tmp_path):
+    """Nor a device: root, who may, would put a file in the place of /dev/null."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(InvalidInput, match="pipe: is a device or a pipe; name a file"):
+        latents.save(path, latents.draw(1, seed=1))
+    assert path.is_fifo()
 
 
 def test_a_seed_means_the_same_vectors_for_ever():

@@ -287,6 +287,23 @@ def test_saving_leaves_exactly_one_thing(name, tmp_path):
     assert list(target.parent.iterdir()) == [target]
 
 
+def test_a_video_s_name_may_have_a_colon(tmp_path, monkeypatch):
+    """What is before it is no protocol of FFmpeg's, in a path without a folder."""
+    monkeypatch.chdir(tmp_path)
+    saving.save("12:30.mp4", smooth_frames(2), recipe=RECIPE)
+    assert saving.read("12:30.mp4").seed == RECIPE.seed
+    assert [path.name for path in tmp_path.iterdir()] == ["12:30.mp4"]
+
+
+@pytest.mark.parametrize("ending", [".gif", ".mp4", ""], ids=["file", "video", "folder"])
+def test_a_name_may_be_as_long_as_the_system_takes(ending, tmp_path):
+    """255 bytes: what `check` lets through can be written, when all the work is done."""
+    target = tmp_path / ("x" * (255 - len(ending)) + ending)
+    saving.check(target, fps=20)
+    saving.save(target, smooth_frames(2))
+    assert list(tmp_path.iterdir()) == [target]
+
+
 @pytest.mark.parametrize("name", ["walk.gif", "walk.png", "walk.webp", "walk.zip", "walk.mp4", "walk"])
 def test_a_disk_that_fills_up_loses_nothing(name, tmp_path):
     """When writing fails midway the older file is as it was, and no half of a new one lies about."""

@@ -32,7 +32,7 @@ def require() -> Any:
 def write(path: Path, frames: Sequence[Image.Image], fps: float, about: str) -> None:
     av = require()
     width, height = _size(frames[0])
-    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as file:
+    with av.open(_whole(path), "w", format="mp4", options={"movflags": "+faststart"}) as file:
         file.metadata["comment"] = about
         stream = file.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
@@ -46,11 +46,16 @@ def write(path: Path, frames: Sequence[Image.Image], fps: float, about: str) -> 
 def about(path: Path) -> str | None:
     av = require()
     try:
-        with av.open(str(path)) as file:
+        with av.open(_whole(path)) as file:
             found: str | None = file.metadata.get("comment")
             return found
     except av.FFmpegError as exc:
         raise InvalidInput(f"{path}: cannot be read as a video ({exc.strerror})") from exc
+
+
+def _whole(path: Path) -> str:
+    """From the root: of 12:30.mp4 FFmpeg would take the 12 for a protocol."""
+    return str(path.absolute())
 
 
 def _size(frame: Image.Image) -> tuple[int, int]:

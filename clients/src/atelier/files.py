@@ -18,8 +18,9 @@ def replacing(target: Path) -> Iterator[Path]:
 
     Makes missing parent folders. Raises InvalidInput, naming `target`, where the system refuses.
     """
-    _check_no_folder(target)
-    beside = target.with_name(f".{target.stem}-{secrets.token_hex(4)}{target.suffix}")
+    _check_kind(target)
+    # Not longer for the target's own name, which may be as long as the system takes.
+    beside = target.with_name(f".atelier-{secrets.token_hex(4)}{target.suffix}")
     with told(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -32,7 +33,7 @@ def replacing(target: Path) -> Iterator[Path]:
 
 def check_file(target: Path) -> None:
     """Raises InvalidInput if no file can be written at `target`. Leaves nothing behind."""
-    _check_no_folder(target)
+    _check_kind(target)
     check_writable(target)
 
 
@@ -73,9 +74,11 @@ def told(target: Path, done: str = "written") -> Iterator[None]:
         raise InvalidInput(f"{target}: cannot be {done}: {exc.strerror or exc}") from exc
 
 
-def _check_no_folder(target: Path) -> None:
+def _check_kind(target: Path) -> None:
     if is_dir(target) or not target.name:
         raise InvalidInput(f"{target}: is a folder; name a file")
+    if exists(target) and not target.is_file():  # root could put a file in the place of /dev/null
+        raise InvalidInput(f"{target}: is a device or a pipe; name a file")
 
 
 def _sync(path: Path) -> None:
