@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import os
 import struct
+import threading
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -294,6 +296,33 @@ def test_a_picture_in_memory_is_refused_by_the_name_it_is_given():
     cut = Image.open(io.BytesIO(bytes_of(NOISE)[:-3000]))
     with pytest.raises(InvalidInput, match="the boot: cannot be decoded"):
         as_rgb(cut, name="the boot")
+
+
+def held() -> tuple[Image.Image, threading.Event, threading.Event]:
+    """A picture that tells when it begins to be decoded, and then waits until it may."""
+    made, begun, may = picture(), threading.Event(), threading.Event()
+
+    def load() -> object:
+        begun.set()
+        assert may.wait(30)
+        return Image.Image.load(made)
+
+    made.load = load
+    return made, begun, may
+
+
+def test_threads_that_decode_leave_the_process_its_warnings():
+    """Two that overlap, the first of which is done first, as in any server."""
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(2) as threads:
+        done = []
+        for made, begun, may in (held(), held()):
+            done.append((threads.submit(as_rgb, made), may))
+            assert begun.wait(30)
+        for found, may in done:
+            may.set()
+            assert found.result().mode == "RGB"
+    assert list(warnings.filters) == before
 
 
 def test_the_picture_given_stays_as_it_is():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import stat
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,35 @@ FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "PPM")
 _READABLE: Final = "PNG, JPEG, WebP, GIF, TIFF, BMP and AVIF are"
 _HEIC: Final = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1")
 _WHITE_16: Final = 65535
+
+
+class _Quiet:
+    """No warnings while any thread is inside.
+
+    Python's own context manager is the whole process's: of two threads that overlap, the one that leaves last would
+    leave the other's silence behind for good.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._caught = warnings.catch_warnings(action="ignore")
+                self._caught.__enter__()
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._caught.__exit__(None, None, None)
+
+
+QUIET: Final = _Quiet()
+"""Keeps Pillow's warnings from the user."""
 
 
 def _nobody(line: str) -> None:
@@ -105,7 +135,7 @@ def _opened(file: IO[bytes], name: str) -> Image.Image:
 def _undamaged(name: str) -> Iterator[None]:
     """Turns what Pillow raises into InvalidInput with `name`, and keeps its warnings from the user."""
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with QUIET:
             yield
     except InvalidInput:
         raise

@@ -13,7 +13,6 @@ import json
 import math
 import os
 import tempfile
-import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from PIL.PngImagePlugin import PngInfo
 from atelier import _gif, _video
 from atelier.errors import AtelierError, InvalidInput
 from atelier.files import check_writable, exists, is_dir, replacing, told
+from atelier.pictures import QUIET
 from atelier.recipe import Recipe
 
 WALK_JSON: Final = "walk.json"
@@ -233,7 +233,7 @@ def _about(path: Path) -> str | None:
 
 def _picture_about(path: Path) -> str | None:
     try:
-        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+        with QUIET:
             picture = Image.open(path)  # a long strip may have more pixels than Pillow thinks wise
         with picture:
             found = picture.info.get("comment") or picture.info.get("atelier")
