@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +296,32 @@ def test_closing_a_painting_frees_its_place(server, client):
     assert next(other).iteration == 1
     other.close()
     assert client.ready("painter")
+
+
+def test_closing_a_painting_ends_the_wait_of_another_thread(server, client):
+    """A button that stops it, say: Cancelled, and its place is free."""
+    painting = client.paint(picture(400, 400), STYLE, **{**LONG, "every": 1000})
+    with ThreadPoolExecutor(1) as threads:
+        waits = threads.submit(list, painting)
+        while not painting._strokes.gi_running:
+            time.sleep(0.01)
+        painting.close()
+        with pytest.raises(errors.Cancelled):
+            waits.result(PATIENCE_S)
+    assert_room(server)
+
+
+async def test_closing_an_async_painting_ends_the_wait_of_another_task(server):
+    """Cancelled, an error of the SDK, and not asyncio's own cancellation, which nobody asked for."""
+    async with AsyncClient(server.grpc, timeout_s=PATIENCE_S, patient=True) as other:
+        painting = other.paint(picture(400, 400), STYLE, **{**LONG, "every": 1000})
+        assert (await anext(painting)).iteration == 0
+        waits = asyncio.create_task(anext(painting))
+        await asyncio.sleep(0)
+        await painting.close()
+        with pytest.raises(errors.Cancelled, match="the painting was closed"):
+            await waits
+    await asyncio.to_thread(assert_room, server)
 
 
 def test_leaving_a_painting_in_the_middle_frees_its_place(server, client):

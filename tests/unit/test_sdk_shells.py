@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import pickle
 import subprocess
@@ -79,6 +80,15 @@ def test_an_error_goes_from_process_to_process(error):
     """With all that it says."""
     found = pickle.loads(pickle.dumps(error))
     assert (type(found), str(found), vars(found)) == (type(error), str(error), vars(error))
+
+
+def test_an_async_client_is_of_one_event_loop():
+    """A second one, as a second `asyncio.run` makes, is told so in the SDK's words."""
+    client = atelier.AsyncClient("localhost:1")
+    assert asyncio.run(client.ready()) is False
+    with pytest.raises(errors.InvalidInput, match="localhost:1: this client belongs to another event loop"):
+        asyncio.run(client.ready())
+    asyncio.run(client.close())
 
 
 def test_importing_the_sdk_does_not_import_grpc():

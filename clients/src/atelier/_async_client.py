@@ -21,9 +21,9 @@ from atelier._failures import Late, Refused, answered
 from atelier._protocol import Core, Flow, Open, Pause, Probe, Read, Step, batches
 from atelier._types import DEFAULT_TIMEOUT_S, IN_FLIGHT, NOT_GIVEN, Model, NotGiven
 from atelier.classification import Classification, Method, Pictures, images
-from atelier.errors import AtelierError, Cancelled
+from atelier.errors import AtelierError, Cancelled, InvalidInput
 from atelier.latents import Latents, check
-from atelier.painting import CONTENT, STYLE, AsyncPainting, Commission, Knobs, Layers, Optimizer, Start, Stroke
+from atelier.painting import CONTENT, STYLE, AsyncPainting, Commission, Ending, Knobs, Layers, Optimizer, Start, Stroke
 from atelier.sizing import Photos
 from atelier.styling import Styles
 from atelier.tasks import CLASSIFY, COLORIZE, GENERATE, PAINT, STYLIZE, UPSCALE, Task
@@ -46,7 +46,10 @@ class AsyncFrames(AsyncIterator[Image.Image]):
 
 
 class AsyncClient:
-    """`Client` for asyncio: same methods, options, errors. It stays in the event loop that first uses it."""
+    """`Client` for asyncio: same methods, options, errors. It stays in the event loop that first uses it.
+
+    In another one its calls raise InvalidInput.
+    """
 
     def __init__(
         self,
@@ -244,15 +247,17 @@ class AsyncClient:
         )
         contract = PAINT.contract(model)
         prepare = partial(Commission.of, content, style, contract, knobs=knobs, size=size, keep_color=keep_color)
-        return AsyncPainting(self._strokes(prepare, model, version, self._core.seconds(timeout_s)))
+        end = Ending()
+        return AsyncPainting(self._strokes(prepare, model, version, self._core.seconds(timeout_s), end), end)
 
     async def _strokes(
-        self, prepare: Callable[[], Commission], model: str, version: int | None, timeout_s: float
+        self, prepare: Callable[[], Commission], model: str, version: int | None, timeout_s: float, end: Ending
     ) -> AsyncGenerator[Stroke, None]:
         wanted = await asyncio.to_thread(prepare)
         tensors = await asyncio.to_thread(wanted.tensors)
         begun = self._core.stream(PAINT, tensors, model, version, timeout_s)
         stream, stroke = await self._run(begun)
+        end.of(stream)
         try:
             while stroke is not None:
                 following = self._core.following(PAINT, stream, model, timeout_s)
@@ -301,6 +306,8 @@ class AsyncClient:
     async def _do(self, step: Step) -> Any:
         if self._closed:
             raise self._ended()
+        if self._loop is not asyncio.get_running_loop():
+            raise InvalidInput(f"{self._address}: this client belongs to another event loop; make one in each")
         match step:
             case Pause(seconds):
                 return await asyncio.sleep(seconds)
@@ -317,12 +324,17 @@ class AsyncClient:
             return await call
         except asyncio.CancelledError as exc:
             task = asyncio.current_task()
-            if self._closed and not (task and task.cancelling()):  # by close(), and not the caller's task
-                raise self._ended() from exc
-            raise
+            if task and task.cancelling():  # the caller's task, and not by close()
+                raise
+            raise self._ended() from exc
 
     def _ended(self) -> Cancelled:
-        return Cancelled(f"{self._address}: this client is closed; make another one")
+        why = "this client is closed; make another one" if self._closed else "the painting was closed"
+        return Cancelled(f"{self._address}: {why}")
+
+    @cached_property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
 
     @cached_property
     def _channel(self) -> Any:

@@ -20,7 +20,7 @@ from atelier._types import DEFAULT_TIMEOUT_S, IN_FLIGHT, NOT_GIVEN, Model, NotGi
 from atelier.classification import Classification, Method, Pictures, images
 from atelier.errors import AtelierError
 from atelier.latents import Latents, check
-from atelier.painting import CONTENT, STYLE, Commission, Knobs, Layers, Optimizer, Painting, Start, Stroke
+from atelier.painting import CONTENT, STYLE, Commission, Ending, Knobs, Layers, Optimizer, Painting, Start, Stroke
 from atelier.sizing import Photos
 from atelier.styling import Styles
 from atelier.tasks import CLASSIFY, COLORIZE, GENERATE, PAINT, STYLIZE, UPSCALE, Task
@@ -267,13 +267,15 @@ class Client:
         )
         contract = PAINT.contract(model)
         wanted = Commission.of(content, style, contract, knobs=knobs, size=size, keep_color=keep_color)
-        return Painting(self._strokes(wanted, model, version, self._core.seconds(timeout_s)))
+        end = Ending()
+        return Painting(self._strokes(wanted, model, version, self._core.seconds(timeout_s), end), end)
 
     def _strokes(
-        self, wanted: Commission, model: str, version: int | None, timeout_s: float
+        self, wanted: Commission, model: str, version: int | None, timeout_s: float, end: Ending
     ) -> Generator[Stroke, None, None]:
         begun = self._core.stream(PAINT, wanted.tensors(), model, version, timeout_s)
         stream, stroke = self._run(begun)
+        end.of(stream)
         try:
             while stroke is not None:
                 following = self._core.following(PAINT, stream, model, timeout_s)

@@ -8,6 +8,7 @@ with client.paint(photo, style, iterations=200) as painting:
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -59,14 +60,33 @@ class Stroke:
     objective: float
 
 
+class Ending:
+    """Ends the stream of a painting, from any thread or task, or when there is one."""
+
+    def __init__(self) -> None:
+        self._stream: Any = None
+        self._over = False
+
+    def of(self, stream: Any) -> None:
+        """Says which stream that is."""
+        self._stream = stream
+        if self._over:
+            stream.cancel()
+
+    def __call__(self) -> None:
+        self._over = True
+        if self._stream is not None:
+            self._stream.cancel()
+
+
 class Painting(Iterator[Stroke]):
     """Strokes as they are painted, the start first, the finished picture last.
 
     Closing it, or leaving its `with` block, ends the painting on the server, too.
     """
 
-    def __init__(self, strokes: Generator[Stroke, None, None]) -> None:
-        self._strokes = strokes
+    def __init__(self, strokes: Generator[Stroke, None, None], end: Ending) -> None:
+        self._strokes, self._end = strokes, end
 
     def __next__(self) -> Stroke:
         return next(self._strokes)
@@ -78,14 +98,17 @@ class Painting(Iterator[Stroke]):
         self.close()
 
     def close(self) -> None:
-        self._strokes.close()
+        """Ends it; another thread that waits for a stroke gets Cancelled. Closing again does nothing."""
+        self._end()
+        with contextlib.suppress(ValueError):  # that thread is inside, and closes them as it leaves
+            self._strokes.close()
 
 
 class AsyncPainting(AsyncIterator[Stroke]):
     """`Painting` for `async for` and `async with`."""
 
-    def __init__(self, strokes: AsyncGenerator[Stroke, None]) -> None:
-        self._strokes = strokes
+    def __init__(self, strokes: AsyncGenerator[Stroke, None], end: Ending) -> None:
+        self._strokes, self._end = strokes, end
 
     async def __anext__(self) -> Stroke:
         return await anext(self._strokes)
@@ -97,7 +120,10 @@ class AsyncPainting(AsyncIterator[Stroke]):
         await self.close()
 
     async def close(self) -> None:
-        await self._strokes.aclose()
+        """Ends it; another task that waits for a stroke gets Cancelled. Closing again does nothing."""
+        self._end()
+        with contextlib.suppress(RuntimeError):  # that task is inside, and closes them as it leaves
+            await self._strokes.aclose()
 
 
 @dataclass(frozen=True, kw_only=True)
