@@ -79,8 +79,13 @@ class Parser(argparse.ArgumentParser):
             self.error(f"{flag}: {exc}" if flag else str(exc))
         except KeyboardInterrupt as exc:
             self.exit(130, f"{self.prog}: stopped; {str(exc) or 'nothing was saved'}\n")
-        if outcome.text:
-            print(outcome.text)
+        try:
+            if outcome.text:
+                print(outcome.text, flush=True)
+        except OSError as exc:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries once more as it ends
+            if not isinstance(exc, BrokenPipeError):  # whoever reads it, such as head, has had enough
+                self.error(f"standard output: cannot be written: {exc.strerror}")
         self.exit(int(outcome.partial))
 
 
