@@ -311,10 +311,10 @@ def test_a_port_that_never_says_a_word_runs_into_the_deadline(connect):
 
 @BOTH
 def test_nothing_there_is_unreachable(connect):
-    """Nobody listens, or the name does not exist; `ready` is just False."""
+    """Nobody listens, or the name does not exist, or can't; `ready` is just False."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    for url in (f"127.0.0.1:{port}", "no-such-host.invalid:8001"):
+    for url in (f"127.0.0.1:{port}", "no-such-host.invalid:8001", "no..such.host:8001"):
         with connect(url) as client:
             assert client.ready() is False
             with pytest.raises(errors.ServerUnreachable, match="make serve"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import grpc
 import numpy as np
@@ -167,9 +168,17 @@ def test_overload_is_not_tried_again_unasked():
     assert len(steps) == 1
 
 
-def test_a_gateway_s_hint_when_to_come_back_is_passed_on():
+class Pairs(tuple[tuple[str, str], ...]):
+    """Trailers as older grpc.aio has them: pairs, and so are what it calls their keys."""
+
+    def keys(self) -> Iterator[tuple[str, str]]:
+        return iter(self)
+
+
+@pytest.mark.parametrize("kind", [tuple, Pairs])
+def test_a_gateway_s_hint_when_to_come_back_is_passed_on(kind):
     """gRPC's own pushback trailer becomes retry_after_s."""
-    failed = Failed(Code.RESOURCE_EXHAUSTED, "quota", (("grpc-retry-pushback-ms", "1500"),))
+    failed = Failed(Code.RESOURCE_EXHAUSTED, "quota", kind([("grpc-retry-pushback-ms", "1500")]))
     found, _ = drive(generate(core()), failed)
     assert found.retry_after_s == 1.5
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import pickle
 import subprocess
 import sys
 from importlib import resources
+from pathlib import Path
 
 import pytest
 
@@ -110,3 +112,14 @@ def test_every_public_name_is_there():
 def test_type_checkers_are_told_that_the_sdk_is_typed():
     """py.typed is part of the package."""
     assert resources.files("atelier").joinpath("py.typed").is_file()
+
+
+def test_a_type_checker_knows_every_name_and_no_other(tmp_path):
+    """mypy, strict, of a caller's program: what is lazy has its type, and what is misspelt is no name."""
+    program = tmp_path / "program.py"
+    program.write_text("import atelier\n" + "".join(f"atelier.{name}\n" for name in [*atelier.__all__, "Clent"]))
+    mypy = [sys.executable, "-m", "mypy", "--config-file=", "--strict", f"--cache-dir={tmp_path / 'cache'}"]
+    there = {**os.environ, "MYPYPATH": str(Path(atelier.__file__).parents[1])}
+    done = subprocess.run([*mypy, "--follow-imports=silent", program], env=there, capture_output=True, text=True)
+    (found,) = [line for line in done.stdout.splitlines() if ": error: " in line]
+    assert f'{program}:{len(atelier.__all__) + 2}: error: Module has no attribute "Clent"' in found

@@ -59,8 +59,9 @@ _LAZY = {
     "AsyncFrames": "_async_client",
 }
 
+if not TYPE_CHECKING:  # a type checker would take any name for one of the SDK's
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(f"atelier.{_LAZY[name]}"), name)
-    raise AttributeError(f"module 'atelier' has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        if name in _LAZY:
+            return getattr(import_module(f"atelier.{_LAZY[name]}"), name)
+        raise AttributeError(f"module 'atelier' has no attribute {name!r}")

@@ -376,7 +376,7 @@ class _Stream:
 
 
 async def _accepts(host: str, port: int, timeout_s: float) -> bool:
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UnicodeError):
         _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), timeout_s)
         writer.close()
         return True

@@ -136,6 +136,6 @@ def _without_id(text: str) -> str:
 
 def _pushback_s(failed: grpc.RpcError) -> float | None:
     """gRPC's own hint when to come back, which gateways send."""
-    hints = dict(failed.trailing_metadata() or ())
+    hints = dict(iter(failed.trailing_metadata() or ()))  # older grpc.aio's has keys() that are none
     text = str(hints.get("grpc-retry-pushback-ms", ""))
     return int(text) / 1000 if text.isdecimal() and int(text) else None

@@ -107,6 +107,7 @@ def ended(address: object) -> Cancelled:
 
 
 def accepts(host: str, port: int, timeout_s: float) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout_s):
+    # UnicodeError is Python's of a host that cannot be one, such as a..b.
+    with contextlib.suppress(OSError, UnicodeError), socket.create_connection((host, port), timeout_s):
         return True
     return False
