@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
 from atelier.errors import InvalidInput
 from atelier.pictures import as_rgb, open_picture
@@ -171,6 +171,40 @@ def test_half_see_through_is_half_white(tmp_path):
     """Black at half strength is gray."""
     Image.new("RGBA", (20, 20), (0, 0, 0, 128)).save(tmp_path / "a.png")
     assert ends(open_picture(tmp_path / "a.png"))[0] == (127, 127, 127)
+
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+EXCHANGED = SRGB.replace(b"rXYZ", b"....").replace(b"bXYZ", b"rXYZ").replace(b"....", b"bXYZ")
+EXCHANGED = EXCHANGED.replace("sRGB".encode("utf-16-be"), "sBGR".encode("utf-16-be"))
+"""A colour space whose red is sRGB's blue, and whose blue is its red."""
+
+
+@pytest.mark.parametrize(
+    ("form", "made"),
+    [
+        pytest.param("PNG", see_through("RGB"), id="png"),
+        pytest.param("PNG", see_through("RGBA"), id="rgba"),
+        pytest.param("PNG", see_through("RGBA").quantize(4), id="palette"),
+        pytest.param("JPEG", see_through("RGB"), id="jpeg"),
+        pytest.param("TIFF", see_through("RGB"), id="tiff"),
+        pytest.param("WEBP", see_through("RGBA"), id="webp"),
+    ],
+)
+def test_a_profile_says_which_colours_are_meant(tmp_path, form, made):
+    """A phone's are of a wider space than sRGB. They are made sRGB's once, and alpha stays."""
+    (tmp_path / "a").write_bytes(bytes_of(made, form, icc_profile=EXCHANGED, lossless=True))
+    found = open_picture(tmp_path / "a", alpha=True)
+    assert near(found.convert("RGB").getpixel((20, 10)), TOP[::-1], 5)
+    assert found.mode == "RGB" or found.getchannel("A").getextrema() == (0, 255)
+    np.testing.assert_array_equal(as_rgb(found, alpha=True), found)
+
+
+@pytest.mark.parametrize("profile", [SRGB, b"damaged"], ids=["srgb", "damaged"])
+def test_another_profile_changes_nothing(profile):
+    """To the bit; the picture that was given keeps it."""
+    given = Image.open(io.BytesIO(bytes_of(NOISE, icc_profile=profile)))
+    np.testing.assert_array_equal(as_rgb(given), NOISE)
+    assert given.info["icc_profile"] == profile
 
 
 @pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF", "AVIF"])

@@ -6,6 +6,7 @@ picture = pictures.open_picture("boot.jpg")
 from __future__ import annotations
 
 import contextlib
+import io
 import stat
 import threading
 import warnings
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import IO, Final
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from atelier._types import Say
 from atelier.errors import InvalidInput
@@ -73,8 +74,9 @@ def open_picture(path: str | Path, *, alpha: bool = False, say: Say = _nobody) -
 
 
 def as_rgb(picture: Image.Image, *, alpha: bool = False, name: str = "picture") -> Image.Image:
-    """Any picture as RGB of 8 bits: turned as its EXIF says, transparency over white, 16-bit gray scaled.
+    """Any picture as sRGB of 8 bits: turned as its EXIF says, transparency over white, 16-bit gray scaled.
 
+    A colour profile of its own, as phones have for more colours and printers for ink, is carried out and then gone.
     `alpha` keeps transparency where there is any: RGBA. Gray of more bits, or of floats, has no fixed white: its
     darkest pixel becomes black and its brightest white.
     Raises InvalidInput, beginning with `name`, if it cannot be decoded or has a side below SMALLEST_SIDE.
@@ -161,11 +163,25 @@ def _flattened(picture: Image.Image, alpha: bool) -> Image.Image:
     if picture.mode == "F" or picture.mode.startswith("I"):
         return _scaled(picture)
     if picture.has_transparency_data:
-        seen = picture.convert("RGBA")
+        seen = _in_srgb(picture.convert("RGBA"))
         if alpha:
             return seen
         return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
-    return picture.convert("RGB")
+    return _in_srgb(picture if picture.mode == "CMYK" else picture.convert("RGB"))
+
+
+def _in_srgb(picture: Image.Image) -> Image.Image:
+    """RGB or RGBA in the colours that the picture's profile means, without the profile."""
+    made, mode = picture, "RGBA" if picture.mode == "RGBA" else "RGB"
+    with contextlib.suppress(Exception):  # a profile that cannot be read, or is of another mode, changes nothing
+        if profile := picture.info.get("icc_profile"):
+            meant = ImageCms.getOpenProfile(io.BytesIO(profile))
+            if "sRGB" not in ImageCms.getProfileDescription(meant):
+                srgb = ImageCms.createProfile("sRGB")
+                made = ImageCms.profileToProfile(picture, meant, srgb, outputMode=mode) or picture
+    made = made if made.mode == mode else made.convert(mode)
+    made.info.pop("icc_profile", None)
+    return made
 
 
 def _halved(picture: Image.Image) -> Image.Image:
