@@ -106,6 +106,8 @@ def walk(options: Namespace) -> cli.Outcome:
     with cli.naming("--save-vectors"):
         if options.save_vectors:
             check_vectors(Path(options.save_vectors), [out, options.again or out])
+            given = filter(None, [options.vectors])  # with its comments
+            files.check_apart(Path(options.save_vectors), given, what="the vectors that were given")
     where = {"checkout": CHECKOUT, "repository": options.repository, "in_process": options.in_process}
     with local.connect(options.url, task=tasks.GENERATE, model=wanted.model, say=cli.say, **where) as client:
         frames = client.stream(wanted.latents(), model=wanted.model, version=wanted.version)

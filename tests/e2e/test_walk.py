@@ -333,6 +333,11 @@ def test_ctrl_c_leaves_nothing_behind(repository, tmp_path):
         pytest.param(["--save-vectors", "words.txt/v"], ["--save-vectors", "cannot be written"], id="save-vectors"),
         pytest.param(["--save-vectors", "taken"], ["--save-vectors", "taken: is a folder"], id="save-vectors-folder"),
         pytest.param(
+            ["--vectors", "two.txt", "--save-vectors", "./two.txt"],
+            ["--save-vectors: two.txt: would replace the vectors"],
+            id="save-vectors-given",
+        ),
+        pytest.param(
             ["--save-vectors", "out/walk.gif"], ["--save-vectors", "out/walk.gif is in the way"], id="save-vectors-out"
         ),
         pytest.param(
@@ -356,7 +361,8 @@ def test_bad_input_is_one_line_and_status_2(near, tmp_path, arguments, says):
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.gif")
     texts = {
         "words.txt": "hello world\n", "empty.txt": "# nothing\n", "nan.txt": f"{ROW}\n{ROW[4:]} nan\n",
-        "wide.txt": f"{ROW} 1\n", "one.txt": f"{ROW}\n", "taken/frame-0000.png": "precious",
+        "wide.txt": f"{ROW} 1\n", "one.txt": f"{ROW}\n", "two.txt": f"{ROW}  # mine\n" * 2,
+        "taken/frame-0000.png": "precious",
     }  # fmt: skip
     (tmp_path / "taken").mkdir()
     for name, text in texts.items():

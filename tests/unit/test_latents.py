@@ -160,6 +160,7 @@ def test_check_makes_float32_rows(vectors, shape):
         pytest.param(np.full((1, 100), np.inf), id="infinite"),
         pytest.param(np.full((1, 100), 1e300), id="beyond-float32"),
         pytest.param(None, id="none"),
+        pytest.param([[10**400] * 100], id="beyond-float64"),
     ],
 )
 def test_check_refuses_what_is_no_latent(vectors):

@@ -184,6 +184,7 @@ def test_the_cubic_is_the_textbook_one(closed, kind, count):
         pytest.param(np.ones((2, 4)), {"steps": 20.0}, r"steps 20\.0: must be a whole number", id="steps-a-float"),
         pytest.param(np.ones((2, 4)), {"steps": "20"}, "steps '20': must be a whole number", id="steps-a-text"),
         pytest.param([[1.0, 2.0], [1.0]], {}, "keyframes: must be an array of numbers", id="ragged"),
+        pytest.param([[10**400], [1]], {}, "keyframes: must be an array of numbers", id="beyond-float64"),
         pytest.param(["here", "there"], {}, "keyframes: must be an array of numbers", id="texts"),
         pytest.param(np.ones((2, 4)), {"steps": 100_000}, "100,001 frames is too long", id="many-steps"),
         pytest.param(np.ones((2, 4)), {"steps": 10**25}, "frames is too long", id="very-many-steps"),

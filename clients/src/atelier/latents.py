@@ -35,7 +35,7 @@ def check(vectors: npt.ArrayLike, *, width: int = WIDTH) -> Latents:
     """`vectors` as float32 (N, width), or InvalidInput. One vector (width,) counts as N = 1."""
     try:
         found = np.asarray(vectors, dtype=np.float64)
-    except (TypeError, ValueError) as exc:
+    except Exception as exc:  # what is like an array may raise anything, as PyTorch's tensors do
         raise InvalidInput(f"latents: must be an array of numbers, shape (N, {width})") from exc
     if found.ndim == 1 and found.size:
         found = found[None]

@@ -80,7 +80,7 @@ def walk(keyframes: npt.ArrayLike, *, steps: int, path: Path = "spline", loop: b
 def _keyframes(keyframes: npt.ArrayLike) -> _Reals:
     try:
         points = np.asarray(keyframes, dtype=np.float64)
-    except (TypeError, ValueError) as exc:
+    except Exception as exc:  # what is like an array may raise anything, as PyTorch's tensors do
         raise InvalidInput("keyframes: must be an array of numbers, shape (N, D)") from exc
     if points.ndim != 2:
         raise InvalidInput(f"keyframes: need the shape (N, D), have {points.shape}")
