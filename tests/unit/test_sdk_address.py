@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from atelier import _address, errors
+from atelier import Client, _address, errors
+from atelier._types import DEFAULT_TIMEOUT_S
 
 
 @pytest.mark.parametrize(
@@ -61,3 +66,21 @@ def test_no_proxy_stands_between_a_client_and_its_own_machine():
     """gRPC obeys http_proxy even for localhost."""
     options = {url: dict(_address.parse(url).options) for url in ("localhost:1", "127.0.0.1:1", "far:1")}
     assert [found["grpc.enable_http_proxy"] for found in options.values()] == [0, 0, 1]
+
+
+def peers(port: int) -> Iterator[socket.socket]:
+    """This process's connections to a port."""
+    for path in filter(Path.is_socket, Path("/proc/self/fd").iterdir()):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(path.name))) as found:
+            if found.getpeername()[1:2] == (port,):
+                yield found
+
+
+def test_a_server_that_falls_silent_is_found_out():
+    """What nobody acknowledges ends the connection before the deadline of a call that has the default one."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        with Client(f"127.0.0.1:{port}") as client:
+            assert client.ready(timeout_s=0.5) is False
+            (limit_ms,) = [each.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) for each in peers(port)]
+    assert 0 < limit_ms < 1000 * DEFAULT_TIMEOUT_S

@@ -14,6 +14,10 @@ DEFAULT_URL: Final = os.environ.get("ATELIER_URL") or f"localhost:{_PORT}"
 _RECONNECT_MS: Final = (100, 500)
 """First and longest pause before gRPC tries a broken connection again. Until it does, it answers every call with the
 old failure, so both are shorter than the retries of one call together; its own would be 1 s and 120 s."""
+_SILENT_MS: Final = (330_000, 10_000)
+"""After how long without a word gRPC asks the server of a call whether it is there, which Triton bears every 300 s, and
+when TCP gives up a connection on which nothing is acknowledged. It would try for a quarter of an hour, and of a machine
+that died every call be late for as long, while other replicas are ready."""
 
 _WRITTEN = re.compile(
     r"(?:(?P<scheme>\w+):///?)?(?P<host>\[[\w:.%]+\]|[^\s:/\[\]]+)(?::(?P<port>\d{1,5}))?/?",
@@ -43,11 +47,14 @@ class Address:
         """Channel options: messages of any size, quick reconnection, no proxy on the way to this machine."""
         local = self.host in ("localhost", "::1") or self.host.startswith("127.")
         first, longest = _RECONNECT_MS
+        ask, lost = _SILENT_MS
         return [
             ("grpc.max_send_message_length", -1),
             ("grpc.max_receive_message_length", -1),
             ("grpc.initial_reconnect_backoff_ms", first),
             ("grpc.max_reconnect_backoff_ms", longest),
+            ("grpc.keepalive_time_ms", ask),
+            ("grpc.keepalive_timeout_ms", lost),
             ("grpc.enable_http_proxy", 0 if local else 1),
             ("grpc.lb_policy_name", "round_robin" if self.balanced else "pick_first"),
         ]
