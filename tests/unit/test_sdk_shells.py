@@ -114,6 +114,12 @@ def test_type_checkers_are_told_that_the_sdk_is_typed():
     assert resources.files("atelier").joinpath("py.typed").is_file()
 
 
+def test_the_package_brings_its_licence():
+    """A build takes none from the folder above, and the licence asks that every copy has it."""
+    root = Path(__file__).parents[2]
+    assert (root / "clients" / "LICENSE").read_text() == (root / "LICENSE").read_text()
+
+
 def test_a_type_checker_knows_every_name_and_no_other(tmp_path):
     """mypy, strict, of a caller's program: what is lazy has its type, and what is misspelt is no name."""
     program = tmp_path / "program.py"
