@@ -87,11 +87,36 @@ def test_what_triton_says_is_told_apart(code, details, kind):
     assert type(found) is kind
 
 
-def test_gRPC_s_long_account_of_a_failed_connection_becomes_its_last_words():
-    """People read "Connection refused", not the chain before it."""
-    found, _ = drive(generate(core()), Failed(Code.UNAVAILABLE, REFUSED))
-    assert "(Connection refused)" in str(found)
-    assert "failed to connect" not in str(found)
+TLS = "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:9: Tls handshake failed (TSI_PROTOCOL"
+TLS += "_FAILURE): SSL_ERROR_SSL: error:1000007d:SSL routines:OPENSSL_internal:"
+
+
+@pytest.mark.parametrize(
+    ("details", "says"),
+    [
+        pytest.param(REFUSED, "(Connection refused)", id="one-address"),
+        pytest.param(
+            "connections to all backends failing; last error: UNKNOWN: ipv4:127.0.0.1:9: Connection refused",
+            "(Connection refused)",
+            id="balanced",
+        ),
+        pytest.param(
+            f"{TLS}WRONG_VERSION_NUMBER: Invalid certificate verification context: OK",
+            "(WRONG_VERSION_NUMBER)",
+            id="no-tls",
+        ),
+        pytest.param(
+            f"{TLS}CERTIFICATE_VERIFY_FAILED: self signed certificate: OK",
+            "not trusted (CERTIFICATE_VERIFY_FAILED: self signed certificate); name the file",
+            id="untrusted",
+        ),
+    ],
+)
+def test_gRPC_s_long_account_of_a_failed_connection_becomes_its_last_words(details, says):
+    """People read "Connection refused", not the chain before it, nor the OK after it."""
+    found, _ = drive(generate(core()), Failed(Code.UNAVAILABLE, details), accepts=details.startswith(TLS))
+    assert says in str(found)
+    assert "last error" not in str(found)
 
 
 def test_an_unknown_version_is_answered_with_those_there_are():
@@ -216,6 +241,15 @@ def test_a_port_that_talks_something_else_is_no_triton():
     assert isinstance(found, errors.NotATritonServer)
     assert steps[-1] == Probe("box", 8001, 2.0)
     assert len(sends(steps)) == 1
+
+
+def test_a_gateway_whose_servers_are_down_is_no_stranger():
+    """It accepts connections and says "unavailable" in gRPC: a client made just then tries again, and is not ready."""
+    down = Failed(Code.UNAVAILABLE, "no healthy upstream")
+    found, steps = drive(core().models(NOT_GIVEN), down, accepts=True)
+    assert isinstance(found, errors.ServerUnreachable)
+    assert len(sends(steps)) == _protocol.ATTEMPTS
+    assert drive(core().ready(None, None, NOT_GIVEN), down, accepts=True)[0] is False
 
 
 def test_a_server_that_answered_once_and_is_gone_is_unreachable():

@@ -48,6 +48,9 @@ BY_WORDS: Final[tuple[tuple[grpc.StatusCode, str, _Kind], ...]] = (  # Triton 2.
     (_Code.UNAVAILABLE, "protocol is restricted", errors.AccessDenied),
 )
 
+_UNCONNECTED: Final = ("failed to connect", "connections to all backends failing", "errors resolving")
+"""How gRPC's own account begins of a server that no connection can be made to."""
+
 
 class Late(grpc.RpcError):  # type: ignore[misc]
     """The next answer of a stream did not come in time, which gRPC has no deadline for."""
@@ -114,7 +117,17 @@ def error(failed: grpc.RpcError, *, address: str, timeout_s: float) -> errors.At
     return found(f"{address}: {why or failed.code().name}")
 
 
+def unconnected(failed: grpc.RpcError) -> bool:
+    """Whether nobody there has spoken gRPC, and so there are no words of a gateway whose servers are down."""
+    return (failed.details() or "").startswith(_UNCONNECTED)
+
+
 def not_triton(address: str, why: str) -> errors.NotATritonServer:
+    if "CERTIFICATE_VERIFY_FAILED" in why:
+        return errors.NotATritonServer(
+            f"{address}: its certificate is not trusted ({why}); "
+            "name the file of its authority's in GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"
+        )
     return errors.NotATritonServer(
         f"{address}: something answers there, but not as Triton's gRPC port does ({why}); "
         "that port is 8001 unless set otherwise, and 8000 is HTTP"
@@ -124,8 +137,10 @@ def not_triton(address: str, why: str) -> errors.NotATritonServer:
 def reason(failed: grpc.RpcError) -> str:
     """The server's or gRPC's words on one line; of gRPC's account of a failed connection, only the last."""
     text = _without_id(failed.details() or "")
-    if text.startswith(("failed to connect", "errors resolving")):
-        text = text.rstrip("] ").rsplit(": ", 1)[-1]
+    if text.startswith(_UNCONNECTED):
+        text = text.removesuffix(": OK").removesuffix(": Invalid certificate verification context")
+        _, tls, why = text.partition("OPENSSL_internal:")
+        text = why if tls else text.rstrip("] ").rsplit(": ", 1)[-1]
     return text
 
 

@@ -231,8 +231,8 @@ class Core:
     def _explained(self, failed: grpc.RpcError, timeout_s: float) -> Flow[errors.AtelierError]:
         """The SDK's error. gRPC says "unavailable" of a port that talks something else, too: TCP tells."""
         failure = _failures.error(failed, address=str(self.address), timeout_s=timeout_s)
-        strange = isinstance(failure, errors.ServerUnreachable) and not self._answered
-        if strange and isinstance(self.address, Address):
+        strange = isinstance(failure, errors.ServerUnreachable) and _failures.unconnected(failed)
+        if strange and not self._answered and isinstance(self.address, Address):
             probe = Probe(self.address.host, self.address.port, min(timeout_s, LONGEST_PAUSE_S))
             if (yield probe):
                 return _failures.not_triton(str(self.address), _failures.reason(failed))
