@@ -18,7 +18,7 @@ class ServerUnreachable(AtelierError):
 
 
 class NotATritonServer(AtelierError):
-    """Something answers at the address, but it does not speak Triton's gRPC protocol."""
+    """Something answers at the address, but not in Triton's gRPC protocol, or its certificate is not trusted."""
 
 
 class UnknownModel(AtelierError):

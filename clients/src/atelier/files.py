@@ -19,7 +19,7 @@ def replacing(target: Path) -> Iterator[Path]:
     Makes missing parent folders. Raises InvalidInput, naming `target`, where the system refuses.
     """
     _check_kind(target)
-    # Not longer for the target's own name, which may be as long as the system takes.
+    # By a short name: the target's own may be as long as the system takes.
     beside = target.with_name(f".atelier-{secrets.token_hex(4)}{target.suffix}")
     with told(target):
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -61,7 +61,7 @@ class Stroke:
 
 
 class Ending:
-    """Ends the stream of a painting, from any thread or task, or when there is one."""
+    """Ends the stream of a painting, from any thread or task: at once, or as soon as there is one."""
 
     def __init__(self) -> None:
         self._stream: Any = None
