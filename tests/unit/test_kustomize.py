@@ -7,6 +7,7 @@ import functools
 import importlib
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -321,6 +322,24 @@ def test_overlay_gpu(compose):
     assert "--model-config-name=tensorrt" in container["args"]
 
 
+def test_the_gpu_loads_models_and_nothing_else(compose, tmp_path):
+    """As serving.embedded: a volume of ext4 has a folder lost+found, of which tritonserver's `*` makes a model."""
+    for name in (f"wgan/{repository.CONFIG}", f"style/{repository.CONFIG}", "lost+found/found", repository.KEY):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "tritonserver").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "tritonserver").chmod(0o755)
+    _, container = triton(compose("overlays/gpu"))
+    shell, flags, script, *rest = container["command"]
+    command = [shell, flags, script.replace("/models", str(tmp_path)), *rest, *container["args"]]
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(command, env={"PATH": path}, capture_output=True, text=True, check=True, timeout=60)
+    options = done.stdout.splitlines()
+    loaded = [option for option in options if option.startswith("--load-model")]
+    assert loaded == [f"--load-model={name}" for name in repository.models(tmp_path)]
+    assert set(container["args"]) <= set(options)
+
+
 def _image(accelerator: str) -> str:
     return jobs.image(accelerator).replace("training", "serving")
 
@@ -510,11 +529,9 @@ def _triton(manifests: Manifests) -> Manifest:
     return triton(manifests)[1]
 
 
-def _beside(manifests: Manifests) -> Manifest:
-    """The labels that Triton's pods look for before they go to a node."""
-    (term,) = wiring.pod(_DEPLOYMENT(manifests))["affinity"]["podAffinity"][
-        "requiredDuringSchedulingIgnoredDuringExecution"
-    ]
+def _beside(deployment: Manifest) -> Manifest:
+    """The labels that its pods look for before they go to a node."""
+    (term,) = wiring.pod(deployment)["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
     labels: Manifest = term["labelSelector"]["matchLabels"]
     return labels
 
@@ -539,8 +556,12 @@ LAPSES: dict[str, tuple[Callable[[Manifests], list[str]], Callable[[Manifests], 
     "probe": (wiring.unprobed, lambda m: _triton(m).pop("startupProbe")),
     "liveness": (wiring.unprobed, lambda m: wiring.pod(_RELOAD(m))["containers"][0].pop("livenessProbe")),
     "elsewhere": (wiring.scattered, lambda m: wiring.pod(_RELOAD(m)).pop("affinity")),
-    "not by itself": (wiring.scattered, lambda m: _beside(m).update({_NAME: "reload"})),
-    "beside a Job": (wiring.scattered, lambda m: _beside(m).pop("app.kubernetes.io/component")),
+    "not by itself": (wiring.scattered, lambda m: _beside(_DEPLOYMENT(m)).update({_NAME: "reload"})),
+    "beside a Job": (wiring.scattered, lambda m: _beside(_DEPLOYMENT(m)).pop("app.kubernetes.io/component")),
+    "the smaller first": (
+        wiring.scattered, lambda m: wiring.pod(_RELOAD(m)).update(affinity=wiring.pod(_DEPLOYMENT(m))["affinity"])
+    ),
+    "kept away": (wiring.scattered, lambda m: wiring.pod(_DEPLOYMENT(m)).update(tolerations=[{"operator": "Exists"}])),
     "replicas": (wiring.scaled_twice, lambda m: _DEPLOYMENT(m)["spec"].update(replicas=2)),
 }  # fmt: skip
 

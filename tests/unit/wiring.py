@@ -210,20 +210,28 @@ def scaled_twice(manifests: Manifests) -> list[str]:
 
 
 def scattered(manifests: Manifests) -> list[str]:
-    """Deployments that mount a claim which one node at a time can mount, and don't look for the Deployments that mount
-    it, for all of them, themselves included (the first pod finds no other), and for nobody else: a Job that waits for
-    the volume elsewhere would draw them there."""
+    """Deployments that mount a claim which one node at a time can mount, and might miss one another. The one that asks
+    for most chooses the node: it looks for all that mount the claim, itself included (its first pod finds no other),
+    and for nobody else, as a Job that waits for the volume elsewhere would draw it there. The others go where that one
+    is, and may."""
     found = []
     for claim in of_kind(manifests, "PersistentVolumeClaim"):
         name = claim["metadata"]["name"]
         mounting = [
             each for each in of_kind(manifests, "Deployment") if ("PersistentVolumeClaim", name) in _named_by_pod(each)
         ]
+        first = max(mounting, key=_cpus, default=None)
         for deployment in mounting if "ReadWriteOnce" in claim["spec"]["accessModes"] else []:
             sought = [_selected(manifests, selector) for selector in _nearby(deployment)]
-            if sought != [mounting]:
+            beside = sought == [mounting if deployment is first else [first]]
+            if not beside or pod(deployment).get("tolerations") != pod(first).get("tolerations"):
                 found.append(f"Deployment {deployment['metadata']['name']}: not on the node of {name}")
     return found
+
+
+def _cpus(manifest: Manifest) -> float:
+    asked = (str(container["resources"]["requests"]["cpu"]) for container in pod(manifest)["containers"])
+    return sum(float(cpus.replace("m", "e-3")) for cpus in asked)
 
 
 def _nearby(manifest: Manifest) -> list[Manifest]:
