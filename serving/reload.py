@@ -203,13 +203,20 @@ class Reloader:
             try:
                 return act(replica)
             except ServingError as exc:
-                if replica not in self.replicas():
+                if self._gone(replica):
                     return self._lose(replica, exc)
                 # From its first silence on: a deadline that passed, or a load, may have taken as long already.
                 end = min(end, time.monotonic() + self.patience_s)
                 if not isinstance(exc, Unreachable) or time.monotonic() >= end:
                     raise
             time.sleep(RETRY_S)
+
+    def _gone(self, replica: Replica) -> bool:
+        """Whether it is off the list. What can't be looked up is not: it may be this process that is cut off."""
+        try:
+            return replica not in self.replicas()
+        except Unreachable:
+            return False
 
     def _lose(self, replica: Replica, why: ServingError) -> None:
         self._lost += 1

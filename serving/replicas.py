@@ -24,7 +24,7 @@ ASK_TIMEOUT_S = 10.0
 DNS = "dns:"
 
 Listed = Callable[[], list[str]]
-"""Addresses of the replicas that there are now."""
+"""Addresses of the replicas that there are now. Raises Unreachable where they can't be looked up at the moment."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,12 @@ def _split(address: str, servers: str) -> tuple[str, int]:
 
 
 def _resolved(name: str, port: int) -> list[str]:
-    """No address is no replica: a headless Service without a ready pod has no name."""
+    """No address is no replica: a headless Service without a ready pod has no name. Raises Unreachable where nobody
+    says whether it has."""
     try:
         found = socket.getaddrinfo(name, port, family=socket.AF_INET, type=socket.SOCK_STREAM)
-    except socket.gaierror:
+    except socket.gaierror as exc:
+        if exc.errno == socket.EAI_AGAIN:
+            raise Unreachable(f"--servers {DNS}{name}:{port}: {exc.strerror}; does DNS answer?") from exc
         return []
     return sorted({f"{where[0]}:{port}" for *_, where in found})

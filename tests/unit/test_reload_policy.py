@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
@@ -35,7 +36,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         pytest.param(["wgan", "--servers", "localhost"], "--servers localhost: give HOST:PORT", id="no port"),
         pytest.param(["wgan", "--servers", "a:8001,b:99999"], "give HOST:PORT", id="no such port"),
         pytest.param(["wgan", "--servers", "dns:replicas"], "dns:NAME:PORT", id="a name without port"),
-        pytest.param(["wgan", "--servers", "dns:nobody.invalid:8001"], "no replica is there", id="no such name"),
+        pytest.param(["wgan", "--servers", "dns:no body:8001"], "no replica is there", id="no such name"),
         pytest.param(["wgan", "--servers", NOBODY, "--patience-s", "0"], NOBODY, id="nobody there"),
         pytest.param(
             ["--watch", "--servers", NOBODY, "--metrics-port", "70000"], "--metrics-port 70000", id="metrics port"
@@ -79,12 +80,25 @@ def test_ended_before_it_has_handed_over(repository: Path) -> None:
     [
         pytest.param("a:8001, b:8002", ["a:8001", "b:8002"], id="a list"),
         pytest.param("dns:localhost:8001", ["127.0.0.1:8001"], id="a name"),
-        pytest.param("dns:nobody.invalid:8001", [], id="a name of nobody, as a Service without a ready pod"),
+        pytest.param("dns:no body:8001", [], id="a name of nobody, as a Service without a ready pod"),
     ],
 )
 def test_servers(servers: str, addresses: list[str]) -> None:
     """A list stays as it is given; a name is every address that it has at the moment."""
     assert replicas.listed(servers)() == addresses
+
+
+def test_names_that_nobody_looks_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A DNS that does not answer is no Service without pods."""
+
+    def silent(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+    with pytest.raises(
+        Unreachable, match="--servers dns:replicas:8001: Temporary failure in name resolution; does DNS"
+    ):
+        replicas.listed("dns:replicas:8001")()
 
 
 def _lost(monkeypatch: pytest.MonkeyPatch, there: list[str]) -> None:
@@ -117,6 +131,29 @@ def test_the_only_replica_is_lost(repository: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ServerError, match="no replica is there"):
         Reloader(repository, lambda: list(there)).hand_over("wgan")
     assert repo.versions(repository, "wgan") == [1, 2]
+
+
+def test_cut_off_for_a_while(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where neither replicas nor DNS are reached, none is lost over a version, which is handed over afterwards."""
+    silences = [Unreachable("No route to host")] * 4
+
+    def listed() -> list[str]:
+        if 0 < len(silences) < 4:
+            raise Unreachable("--servers dns:replicas:8001: Temporary failure in name resolution")
+        return ["a:1", "b:1"]
+
+    def asked(*_: object) -> float:
+        if silences:
+            raise silences.pop()
+        return 0.0
+
+    monkeypatch.setattr("serving.reload.RETRY_S", 0.0)
+    monkeypatch.setattr(Replica, "serves", lambda replica: {"wgan": 1})
+    monkeypatch.setattr(Replica, "try_out", asked)
+    monkeypatch.setattr(Replica, "load", lambda *_: None)
+    monkeypatch.setattr(Replica, "verify", lambda *_: 0.0)
+    assert Reloader(repository, listed).hand_over("wgan") == 2
+    assert silences == []
 
 
 def test_patience_begins_with_the_first_silence(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
