@@ -2,12 +2,16 @@
 
 Run by serving.local: python -I -S serving/keeper.py SHM_PREFIX FOLDER COMMAND...   (ends the server when
 standard input closes; then removes its process group, /dev/shm/SHM_PREFIX* and FOLDER)
+
+What cannot be kept is where all are killed at once, as where memory runs out. The next keeper removes that shared
+memory: a pod's outlives its containers, and would fill up.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import shutil
 import signal
@@ -15,14 +19,24 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 GRACE_S = 20
+SHM = Path("/dev/shm")
+LOCK = ".lock"
+"""Of a prefix: held by its keeper as long as that lives."""
 PR_SET_PDEATHSIG = 1
 
 
 def main(prefix: str, folder: str, *command: str) -> int:
+    _remove_abandoned()
+    with (SHM / f"{prefix}{LOCK}").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _keep(prefix, folder, command)
+
+
+def _keep(prefix: str, folder: str, command: Sequence[str]) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until there is something to end
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_as_server)
     signal.signal(signal.SIGTERM, lambda *_: _in_background(_end, server.pid))
@@ -31,11 +45,22 @@ def main(prefix: str, folder: str, *command: str) -> int:
     os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)  # not reaped yet, so its number stays its own
     with contextlib.suppress(ProcessLookupError):
         os.killpg(server.pid, signal.SIGKILL)
-    for region in Path("/dev/shm").glob(f"{prefix}*"):
-        region.unlink(missing_ok=True)
+    _remove(prefix)
     shutil.rmtree(folder, ignore_errors=True)
     status = server.wait()
     return status if status >= 0 else 128 - status
+
+
+def _remove_abandoned() -> None:
+    for path in SHM.glob(f"atelier-*{LOCK}"):
+        with contextlib.suppress(OSError), path.open() as lock:  # its keeper lives, or it is another user's
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(path.name.removesuffix(LOCK))
+
+
+def _remove(prefix: str) -> None:
+    for region in SHM.glob(f"{prefix}*"):
+        region.unlink(missing_ok=True)
 
 
 def _as_server() -> None:

@@ -225,6 +225,8 @@ class Run(Generic[P]):
 
     def _remove(self, *, keep_log: bool = False) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+        for shared in Path("/dev/shm").glob(f"{self.id}*"):  # a keeper that was killed has left it
+            shared.unlink(missing_ok=True)
         if not keep_log:
             self.log.unlink(missing_ok=True)
 

@@ -96,12 +96,31 @@ def test_no_thread_preempts_the_one_that_wakes_it(keeper: Keeper, name: str) -> 
     assert len(policies) == 2
 
 
-def test_keeper_killed(keeper: Keeper, name: str) -> None:
-    """Should the keeper itself be killed, the kernel ends the server."""
+def test_keeper_killed(keeper: Keeper, name: str, tmp_path: Path) -> None:
+    """Should the keeper itself be killed, the kernel ends the server, and the next keeper removes its shared memory."""
     process = keeper(FAMILY.format(name=name, trap="trap 'kill 0' TERM;"))
     process.kill()
     end = time.monotonic() + traces.PATIENCE_S
     while traces.processes(name):
         assert time.monotonic() < end
         time.sleep(0.02)
-    (Path("/dev/shm") / f"{name}-region").unlink()
+    assert traces.files(name)
+    _keep_another(tmp_path)
+    assert not traces.files(name)
+
+
+def test_keeper_lives(keeper: Keeper, name: str, tmp_path: Path) -> None:
+    """Another keeper leaves a running server's shared memory alone."""
+    process = keeper(FAMILY.format(name=name, trap=""))
+    before = traces.files(name)
+    _keep_another(tmp_path)
+    assert traces.files(name) == before
+    process.terminate()
+    process.wait(traces.PATIENCE_S)
+    gone(name, tmp_path / "folder")
+
+
+def _keep_another(tmp_path: Path) -> None:
+    command = [sys.executable, "-I", "-S", str(KEEPER), f"atelier-test-{uuid.uuid4().hex[:8]}"]
+    with subprocess.Popen([*command, str(tmp_path / "another"), "true"], stdin=subprocess.PIPE) as process:
+        assert process.wait(traces.PATIENCE_S) == 0
