@@ -149,9 +149,9 @@ class Cluster:
                 return ClusterError(f"--namespace: {said}; `kubectl create namespace {self.namespace}` makes it")
             case 404:
                 return Missing(f"{what}: {said}")
-            case 409:
+            case 409 if "already exists" in said:
                 return Exists(f"{what}: {said}")
-            case 429 | 500 | 502 | 503 | 504 as status:
+            case 409 | 429 | 500 | 502 | 503 | 504 as status:  # 409 as well where a quota changed meanwhile
                 return Unreachable(f"{host} answers with status {status} ({said}); try again later")
             case status:
                 return ClusterError(f"{what}: refused with status {status}: {said}")

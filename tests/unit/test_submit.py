@@ -184,8 +184,9 @@ def test_a_broken_file_is_named(text, said, tmp_path, monkeypatch, capsys):
         (Refusal(403, 'jobs.batch is forbidden: User "eve" cannot create resource "jobs"'), 'User "eve" cannot create'),
         (Refusal(422, "Job is invalid: metadata.name:\n too long"), "metadata.name: too long"),
         (Refusal(500, "etcd is full"), "answers with status 500 (etcd is full); try again later"),
+        (Refusal(409, 'resourcequotas "all": the object has been modified'), "has been modified); try again later"),
     ],
-    ids=["forbidden", "invalid", "broken"],
+    ids=["forbidden", "invalid", "broken", "busy quota"],
 )
 def test_a_refusal_is_one_line(refusal, said, tmp_path, monkeypatch, capsys):
     """The server's own reason reaches the user."""
