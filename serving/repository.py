@@ -155,15 +155,18 @@ def publish(candidate: Path, repository: Path, model: str, *, beside: Mapping[st
 def rollback(repository: Path, model: str) -> int:
     """Takes the newest version out of service and returns its number.
 
-    Its folder stays, as `withdrawn(…)`; renaming it back restores it. Raises RepositoryError for an only version, and
-    for an ensemble.
+    Its folder stays, as `withdrawn(…)`; renaming it back restores it. Raises RepositoryError for an only version, an
+    ensemble, and where another version has become the newest while it waited: that one was not meant.
     """
     folder = repository / model
     if not folder.is_dir():
         raise RepositoryError(f"{repository}: no model {model}")
     if made_of := steps(repository, model):
         raise RepositoryError(f"{folder}: always the newest {' and '.join(made_of)}; roll back one of these")
+    meant = newest(repository, model)
     with held(repository, model):
+        if (now := newest(repository, model)) != meant:
+            raise RepositoryError(f"{folder}: {now} has become the newest in place of {meant}; nothing was rolled back")
         return withdraw(repository, model)
 
 
@@ -254,7 +257,7 @@ def _seed(source: Path, repository: Path, model: str) -> int | None:
         for path in _beside(source / model):
             target = folder / path.relative_to(source / model)
             target.parent.mkdir(exist_ok=True)
-            files.replace(target, path.read_text(encoding="utf-8"))
+            files.replace(target, path.read_bytes())
         with _configured(folder, [staged]):
             staged.rename(folder / str(version))
             files.sync(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -202,6 +203,29 @@ def test_rollback(candidate: Path, repository: Path) -> None:
     assert repo.publish(candidate, repository, "wgan") == 3
     repo.withdrawn(repository, "wgan", 2).rename(repository / "wgan" / "2")
     assert repo.versions(repository, "wgan") == [1, 2, 3]
+
+
+@pytest.mark.parametrize("change", ["withdrawn", "published"])
+def test_rollback_means_the_version_that_was_newest(
+    change: str, candidate: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two who roll one bad version back, or serving.reload and somebody, take one back; one that came is not meant."""
+    held = repo.held
+
+    @contextlib.contextmanager
+    def late(models: Path, model: str) -> Iterator[None]:
+        if change == "withdrawn":
+            repo.withdraw(models, model)
+        else:
+            repo.publish(candidate, models, model)
+        with held(models, model):
+            yield
+
+    monkeypatch.setattr(repo, "held", late)
+    repo.publish(candidate, repository, "wgan")
+    with pytest.raises(RepositoryError, match=r"[24] has become the newest in place of 3; nothing was rolled back"):
+        repo.rollback(repository, "wgan")
+    assert repo.versions(repository, "wgan") == ([1, 2] if change == "withdrawn" else [1, 2, 3, 4])
 
 
 # --- versions whose inputs have members of their own: styles

@@ -53,12 +53,14 @@ def test_what_is_there_stays(shipped: Path, tmp_path: Path) -> None:
 
 
 def test_configs_come_along(shipped: Path, tmp_path: Path) -> None:
-    """configs/*.pbtxt, from which a server of another kind chooses, lie beside the versions."""
+    """configs/*.pbtxt, from which a server of another kind chooses, lie beside the versions; so may what is no text."""
     configs = shipped / "wgan" / "configs"
     configs.mkdir()
     (configs / "other.pbtxt").write_text("name: 'wgan'\n")
+    (shipped / "wgan" / "samples.png").write_bytes(b"\x89PNG")
     repo.seed(shipped, tmp_path / "volume")
     assert (tmp_path / "volume" / "wgan" / "configs" / "other.pbtxt").read_text() == "name: 'wgan'\n"
+    assert (tmp_path / "volume" / "wgan" / "samples.png").read_bytes() == b"\x89PNG"
 
 
 def _seed_when_told(gate: str, shipped: Path, volume: Path) -> list[str]:
