@@ -322,22 +322,38 @@ def test_overlay_gpu(compose):
     assert "--model-config-name=tensorrt" in container["args"]
 
 
+def _started(gpu: Manifests, models: Path) -> subprocess.CompletedProcess[str]:
+    """The command of the official image over another folder, with a tritonserver that prints its options."""
+    (models / "tritonserver").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (models / "tritonserver").chmod(0o755)
+    _, container = triton(gpu)
+    shell, flags, script, *rest = container["command"]
+    command = [shell, flags, script.replace("/models", str(models)), *rest, *container["args"]]
+    path = f"{models}:{os.environ['PATH']}"
+    return subprocess.run(command, env={"PATH": path}, capture_output=True, text=True, timeout=60)
+
+
 def test_the_gpu_loads_models_and_nothing_else(compose, tmp_path):
     """As serving.embedded: a volume of ext4 has a folder lost+found, of which tritonserver's `*` makes a model."""
-    for name in (f"wgan/{repository.CONFIG}", f"style/{repository.CONFIG}", "lost+found/found", repository.KEY):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    for name in (f"wgan/{repository.CONFIG}", f"style/{repository.CONFIG}", "lost+found/found"):
+        (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
-    (tmp_path / "tritonserver").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    (tmp_path / "tritonserver").chmod(0o755)
-    _, container = triton(compose("overlays/gpu"))
-    shell, flags, script, *rest = container["command"]
-    command = [shell, flags, script.replace("/models", str(tmp_path)), *rest, *container["args"]]
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    done = subprocess.run(command, env={"PATH": path}, capture_output=True, text=True, check=True, timeout=60)
-    options = done.stdout.splitlines()
+    (tmp_path / repository.KEY).write_text("secret")
+    options = _started(compose("overlays/gpu"), tmp_path).stdout.splitlines()
     loaded = [option for option in options if option.startswith("--load-model")]
     assert loaded == [f"--load-model={name}" for name in repository.models(tmp_path)]
-    assert set(container["args"]) <= set(options)
+    assert set(triton(compose("overlays/gpu"))[1]["args"]) <= set(options)
+    assert [option.endswith(f":{repository.CONTROL_HEADER}=secret") for option in options].count(True) == 2
+
+
+@pytest.mark.parametrize("key", [None, "\n"], ids=["no key", "an empty one"])
+def test_the_gpu_is_guarded_or_not_started(compose, tmp_path, key):
+    """Without a key to ask for it ends, and says why, as serving.embedded does."""
+    if key:
+        (tmp_path / repository.KEY).write_text(key)
+    done = _started(compose("overlays/gpu"), tmp_path)
+    assert (done.returncode != 0, done.stdout) == (True, "")
+    assert repository.KEY in done.stderr
 
 
 def _image(accelerator: str) -> str:
