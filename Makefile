@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 MODEL ?= wgan
 
-.PHONY: help setup demo test check fix generate serve train evaluate bench load-tune overload images clean
+.PHONY: help setup demo test check fix generate serve train evaluate bench load-tune overload load load-report images clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{printf "  make %-12s %s\n", $$1, $$2}'

@@ -12,7 +12,9 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
-TARGETS = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+MAKEFILE = (ROOT / "Makefile").read_text()
+TARGETS = re.findall(r"^([a-z-]+):", MAKEFILE, flags=re.MULTILINE)
+(PHONY,) = re.findall(r"^\.PHONY: (.+)", MAKEFILE, flags=re.MULTILINE)
 
 # Those that need neither a server nor minutes; what they write goes to the test's own folder.
 QUICK = [c for c in COMMANDS if "--dry-run" in c or "serving.repository" in c]
@@ -29,6 +31,11 @@ def test_readme_has_its_commands() -> None:
     ):
         assert command in COMMANDS
     assert len(QUICK) >= 3
+
+
+def test_a_file_keeps_no_target_from_running() -> None:
+    """None is a file's name to make, which would then find it up to date."""
+    assert sorted(TARGETS) == sorted(PHONY.split())
 
 
 @pytest.mark.parametrize("command", COMMANDS)
