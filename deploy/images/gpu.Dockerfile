@@ -31,6 +31,8 @@ COPY --from=packages /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp
 WORKDIR /app
 COPY serving serving
+# The gate's Triton embeds Python. Should the base lack its shared library, that is told here, not to a Job that has trained.
+RUN python -c 'from serving import wheel; wheel.find()'
 COPY training training
 ARG COMMIT=unknown
 ENV ATELIER_COMMIT=$COMMIT

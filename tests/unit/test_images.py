@@ -59,6 +59,14 @@ def test_a_corpus_can_be_fetched_over_https():
     assert any("ca-certificates" in line for line in _stages(IMAGES / "cpu.Dockerfile")["training"])
 
 
+@pytest.mark.parametrize("image", ["training-cpu", "serving-cpu", "training-gpu"])
+def test_the_embedded_triton_has_its_python(image):
+    """Its models' processes need Python's shared library, which few bases have: it is installed, or looked for."""
+    target, _, accelerator = image.rpartition("-")
+    lines = _stages(IMAGES / f"{accelerator}.Dockerfile")[target]
+    assert any("libpython3" in line or "wheel.find()" in line for line in lines if line.startswith("RUN"))
+
+
 @of_each
 def test_bases_are_pinned(path):
     """No base moves by itself beyond a release: none is `latest`, or without a tag."""
