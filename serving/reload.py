@@ -322,8 +322,8 @@ def _parser() -> cli.Parser:
 
 
 def _reloader(options: argparse.Namespace) -> Reloader:
-    repo.models(options.repository)
-    return Reloader(options.repository, replicas.listed(options.servers), options.atol, options.patience_s)
+    repository = repo.existing(options.repository)  # it may be a volume that is still to be seeded
+    return Reloader(repository, replicas.listed(options.servers), options.atol, options.patience_s)
 
 
 def _once(options: argparse.Namespace) -> str:

@@ -82,10 +82,16 @@ class Card:
             raise RepositoryError(f"{path}: not a model card ({exc})") from exc
 
 
-def models(repository: Path, flag: str = "--repository") -> list[str]:
-    """The folders with a config.pbtxt. Raises RepositoryError, which names the `flag`, if there are none."""
+def existing(repository: Path, flag: str = "--repository") -> Path:
+    """The folder itself. Raises RepositoryError, which names the `flag`, if there is none."""
     if not repository.is_dir():
         raise RepositoryError(f"{flag} {repository}: no such folder")
+    return repository
+
+
+def models(repository: Path, flag: str = "--repository") -> list[str]:
+    """The folders with a config.pbtxt. Raises RepositoryError, which names the `flag`, if there are none."""
+    existing(repository, flag)
     found = sorted(path.parent.name for path in repository.glob(f"[!.]*/{CONFIG}"))
     if not found:
         raise RepositoryError(f"{flag} {repository}: no model in it (looked for MODEL/{CONFIG})")

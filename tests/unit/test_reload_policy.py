@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import stand_in
 
-from serving import replicas
+from serving import reload, replicas
 from serving import repository as repo
 from serving.errors import ServerError, Unreachable, Withdrawn
 from serving.reload import PATIENCE_S, Reloader, Watch
@@ -61,6 +61,19 @@ def test_no_repository(tmp_path: Path) -> None:
     done = run("--watch", "--servers", NOBODY, "--repository", str(tmp_path / "absent"))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert f"--repository {tmp_path / 'absent'}: no such folder" in done.stderr
+
+
+def test_a_volume_that_is_still_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod that starts before a replica has seeded their volume watches it, and is told to end as any other."""
+
+    def told_to_end(watch: Watch) -> None:
+        rounds(watch)
+        raise KeyboardInterrupt
+
+    rounds = Watch.round
+    monkeypatch.setattr(Watch, "round", told_to_end)
+    monkeypatch.setattr("serving.reload.signal.signal", lambda *_: None)
+    assert reload.main(["--watch", "--servers", NOBODY, "--repository", str(tmp_path)]) == 0
 
 
 def test_ended_before_it_has_handed_over(repository: Path) -> None:
