@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -77,14 +76,16 @@ def test_a_volume_that_is_still_empty(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_ended_before_it_has_handed_over(repository: Path) -> None:
-    """Then it is not as one that has done its work."""
-    command = [sys.executable, "-m", "serving.reload", "wgan", "--servers", NOBODY, "--repository", str(repository)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        while not (repository / "wgan" / ".lock").exists():
-            assert process.poll() is None
-            time.sleep(0.02)
-        process.terminate()
-        output, errors = process.communicate(timeout=60)
+    """Then it is not as one that has done its work. Here it waits for a server that says nothing."""
+    command = [sys.executable, "-m", "serving.reload", "wgan", "--repository", str(repository), "--servers"]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(60)
+        command.append(f"127.0.0.1:{silent.getsockname()[1]}")
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            connection, _ = silent.accept()
+            with connection:
+                process.terminate()
+                output, errors = process.communicate(timeout=60)
     assert (process.returncode, output, errors) == (130, "", "")
 
 
