@@ -26,7 +26,7 @@ import onnx
 import onnxruntime
 import torch
 
-from serving import cli, configs, files, pbtxt, plans, repository, tensorrt, verify
+from serving import configs, files, pbtxt, plans, repository, tensorrt, verify
 from serving.embedded import Embedded
 from serving.errors import RepositoryError, ServingError
 from serving.spec import ModelSpec, Threshold
@@ -358,7 +358,8 @@ def main() -> int:
         print(f"training.export: {error}", file=sys.stderr)
         return REFUSED
     except OSError as error:
-        return cli.failed(error)
+        print(f"training.export: {error.filename or args.run}: {error.strerror}", file=sys.stderr)
+        return BAD_INPUT
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from serving import wheel
 from serving.errors import ServingError
 from training import catalog
 from training.errors import BAD_INPUT, REFUSED, STOPPED, UNREACHABLE, BadInput, Refused, Unreachable
@@ -155,6 +156,7 @@ def _run(model: str, preset: str, rest: list[str]) -> int:
 
     if asked.publish is not None:
         _check_writable("--publish", asked.publish)
+        wheel.find()  # the gate serves the candidate with it
     if asked.metrics_port and os.environ.get("LOCAL_RANK", "0") == "0":
         _serve_metrics(asked.metrics_port)
     with distributed.process_group(device), distributed.own_folder(asked.runs / name) as path:

@@ -12,9 +12,10 @@ import onnx
 import pytest
 import stand_in
 
-from serving import files, repository
+from serving import files, repository, wheel
+from serving.errors import ServerError
 from serving.spec import Threshold
-from training import catalog, export, operators
+from training import catalog, export, operators, run
 from training.errors import BadInput, Refused
 from training.models.wgan.spec import SPEC
 
@@ -227,19 +228,34 @@ def test_note_on_a_full_disk_leaves_the_card_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One line names the file, and the status is that of bad input."""
-    run = run_of_seed(tmp_path / "run", 0, 0.94)
-    card = run / "candidate" / repository.CARD
+    asked = run_of_seed(tmp_path / "run", 0, 0.94)
+    card = asked / "candidate" / repository.CARD
     before = card.read_text()
 
     def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr(files, "sync", full)
-    monkeypatch.setattr(sys, "argv", ["export", str(run), "--publish", str(tmp_path / "repository"), "--note", "new"])
+    monkeypatch.setattr(sys, "argv", ["export", str(asked), "--publish", str(tmp_path / "repository"), "--note", "new"])
     assert export.main() == 2
     said = capsys.readouterr().err
-    assert str(card.parent) in said
+    assert said.startswith(f"training.export: {card.parent}")
     assert said.endswith(": No space left on device\n")
     assert said.count("\n") == 1
     assert card.read_text() == before
     assert [path.name for path in card.parent.iterdir()] == [card.name]
+
+
+def test_a_gate_that_could_not_serve_the_candidate_is_told_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a line, not after hours of it."""
+
+    def missing() -> None:
+        raise ServerError("nvidia-pytriton is not installed")
+
+    monkeypatch.setattr(wheel, "find", missing)
+    asked = ["wgan", "--preset", "tiny", "--runs", str(tmp_path / "runs"), "--publish", str(tmp_path / "models")]
+    assert run.main(asked) == 2
+    assert capsys.readouterr().err == "training.run: nvidia-pytriton is not installed\n"
+    assert list(tmp_path.iterdir()) == []
