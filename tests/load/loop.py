@@ -159,7 +159,7 @@ class Load:
         self.begin = self.end = math.inf
         self.ended = 0.0
         self._unfinished = 0  # callers, or requests under way and the arrivals
-        self._random = random.Random(f"{plan.seed} {place}")
+        self._arrival_rng, self._mix_rng = (random.Random(f"{plan.seed} {place} {use}") for use in ("arrivals", "mix"))
         self._order = Shared(self._drawn())
         self._left = share(plan.requests, plan.processes, place) if plan.requests else math.inf
         self._delays = histogram()
@@ -297,7 +297,7 @@ class Load:
         """When requests are to be sent, warm-up and all."""
         due = self.started
         rate = load.per_s / self.plan.processes
-        while self._goes_on(due := due + self._random.expovariate(rate)):
+        while self._goes_on(due := due + self._arrival_rng.expovariate(rate)):
             yield math.ceil(due / load.together_s) * load.together_s if load.together_s else due
 
     def _goes_on(self, due: float) -> bool:
@@ -315,7 +315,7 @@ class Load:
         ]
         weights = list(itertools.accumulate(share.weight for share in self.plan.mix))
         while True:
-            (turn,) = self._random.choices(turns, cum_weights=weights) if len(turns) > 1 else turns
+            (turn,) = self._mix_rng.choices(turns, cum_weights=weights) if len(turns) > 1 else turns
             yield next(turn)
 
     def _record(self, which: int, due: float, sent: float, came: Arrays | Exception) -> None:

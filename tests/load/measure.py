@@ -89,11 +89,17 @@ def _counts(client: triton.InferenceServerClient, model: str) -> Counts:
 
 @dataclass(frozen=True)
 class Usage:
-    """Of a server's processes: CPU seconds, and memory in bytes at seconds from the start. Memory that processes share
-    counts once (PSS)."""
+    """Of a server's processes in `elapsed_s`: CPU seconds, and memory in bytes at seconds from the start. Memory that
+    processes share counts once (PSS)."""
 
     cpu_s: float
+    elapsed_s: float
     memory: Sequence[tuple[float, int]]
+
+    @property
+    def cores(self) -> float:
+        """Busy on average. It was watched for less than the window: Triton's statistics are read at its beginning."""
+        return self.cpu_s / self.elapsed_s
 
     def data(self) -> dict[str, Any]:
         sizes = [size / 2**20 for _, size in self.memory]
@@ -112,16 +118,16 @@ class Watch:
         self.usage: Usage | None = None
 
     def __enter__(self) -> Self:
-        self._began, self._before_s = time.monotonic(), cpu_s(self._pids)
+        self._before_s, self._began = cpu_s(self._pids), time.monotonic()
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        used = cpu_s(self._pids) - self._before_s
+        used, elapsed_s = cpu_s(self._pids) - self._before_s, time.monotonic() - self._began
         self._thread.join()
         if self._pids:
-            self.usage = Usage(used, self._memory)
+            self.usage = Usage(used, elapsed_s, self._memory)
 
     def _sample(self) -> None:
         while self._pids:

@@ -53,7 +53,7 @@ def measured(
         full = Closed(spec.instances * spec.max_batch)
         plan = Plan(target=target, load=full, mix=mixed({spec.name: 1}, repository), warmup_s=2.0, duration_s=seconds)
         say(capacity := generator.run(plan))
-        if not capacity.per_s:
+        if not (capacity.per_s and capacity.total.right):
             raise ServingError(f"{spec.name}: no right answer within {seconds:g} s; give more --seconds")
         over = replace(plan, load=Open(TIMES * capacity.per_s, together_s=TOGETHER_S), duration_s=MINUTE_S * minutes)
         say(result := generator.run(over))

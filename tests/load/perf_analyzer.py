@@ -143,8 +143,9 @@ def agree(
     with Generator() as generator:
         for _ in range(rounds):
             result = generator.run(plan)
-            if result.failures:
-                raise ServerError(f"{share.model}: {result.failures} requests failed: {result.total.examples}")
+            if result.failures or not result.total.right:
+                told = f"{result.total.right} right answers and {result.failures} failures"
+                raise ServerError(f"{share.model}: {told}: {result.total.examples}")
             ours.append(Measured(result.per_s, result.percentile_ms(50)))
             theirs.append(measure(target, share, callers, window_s, cache))
     return Agreement(share.model, callers, ours, theirs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -64,7 +65,7 @@ class Result:
             found.append(f"a process of it is busy for {busiest:.2f} of a core; use more --processes")
         if isinstance(self.plan.load, Open) and late > LATE:
             found.append(f"{late:.1%} of the requests were sent more than 1 ms after they were due")
-        if self.total.right and waits_ms > WAITING * self.percentile_ms(50):
+        if waits_ms > WAITING * self.percentile_ms(50):
             found.append(f"it waited {waits_ms:.1f} ms for a core each time (median), of a latency that it measures")
         return found
 
@@ -108,7 +109,8 @@ def latencies(tally: Tally) -> dict[str, float]:
 
 
 def percentile_ms(tally: Tally, percentile: float) -> float:
-    return float(tally.latency.get_value_at_percentile(percentile)) / 1000
+    """Of right answers; infinite where there are none, as the histogram's own 0 would be the best of all."""
+    return float(tally.latency.get_value_at_percentile(percentile)) / 1000 if tally.right else math.inf
 
 
 def _sum(tallies: Any) -> Tally:
@@ -165,9 +167,8 @@ def server_lines(result: Result) -> list[str]:
             )
             lines.append(f"{model} in Triton: {times} ms a request, {data['mean_batch']:.3g} a batch")
     if result.usage:
-        used = result.usage.data()
-        cores, memory = used["cpu_s"] / result.window_s, used["memory_most_mib"]
-        lines.append(f"server: {cores:.2f} cores, {memory:.0f} MiB at most")
+        memory_mib = result.usage.data()["memory_most_mib"]
+        lines.append(f"server: {result.usage.cores:.2f} cores, {memory_mib:.0f} MiB at most")
     busy = ", ".join(f"{part.busy:.2f}" for part in result.parts)
     lines.append(f"generator: {busy} cores" + "".join(f"; DOUBTFUL: {doubt}" for doubt in result.doubts()))
     lines += [f"{kind}: {text}" for kind, text in result.total.examples.items()]

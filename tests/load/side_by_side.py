@@ -46,7 +46,7 @@ class Row:
         return self.median(load, lambda result: result.per_s)
 
     def p(self, load: float, percentile: float) -> float:
-        """Milliseconds; 0 where nothing was answered."""
+        """Milliseconds; infinite where nothing was answered."""
         return self.median(load, lambda result: result.percentile_ms(percentile))
 
     @property

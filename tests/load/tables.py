@@ -74,11 +74,10 @@ def capacity(rows: Sequence[Row], times: Times) -> str:
     lines = [f"| {' | '.join(CAPACITY_HEAD)} |", f"|---|{'---:|' * (len(CAPACITY_HEAD) - 1)}"]
     for row in rows:
         if row.way == "triton":
-            latency = f"{_figure(row.p(MOST, 50))}, {_figure(row.p(MOST, 99))}" if MOST in row.results else "-"
             needed = [
                 str(math.ceil(target / (SPARE * row.capacity)) + 1) if row.capacity else "-" for target in TARGETS
             ]
-            lines.append(f"| {' | '.join([row.model, _figure(row.capacity, 4), latency, *needed])} |")
+            lines.append(f"| {' | '.join([row.model, _figure(row.capacity, 4), _p50_p99(row, MOST), *needed])} |")
     return "\n".join([head, "", *lines])
 
 
@@ -92,14 +91,17 @@ def _cells(row: Row, rows: Sequence[Row]) -> list[str]:
         row.way,
         *(_figure(row.per_s(callers), 4) for callers in CALLERS),
         "-" if ratio is None else f"{ratio:.2f}",
-        _figure(row.p(CALLERS[-1], 99)) if row.p(CALLERS[-1], 99) else "-",
-        *(
-            f"{_figure(row.p(share, 50))}, {_figure(row.p(share, 99))}" if share in row.results else "-"
-            for share in SHARES
-        ),
+        _figure(row.p(CALLERS[-1], 99)),
+        *(_p50_p99(row, share) for share in SHARES),
         "-" if memory is None else f"{memory:.0f}",
         str(row.failed or "-"),
     ]
+
+
+def _p50_p99(row: Row, share: float) -> str:
+    if share not in row.results or math.isinf(row.p(share, 50)):
+        return "-"
+    return f"{_figure(row.p(share, 50))}, {_figure(row.p(share, 99))}"
 
 
 def _ratio(row: Row, rows: Sequence[Row]) -> float | None:
@@ -109,12 +111,12 @@ def _ratio(row: Row, rows: Sequence[Row]) -> float | None:
 
 
 def _figure(value: float, digits: int = 3) -> str:
-    """Never as a power of ten."""
-    return f"{float(f'{value:.{digits}g}'):g}"
+    """Never as a power of ten; "-" for an infinite latency."""
+    return "-" if math.isinf(value) else f"{float(f'{value:.{digits}g}'):g}"
 
 
 def _short(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.4g}")
+    return None if value is None or math.isinf(value) else float(f"{value:.4g}")
 
 
 def _threads(rows: Sequence[Row]) -> str:

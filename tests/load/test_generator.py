@@ -30,7 +30,7 @@ from tests.load.generator import Generator
 from tests.load.loop import Load, Part, Tally
 from tests.load.plan import Closed, Open, Plan, Share
 from tests.load.questions import Question
-from tests.load.result import Result
+from tests.load.result import Result, server_lines
 from tests.load.targets import Arrays, Ask, Awaited, Failed, InProcess, Run, Threaded, asking
 
 RIGHT = {"number": np.ones((1, 1), np.float32)}
@@ -149,6 +149,13 @@ def test_answers_that_are_not_compared_closely_must_have_the_shape(generator: Ge
     assert total.failures == Counter({"wrong answer": 20}), "one in two has another shape"
 
 
+def test_every_question_is_compared_closely_in_its_turn(generator: Generator) -> None:
+    """Though there are four of each model, and answers come in the order of the questions."""
+    third = Faulty(name="third", answers=([[1.0]], [[1.0]], [[2.0]], [[1.0]]))
+    plan = Plan(target=third, load=Closed(1), mix=MIX, warmup_s=0.0, requests=200)
+    assert generator.run(plan).total.failures["wrong answer"] in (2, 3), "of 50, one in 17"
+
+
 @pytest.mark.parametrize("load", [Closed(2), Open(100.0)], ids=str)
 def test_a_fault_of_the_generators_own_ends_the_run(generator: Generator, load: Closed | Open) -> None:
     """And the thread that watches the server, for which the program would wait at its end."""
@@ -199,6 +206,21 @@ def test_arrivals_are_drawn_by_the_seed_and_shared_by_processes() -> None:
     waits = together - due(1, 0)
     assert set(together % 0.25) == {0.0}
     assert 0 <= waits.min() < waits.max() < 0.25
+
+
+def test_arrivals_do_not_depend_on_when_models_are_drawn() -> None:
+    """Threads draw both as it happens, and the same seed has to give the same arrivals."""
+    mix = [Share(model, 1, [replace(QUESTION, model=model)]) for model in ("one", "other")]
+    plan = Plan(target=Faulty(name="none", answers=()), load=Open(50.0), mix=mix, seed=1)
+
+    def due(drawn_before: int) -> list[float]:
+        load = Load(plan, 0)
+        load.started, load.begin, load.end = 0.0, 0.0, 10.0
+        for _ in range(drawn_before):
+            next(load._order)
+        return list(load._due(plan.load))
+
+    assert due(drawn_before=0) == due(drawn_before=7)
 
 
 class Slow:
@@ -300,6 +322,12 @@ def test_a_tally_of_two_processes_is_that_of_all_their_requests() -> None:
     assert json.dumps(result.data())
 
 
+def test_a_servers_cores_are_those_of_the_time_that_it_was_watched_for() -> None:
+    """Which is less than the window."""
+    watched = replace(made(Closed(1)), usage=measure.Usage(cpu_s=6.0, elapsed_s=4.0, memory=[(0.0, 2**20)]))
+    assert "server: 1.50 cores, 1 MiB at most" in server_lines(watched)
+
+
 def test_pictures_and_page_stand_alone(tmp_path: Path) -> None:
     results = [made(Closed(1)), made(Open(10.0)), made(Open(20.0), latency_us=30_000)]
     pictures = plots.all_of(results, 50.0, tmp_path)
@@ -338,13 +366,16 @@ def test_tables_go_between_their_markers_and_nowhere_else(tmp_path: Path) -> Non
 
 
 def test_a_way_that_answered_nothing_has_its_row_in_every_table(tmp_path: Path) -> None:
-    nothing = {load: [made(Closed(load), asked=0)] for load in side_by_side.CALLERS}
+    """Without latencies, of which 0 ms would be the best."""
+    nothing: dict[float, list[Result]] = {load: [made(Closed(load), asked=0)] for load in side_by_side.CALLERS}
+    nothing |= {share: [made(Open(1.0), asked=0)] for share in side_by_side.SHARES}
     row = side_by_side.Row("classifier", "triton", nothing)
     page = tmp_path / "page.md"
     page.write_text("<!-- load-report --><!-- /load-report -->\n<!-- capacity --><!-- /capacity -->\n")
     tables.write([page], [row], side_by_side.QUICK)
-    assert "| classifier | triton | 0 | 0 | 0 | 0 | - |" in page.read_text()
+    assert "| classifier | triton | 0 | 0 | 0 | 0 | - | - | - | - | - | - |" in page.read_text()
     assert "| classifier | 0 | - | - | - | - |" in page.read_text()
+    assert set(tables.data([row])["classifier"]["triton"]["p99_ms"].values()) == {None}
 
 
 def test_a_version_without_its_golden_batch_is_named(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import sys
@@ -131,15 +132,20 @@ class Row:
             "to_own": _median(a.per_s / b.per_s for a, b in zip(self.many, own.many, strict=True)),
             "batch": _median(_mean_batch(result) for result in self.many),
             "p99_ms": _median(result.percentile_ms(99) for result in self.many),
-            "slowest_ms": max(result.percentile_ms(100) for result in (*self.one, *self.many, *self.busy)),
+            "slowest_ms": _finite(max(result.percentile_ms(100) for result in (*self.one, *self.many, *self.busy))),
             "busy_p50_ms": _median(result.percentile_ms(50) for result in self.busy),
             "busy_p99_ms": _median(result.percentile_ms(99) for result in self.busy),
             "errors": sum(result.failures for result in (*self.one, *self.many, *self.busy)),
         }
 
 
-def _median(values: Iterator[float]) -> float:
-    return float(f"{statistics.median(values):.4g}")
+def _median(values: Iterator[float]) -> float | None:
+    return _finite(float(f"{statistics.median(values):.4g}"))
+
+
+def _finite(latency_ms: float) -> float | None:
+    """None where there was no right answer."""
+    return None if math.isinf(latency_ms) else latency_ms
 
 
 def _mean_batch(result: Result) -> float:
@@ -155,7 +161,7 @@ def sweep(
             rate = 0.0  # the first way's own
             for name, opened in asked.items():
                 with opened() as target:
-                    plan = Plan(target=target, load=Closed(ONE), mix=mix, duration_s=seconds)
+                    plan = Plan(target=target, load=Closed(ONE), mix=mix, duration_s=seconds, seed=number)
                     one, many = (generator.run(replace(plan, load=Closed(callers))) for callers in (ONE, MANY))
                     if not (rate := rate or BUSY * many.per_s):
                         raise ServingError(f"{name}: no right answer within {seconds:g} s; give more --seconds")
@@ -175,7 +181,7 @@ def table(data: dict[str, dict[str, Any]]) -> list[str]:
     head = ("setting", *COLUMNS.values())
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for name, row in data.items():
-        shown = (f"{row[key]:.4g}" for key in COLUMNS)
+        shown = ("-" if row[key] is None else f"{row[key]:.4g}" for key in COLUMNS)
         failed = f" ({row['errors']} errors)" if row["errors"] else ""
         lines.append(f"| {name}{failed} | {' | '.join(shown)} |")
     return lines

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from typing import Self
+
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
@@ -27,7 +30,7 @@ def result(load: Closed | Open, *, answers: int, took_s: float = 0.01, memory: t
         tally.count(took_s, None)
     plan = Plan(target=Target(name="triton"), load=load, mix=[Share("classifier", 1, [])])
     part = Part({"classifier": tally}, busy=0.1, ended=1.0, delays_us=(1, 1))
-    return Result(plan, [part], 1.0, {}, Usage(1.0, [(float(at), size * MIB) for at, size in enumerate(memory)]))
+    return Result(plan, [part], 1.0, {}, Usage(1.0, 1.0, [(float(at), size * MIB) for at, size in enumerate(memory)]))
 
 
 def refused(found: Result, kind: Kind, count: int) -> Result:
@@ -87,6 +90,39 @@ def test_a_page_has_a_row_for_each_setting_and_says_where_there_were_errors() ->
     assert len(rows) == 4
     assert {row.count("|") for row in rows} == {len(tune.COLUMNS) + 2}
     assert rows[2].startswith("| first (2 errors) |")
+
+
+def test_a_setting_that_answered_nothing_has_no_latency() -> None:
+    """In which 0 ms would be the best of all."""
+    none, some = result(Open(8), answers=0), result(Closed(1), answers=9)
+    row = tune.Row([some], [some], [none])
+    assert (row.data(row)["p50_ms"], row.data(row)["busy_p50_ms"]) == (10.01, None)
+    assert tune.table({"only": row.data(row)})[-1].endswith("| - | - | - |"), "the slowest is unknown, too"
+
+
+class Silent:
+    """In place of a Generator: answers as it is told, and keeps the plans."""
+
+    plans: list[Plan]
+
+    def __enter__(self) -> Self:
+        Silent.plans = []
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def run(self, plan: Plan) -> Result:
+        self.plans.append(plan)
+        return result(plan.load, answers=10)
+
+
+def test_each_round_has_other_arrivals_and_all_settings_of_a_round_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A percentile of one draw, however often it is repeated, is of that draw."""
+    monkeypatch.setattr(tune, "Generator", Silent)
+    target = contextlib.nullcontext(Target(name="none"))
+    tune.sweep({"one": lambda: target, "other": lambda: target}, [], rounds=2, seconds=1.0, say=lambda line: None)
+    assert [plan.seed for plan in Silent.plans if isinstance(plan.load, Open)] == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("model", ["painter", "wgan_x4", "nothing"])
