@@ -40,7 +40,7 @@ PAINTINGS = {
 CLAIMED = 50
 
 
-def wanted(options: dict[str, Any], start: str, iterations: int) -> knobs.Knobs:
+def knobs_of(options: dict[str, Any], start: str, iterations: int) -> knobs.Knobs:
     """The objective that a network was trained for, as the painter's knobs say it."""
     layers = {"content_layers": CONTENT_LAYERS, "style_layers": STYLE_LAYERS}
     given = {name: np.array([float(one in options[name]) for one in offered]) for name, offered in layers.items()}
@@ -61,9 +61,9 @@ def fast(folder: Path, content: np.ndarray, style: int, styles: int) -> np.ndarr
 
 def curve(look: painting.Look, start: np.ndarray, asked: knobs.Knobs) -> list[float]:
     """The painter's objective at its start and after each iteration."""
-    worths = [look(start).objective]
-    painting.STEPS[asked.optimizer](look, start, asked.iterations, lambda seen: worths.append(seen.objective))
-    return worths + worths[-1:] * (asked.iterations + 1 - len(worths))  # where nothing was left to improve
+    objectives = [look(start).objective]
+    painting.STEPS[asked.optimizer](look, start, asked.iterations, lambda seen: objectives.append(seen.objective))
+    return objectives + objectives[-1:] * (asked.iterations + 1 - len(objectives))  # where nothing was left to improve
 
 
 def draw(curves: dict[str, np.ndarray], path: Path) -> None:
@@ -91,17 +91,17 @@ def compare(root: Path, iterations: int, side: int) -> tuple[dict[str, np.ndarra
     of = graph(root / "painter" / str(repository.newest(root, "painter")), spec("painter").threads)
     curves: dict[str, list[list[float]]] = {start: [] for start in knobs.STARTS}
     for style, file in PAINTINGS.items():
-        long = (options["style_size"],) * 2
-        manner = np.asarray(ImageOps.contain(opened(home() / "paintings" / file), long, Image.Resampling.LANCZOS))
+        size = (options["style_size"],) * 2
+        style_image = np.asarray(ImageOps.contain(opened(home() / "paintings" / file), size, Image.Resampling.LANCZOS))
         for photo in PHOTOS:
             content = picture(home() / "photos" / photo, side)
             planes = painting.planes(content)
-            look = painting.Look(of, planes, painting.planes(manner), wanted(options, "content", iterations))
+            look = painting.Look(of, planes, painting.planes(style_image), knobs_of(options, "content", iterations))
             canvas = fast(root / "style" / str(version), content, names.index(style), len(names))
-            worth = look(canvas).objective
+            of_network = look(canvas).objective
             for start, found in curves.items():
-                asked = wanted(options, start, iterations)
-                found.append([each / worth for each in curve(look, painting.started(planes, asked), asked)])
+                asked = knobs_of(options, start, iterations)
+                found.append([each / of_network for each in curve(look, painting.started(planes, asked), asked)])
             print(f"{style:14} {photo:20} " + ", ".join(
                 f"from {start} after {CLAIMED}: {found[-1][CLAIMED]:.2f}" for start, found in curves.items()
             ), flush=True)  # fmt: skip
@@ -128,8 +128,8 @@ def main() -> None:
     told = {}
     for start, ratios in curves.items():
         median = np.median(ratios, axis=0)
-        worse = int(np.argmax(median <= 1)) if (median <= 1).any() else None
-        told[start] = {"ratio_after_50": round(float(median[CLAIMED]), 3), "network_is_worth_iterations": worse}
+        break_even = int(np.argmax(median <= 1)) if (median <= 1).any() else None
+        told[start] = {"ratio_after_50": round(float(median[CLAIMED]), 3), "network_is_worth_iterations": break_even}
         print(f"from {start}: after {CLAIMED} iterations {median[CLAIMED]:.2f} times the network's objective (median)")
     about = {"bench": "fast_slow", "version": version, "side": args.side, "pictures": len(ratios)}
     print(json.dumps(about | told | {"cores": os.cpu_count(), "machine": platform.machine()}))

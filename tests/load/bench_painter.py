@@ -1,12 +1,13 @@
-"""The served painter beside torch: what its canvases are worth after as many evaluations, and how long it takes.
+"""The served painter beside torch: how far its objective falls in as many evaluations, and how long it takes.
 
 Run: ATELIER_DATA=DIR PYTHONPATH=. python tests/load/bench_painter.py      (last line of stdout: one JSON object)
 
     … --content PHOTO --style PAINTING      instead of one of DIR/photos/kodak and one of DIR/paintings
 
 The reference is torch.optim.LBFGS (strong Wolfe line search, as much memory) with autograd, from the same start,
-towards the same objective by the same backbone. Of both it counts what the last finished iteration within so many
-evaluations of objective and gradient is worth. One evaluation is timed in process, in turns, with the same threads.
+towards the same objective by the same backbone. Of both the objective is compared after the last iteration that was
+finished within so many evaluations of it and its gradient. One evaluation is timed in process, in turn, with the same
+threads.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ CHECKED = (25, 50, 100, 200)
 ITERATIONS, EVERY = 100, 10
 
 
-class Worth(NamedTuple):
-    """An objective, and how often it was evaluated until then."""
+class Progress(NamedTuple):
+    """The objective after an iteration, and how often it has been evaluated by then."""
 
     evaluations: int
     objective: float
@@ -78,7 +79,7 @@ def graph(folder: Path, threads: int) -> painting.Graph:
     )
 
 
-def painter(of: painting.Graph, content: np.ndarray, style: np.ndarray, asked: knobs.Knobs) -> list[Worth]:
+def painter(of: painting.Graph, content: np.ndarray, style: np.ndarray, asked: knobs.Knobs) -> list[Progress]:
     """Iteration by iteration, as the backend paints."""
     count = 0
 
@@ -87,24 +88,24 @@ def painter(of: painting.Graph, content: np.ndarray, style: np.ndarray, asked: k
         count += "gradient" in outputs
         return of.run(outputs, feed)
 
-    worths: list[Worth] = []
+    trace: list[Progress] = []
     painting.paint(
         painting.Graph(counted, of.inputs, of.outputs), content, style, asked,
-        lambda stroke: worths.append(Worth(count, stroke.seen.objective)),
+        lambda stroke: trace.append(Progress(count, stroke.seen.objective)),
     )  # fmt: skip
-    return worths
+    return trace
 
 
-def reference(closure: Closure, optimizer: torch.optim.Optimizer, evaluations: int) -> list[Worth]:
-    worths = [Worth(1, closure())]
+def reference(closure: Closure, optimizer: torch.optim.Optimizer, evaluations: int) -> list[Progress]:
+    trace = [Progress(1, closure())]
     while closure.evaluations < evaluations:
         optimizer.step(closure)
-        worths.append(Worth(closure.evaluations, closure()))
-    return worths
+        trace.append(Progress(closure.evaluations, closure()))
+    return trace
 
 
-def after(evaluations: int, worths: list[Worth]) -> float:
-    return worths[bisect_right([worth.evaluations for worth in worths], evaluations) - 1].objective
+def objective_after(evaluations: int, trace: list[Progress]) -> float:
+    return trace[bisect_right([each.evaluations for each in trace], evaluations) - 1].objective
 
 
 def canvas_and_closure(
@@ -130,7 +131,7 @@ def bench_objective(of: painting.Graph, vgg: features.Vgg, content: np.ndarray, 
         ratios = {}
         print(f"start: {start}, {ours[0].objective:.4f}\nevaluations   painter   torch   ratio")
         for evaluations in CHECKED:
-            one, other = after(evaluations, ours), after(evaluations, theirs)
+            one, other = objective_after(evaluations, ours), objective_after(evaluations, theirs)
             ratios[evaluations] = round(one / other, 4)
             print(f"{evaluations:11d} {one:9.4f} {other:7.4f} {one / other:7.3f}")
         told[start] = ratios
@@ -162,11 +163,13 @@ def bench_evaluation(of: painting.Graph, vgg: features.Vgg, content: np.ndarray,
 def bench_served(root: Path, content: np.ndarray, style: np.ndarray) -> dict[str, float]:
     """All of a painting through Triton and the SDK, streaming every tenth canvas."""
     with Embedded(root, models=["painter"]) as server, atelier.Client(server.grpc) as client:
-        photo, manner = Image.fromarray(content), Image.fromarray(style)
-        for _ in client.paint(photo, manner, iterations=2):  # warm-up: the first run allocates
+        photo, style_image = Image.fromarray(content), Image.fromarray(style)
+        for _ in client.paint(photo, style_image, iterations=2):  # warm-up: the first run allocates
             pass
         begun = time.perf_counter()
-        came = [time.perf_counter() - begun for _ in client.paint(photo, manner, iterations=ITERATIONS, every=EVERY)]
+        came = [
+            time.perf_counter() - begun for _ in client.paint(photo, style_image, iterations=ITERATIONS, every=EVERY)
+        ]
     print(
         f"{ITERATIONS} iterations through Triton: {came[-1]:.1f} s, the first of {len(came)} canvases {came[0]:.1f} s"
     )

@@ -91,9 +91,9 @@ def wgan_plain(options: wgan.Options, corpus: Corpus) -> tuple[float, list[float
             fake = generator(torch.randn(options.batch, 100, generator=rng)).detach()
             real_score, fake_score = critic(real), critic(fake)
             mix = torch.rand(options.batch, 1, 1, 1, generator=rng)
-            between = (mix * real + (1 - mix) * fake).requires_grad_()
-            (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
-            penalty = (slope.flatten(1).norm(dim=1) - 1).square().mean()
+            interpolated = (mix * real + (1 - mix) * fake).requires_grad_()
+            (gradient,) = torch.autograd.grad(critic(interpolated).sum(), interpolated, create_graph=True)
+            penalty = (gradient.flatten(1).norm(dim=1) - 1).square().mean()
             loss = fake_score.mean() - real_score.mean() + options.gradient_penalty * penalty
             drift = torch.cat([real_score, fake_score]).square().mean()
             critic_adam.zero_grad()
