@@ -21,7 +21,7 @@ from serving import verify
 from serving.repository import CONFIG, GOLDEN, REPOSITORY, config
 from serving.torchserve import client
 from serving.torchserve.server import TorchServe
-from tests.load.questions import questions, wrong
+from tests.load.questions import mismatch, questions
 from tests.load.targets import Failed, gathered
 from tests.load.torchserve_target import TorchServe as Target
 
@@ -174,7 +174,7 @@ def test_target(server: TorchServe) -> None:
         async with target.opened(asked) as calls:
             for call, question in zip(calls, asked, strict=True):
                 (answer,) = await gathered(call)
-                assert wrong(answer, question) is None
+                assert mismatch(answer, question) is None
             answers = await gathered(calls[MODELS.index("wgan")], 40 * SHORT_QUEUE)
         kinds = {answer.kind for answer in answers if isinstance(answer, Failed)}
         assert kinds == {"overloaded"}

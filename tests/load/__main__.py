@@ -28,7 +28,7 @@ from serving.errors import ServingError
 from serving.repository import REPOSITORY, models
 from tests.load import knee, page, perf_analyzer, plots, servers, side_by_side, tables
 from tests.load.generator import Generator
-from tests.load.plan import Closed, Plan, mixed
+from tests.load.plan import ClosedLoop, Plan, mixed
 from tests.load.result import HEAD, Result, rows, server_lines
 from tests.load.targets import Target
 
@@ -37,7 +37,8 @@ WIDTHS = (16, 11, 10, 8, 7, *[7] * 5, 7, 1)
 WARMUP_S = 1.0
 AGREE_CALLERS = {"classifier": 8}
 AGREE_CALLERS_ELSE = 2
-"""perf_analyzer counts requests that begin and end within a window, which must be long beside the latency."""
+"""of slower models: perf_analyzer counts only requests that begin and end within a window, which must be long beside
+their latency"""
 COUNTERPARTS = ("triton", "grpc", "tritonclient", "sdk", "sdk-threads")
 LOAD, AGREE, REPORT = "a plain load", "--agree", "--report"
 LOADS_ONLY = ("url", "rate", "p99_ms", "requests", "warmup_s", "processes", "seed")
@@ -45,12 +46,12 @@ UNUSED = {LOAD: ("write", "quick"), AGREE: (*LOADS_ONLY, "write"), REPORT: (*LOA
 """Options that each refuses, as it would go on without them and measure something else than was asked for."""
 
 
-class Unready(ServingError):
+class BadOptions(ServingError):
     """Options that don't go together; the text names one and says what to give."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return cli.run(_measured, _parser().parse_args(arguments))
+    return cli.run(_run, _parser().parse_args(arguments))
 
 
 def _parser() -> cli.Parser:
@@ -70,7 +71,7 @@ def _parser() -> cli.Parser:
     add(
         "--p99-ms",
         type=tables.positive(float),
-        help=f"for the knee; default {knee.SLOWER:g} times the fewest callers' median",
+        help=f"for the knee; default {knee.LATENCY_FACTOR:g} times the fewest callers' median",
     )
     add(
         "--duration-s", type=tables.positive(float), help="of each window; default 5, of --report and --agree their own"
@@ -95,11 +96,11 @@ def _weighted(text: str) -> tuple[str, float]:
     return name, tables.positive(float)(weight) if given else 1.0
 
 
-def _measured(options: argparse.Namespace) -> str:
+def _run(options: argparse.Namespace) -> str:
     for name in UNUSED[options.command]:
         if getattr(options, name) != _parser().get_default(name):
             takers = " or ".join(command for command, unused in UNUSED.items() if name not in unused)
-            raise Unready(f"--{name.replace('_', '-')}: goes with {takers}, not with {options.command}")
+            raise BadOptions(f"--{name.replace('_', '-')}: goes with {takers}, not with {options.command}")
     options.way = options.way or ("grpc" if options.url else "triton")
     _check(options)
     if options.dry_run:
@@ -110,23 +111,24 @@ def _measured(options: argparse.Namespace) -> str:
 def _check(options: argparse.Namespace) -> None:
     command, names = options.command, [name for name, _ in options.model]
     if again := next((name for name in names if names.count(name) > 1), None):
-        raise Unready(f"--model {again}: given more than once; give it once, with its weight")
+        raise BadOptions(f"--model {again}: given more than once; give it once, with its weight")
     if command != LOAD and any(weight != 1 for _, weight in options.model):
-        raise Unready(f"--model NAME=WEIGHT: makes a mix, which {command} does not ask; leave the weight out")
+        raise BadOptions(f"--model NAME=WEIGHT: makes a mix, which {command} does not ask; leave the weight out")
     if command == AGREE and options.way not in COUNTERPARTS:
-        raise Unready(f"--way {options.way}: perf_analyzer asks a Triton; give {', '.join(COUNTERPARTS)}")
+        raise BadOptions(f"--way {options.way}: perf_analyzer asks a Triton; give {', '.join(COUNTERPARTS)}")
     if command == AGREE and len(options.callers or ()) > 1:
-        raise Unready("--callers: --agree takes one number; give it once")
+        raise BadOptions("--callers: --agree takes one number; give it once")
     if options.url and options.way not in servers.ELSEWHERE:
-        raise Unready(f"--url: goes with --way {', '.join(servers.ELSEWHERE)}, not {options.way}")
+        raise BadOptions(f"--url: goes with --way {', '.join(servers.ELSEWHERE)}, not {options.way}")
     if "painter" in names and (command != LOAD or options.way in ("in-process", "tritonclient", "torchserve")):
         asker = f"--way {options.way}" if command == LOAD else command
-        raise Unready(f"--model painter: streams, which {asker} can't; use a plain load with --way triton, grpc or sdk")
+        instead = "use a plain load with --way triton, grpc or sdk"
+        raise BadOptions(f"--model painter: streams, which {asker} can't; {instead}")
     if options.requests and options.duration_s:
-        raise Unready("--requests: instead of --duration-s; give one of them")
-    most = options.callers and min(options.callers)
-    if most and most < (options.processes or 1):
-        raise Unready(f"--callers {most}: fewer than --processes {options.processes}; give one process each")
+        raise BadOptions("--requests: instead of --duration-s; give one of them")
+    fewest = options.callers and min(options.callers)
+    if fewest and fewest < (options.processes or 1):
+        raise BadOptions(f"--callers {fewest}: fewer than --processes {options.processes}; give one process each")
     tables.check_markers(options.write)
 
 
@@ -138,7 +140,7 @@ def _loads(options: argparse.Namespace) -> str:
     mix, processes = mixed(weights, options.repository), options.processes or 1
     with _target(options, list(weights)) as target, Generator(processes) as generator:
         plan = Plan(
-            target=target, load=Closed(1), mix=mix, warmup_s=options.warmup_s or WARMUP_S,
+            target=target, load=ClosedLoop(1), mix=mix, warmup_s=options.warmup_s or WARMUP_S,
             duration_s=options.duration_s or 5.0, requests=options.requests or 0, processes=processes,
             seed=options.seed or 0,
         )  # fmt: skip
@@ -147,7 +149,7 @@ def _loads(options: argparse.Namespace) -> str:
         callers = (options.callers or ()) if given else knee.CALLERS
         rates = (options.rate or ()) if given else None
         results = knee.stages(generator, plan, callers, rates, _show)
-    return _told(options, "+".join(weights), results)
+    return _write_results(options, "+".join(weights), results)
 
 
 def _target(options: argparse.Namespace, names: Sequence[str]) -> AbstractContextManager[Target]:
@@ -167,26 +169,26 @@ def _line(cells: Sequence[str]) -> str:
     return "  ".join(cell.ljust(width) for cell, width in zip(cells, WIDTHS, strict=True)).rstrip()
 
 
-def _told(options: argparse.Namespace, models: str, results: Sequence[Result]) -> str:
-    """Writes what there is to see; returns the JSON line."""
+def _write_results(options: argparse.Namespace, models: str, results: Sequence[Result]) -> str:
+    """Writes plots, page and JSON; returns the JSON line."""
     folder = options.out / f"{models}-{options.way}"
     limit_ms = options.p99_ms or knee.limit_ms(results)
     found = knee.knee(results, limit_ms) if limit_ms else None
     verdict = _verdict(results, found, limit_ms)
     print(verdict)
-    told = {
+    report = {
         "models": models,
         "knee_per_s": found.data()["load"] if found else None,
         "limit_p99_ms": limit_ms,
         "machine": tables.machine(),
         "results": [result.data() for result in results],
     }
-    about = f"{results[0].plan.target.name}, {date.today()}, {told['machine']}"
+    about = f"{results[0].plan.target.name}, {date.today()}, {report['machine']}"
     pictures = plots.all_of(results, limit_ms, folder)
     page.write(folder / "report.html", f"{models} under load", about, verdict, results, pictures)
-    _write_json(folder / "results.json", told)
+    _write_json(folder / "results.json", report)
     print(f"{folder / 'report.html'}: the page; beside it {', '.join(path.name for path in pictures)}, results.json")
-    return json.dumps(told)
+    return json.dumps(report)
 
 
 def _verdict(results: Sequence[Result], found: Result | None, limit_ms: float | None) -> str:
@@ -203,9 +205,9 @@ def _verdict(results: Sequence[Result], found: Result | None, limit_ms: float | 
     return f"Knee: {total} is the highest rate that kept the 99th percentile under {limit_ms:.4g} ms."
 
 
-def _write_json(path: Path, told: dict[str, Any]) -> None:
+def _write_json(path: Path, report: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 # --- beside perf_analyzer, and side by side
@@ -222,9 +224,9 @@ def _agree(options: argparse.Namespace) -> str:
             window_s = options.duration_s or usual_s
             found.append(perf_analyzer.agree(target, share, callers, rounds=rounds, window_s=window_s).data())
         print(f"{model}: throughput {found[-1]['throughput_ratio']}, p50 {found[-1]['p50_ratio']} of perf_analyzer's")
-    told = {"machine": tables.machine(), "way": options.way, "agreement": found}
-    _write_json(options.out / "agreement.json", told)
-    return json.dumps(told)
+    report = {"machine": tables.machine(), "way": options.way, "agreement": found}
+    _write_json(options.out / "agreement.json", report)
+    return json.dumps(report)
 
 
 def _report(options: argparse.Namespace) -> str:
@@ -234,18 +236,18 @@ def _report(options: argparse.Namespace) -> str:
         times = replace(times, duration_s=options.duration_s)
     compared = side_by_side.compare(options.repository, names, times, lambda line: print(line, flush=True))
     made = tables.table(compared, times)
-    told = {"machine": tables.machine(), "rounds": times.rounds, "models": tables.data(compared)}
+    report = {"machine": tables.machine(), "rounds": times.rounds, "models": tables.data(compared)}
     windows = [
         {"model": row.model, "way": row.way, **result.data()}
         for row in compared
         for results in row.results.values()
         for result in results
     ]
-    _write_json(options.out / "report.json", told | {"windows": windows})
+    _write_json(options.out / "report.json", report | {"windows": windows})
     (options.out / "report.md").write_text(made + "\n", encoding="utf-8")
     tables.write(options.write, compared, times)
     print(made)
-    return json.dumps(told)
+    return json.dumps(report)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from serving import cli
 from serving.repository import MODEL, REPOSITORY
 from serving.tensorrt import in_floats
 from tests.load import tables
-from tests.load.questions import folder, graph
+from tests.load.questions import folder, open_session
 from training.catalog import spec
 
 
@@ -35,7 +35,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         floats = Path(scratch) / MODEL
         floats.write_bytes(in_floats(onnx.load(served)).SerializeToString())
-        sessions = {"integers": graph(served, model), "floats": graph(floats, model)}
+        sessions = {"integers": open_session(served, model), "floats": open_session(floats, model)}
     for batch in asked.batch:
         pictures = np.random.default_rng(0).integers(0, 256, (batch, 28, 28, 1), np.uint8)
         took_ms: dict[str, list[float]] = {name: [] for name in sessions}

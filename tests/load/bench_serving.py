@@ -39,10 +39,10 @@ from serving.errors import ServingError
 from serving.repository import MODEL, REPOSITORY, newest
 from serving.spec import ModelSpec
 from tests.load import tables
-from tests.load.questions import LAST_STAGE, SIDES, drawn, folder, graph
+from tests.load.questions import LAST_STAGE, SIDES, folder, open_session, random_inputs
 from training.catalog import spec
 
-SHARES = (50, 95, 99)
+PERCENTILES = (50, 95, 99)
 STAGES = ("queue", "compute_input", "compute_infer", "compute_output")
 
 
@@ -52,7 +52,7 @@ def in_process(repository: Path, model: ModelSpec) -> Callable[..., np.ndarray]:
 
 
 def ordered(path: Path, model: ModelSpec) -> Callable[..., np.ndarray]:
-    session, names = graph(path, model), [tensor.name for tensor in model.inputs]
+    session, names = open_session(path, model), [tensor.name for tensor in model.inputs]
     return lambda *arrays: session.run(None, dict(zip(names, arrays, strict=True)))[0]
 
 
@@ -63,8 +63,8 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def show(name: str, values: list[float]) -> None:
-    shares = ", ".join(f"p{share} {1000 * np.percentile(values, share):6.2f} ms" for share in SHARES)
-    print(f"{name:28} {shares}")
+    shown = ", ".join(f"p{p} {1000 * np.percentile(values, p):6.2f} ms" for p in PERCENTILES)
+    print(f"{name:28} {shown}")
 
 
 # --- wgan: many pictures in one call ---
@@ -156,7 +156,7 @@ def infer(client: triton.InferenceServerClient, model: ModelSpec, *arrays: np.nd
 
 
 def stages_us(client: triton.InferenceServerClient) -> np.ndarray:
-    """The time that the server has spent on requests so far, by stage."""
+    """The time that the server has spent on requests so far, by stage, in microseconds."""
     (stats,) = client.get_inference_statistics("classifier").model_stats
     return np.array([getattr(stats.inference_stats, stage).ns / 1000 for stage in STAGES])
 
@@ -170,7 +170,7 @@ BATCH = 4
 def bench_pictures(repository: Path, name: str, pictures: int, rounds: int, side: int) -> dict[str, Any]:
     """Each way makes as many pictures with two callers, in every round; of style the last is the paper's network."""
     model = spec(name)
-    inputs = drawn(model, pictures, side)
+    inputs = random_inputs(model, pictures, side)
     run = in_process(repository, model)
 
     def rows(k: int, count: int = 1) -> list[np.ndarray]:
@@ -184,16 +184,16 @@ def bench_pictures(repository: Path, name: str, pictures: int, rounds: int, side
     ):
         ask = through_sdk(client, name, inputs[0])
         ways: dict[str, Callable[[], object]] = {
-            "ONNX Runtime in process": lambda: by_two(lambda k: run(*rows(k)), pictures),
-            "Triton through tritonclient": lambda: by_two(lambda k: infer(bare, model, *rows(k)), pictures),
-            f"Triton, batches of {BATCH}": lambda: by_two(
+            "ONNX Runtime in process": lambda: by_two_callers(lambda k: run(*rows(k)), pictures),
+            "Triton through tritonclient": lambda: by_two_callers(lambda k: infer(bare, model, *rows(k)), pictures),
+            f"Triton, batches of {BATCH}": lambda: by_two_callers(
                 lambda k: infer(bare, model, *rows(k, BATCH)), pictures // BATCH
             ),
-            "Triton through the SDK": lambda: by_two(ask, pictures),
+            "Triton through the SDK": lambda: by_two_callers(ask, pictures),
         }
         if name == "style":
             plain = ordered(johnson(Path(scratch) / MODEL, len(model.inputs[1].members)), model)
-            ways["Johnson's network, plain"] = lambda: by_two(lambda k: plain(*rows(k)), pictures)
+            ways["Johnson's network, plain"] = lambda: by_two_callers(lambda k: plain(*rows(k)), pictures)
         times: dict[str, list[float]] = {way: [] for way in ways}
         for measured in range(-1, rounds):  # one round of warm-up
             for way, make in ways.items():
@@ -239,7 +239,7 @@ def johnson(path: Path, styles: int) -> Path:
     return path
 
 
-def by_two(paint: Callable[[int], object], count: int) -> None:
+def by_two_callers(paint: Callable[[int], object], count: int) -> None:
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(paint, range(count)))
 

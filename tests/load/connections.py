@@ -31,11 +31,11 @@ def post(address: str, path: str, headers: Mapping[str, object], body: bytes) ->
 
 
 Done = Callable[[Answer | OSError], None]
-"""Told what came of a request, once, and never before the request was made: TimeoutError is an OSError, too."""
+"""Called with a request's outcome, once, and never before `send` has returned. TimeoutError is an OSError, too."""
 
 
 class Pool:
-    """Connections to an address, one for each request under way. They are kept for the next ones.
+    """Keep-alive connections to an address, one for each request in flight.
 
     By callbacks, as a coroutine for each request takes more turns of the event loop.
     """
@@ -47,16 +47,16 @@ class Pool:
         self._idle: list[_Connection] = []
         self._opening: set[asyncio.Task[None]] = set()
 
-    def ask(self, request: bytes, done: Done) -> None:
+    def send(self, request: bytes, done: Done) -> None:
         while self._idle:
             if not (connection := self._idle.pop()).closing:
-                connection.ask(request, self._timeout_s, done)
+                connection.send(request, self._timeout_s, done)
                 return
-        opening = asyncio.create_task(self._open_and_ask(request, done))
+        opening = asyncio.create_task(self._open_and_send(request, done))
         self._opening.add(opening)
         opening.add_done_callback(self._opening.discard)
 
-    async def _open_and_ask(self, request: bytes, done: Done) -> None:
+    async def _open_and_send(self, request: bytes, done: Done) -> None:
         loop = asyncio.get_running_loop()
         opening = loop.create_connection(lambda: _Connection(self._idle), self._host, self._port)
         try:
@@ -64,12 +64,12 @@ class Pool:
         except OSError as exc:
             loop.call_soon(done, exc)
         else:
-            connection.ask(request, self._timeout_s, done)
+            connection.send(request, self._timeout_s, done)
 
     async def close(self) -> None:
         for connection in self._idle:
             connection.close()
-        await asyncio.sleep(0)  # it is in the next turn of the loop that they do
+        await asyncio.sleep(0)  # transports close in the next turn of the loop
 
 
 @contextlib.asynccontextmanager
@@ -82,9 +82,9 @@ async def pool(address: str, timeout_s: float) -> AsyncIterator[Pool]:
 
 
 class _Connection(asyncio.Protocol):
-    """Answers come in the order of the requests, of which there is but one at a time; then it is put among the `idle`.
+    """Carries one request at a time; once that is answered it is put among the `idle`.
 
-    `on_…` are the parser's.
+    The parser calls `on_…`.
     """
 
     def __init__(self, idle: list[_Connection]) -> None:
@@ -92,10 +92,10 @@ class _Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._parser = httptools.HttpResponseParser(self)
         self._done: Done | None = None
-        self._answer, self._parts = Answer(), list[bytes]()
-        self._whole = self._keeps = False
-        self._until = 0.0
-        self._alarm: asyncio.TimerHandle | None = None
+        self._answer, self._chunks = Answer(), list[bytes]()
+        self._complete = self._keep_alive = False
+        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -105,61 +105,61 @@ class _Connection(asyncio.Protocol):
     def closing(self) -> bool:
         return self._transport.is_closing()
 
-    def ask(self, request: bytes, timeout_s: float, done: Done) -> None:
+    def send(self, request: bytes, timeout_s: float, done: Done) -> None:
         self._done = done
-        self._answer, self._parts, self._whole = Answer(), [], False
-        self._until = self._loop.time() + timeout_s
-        if self._alarm is None:
-            self._alarm = self._loop.call_at(self._until, self._late)
+        self._answer, self._chunks, self._complete = Answer(), [], False
+        self._deadline = self._loop.time() + timeout_s
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._deadline, self._on_timer)
         self._transport.write(request)
 
     def close(self) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         self._transport.abort()
 
-    def _late(self) -> None:
-        """One timer serves all requests of a connection: at its end it looks how long there is for the last one."""
-        if self._loop.time() < self._until:
-            self._alarm = self._loop.call_at(self._until, self._late)
+    def _on_timer(self) -> None:
+        """One timer serves all requests of a connection: when it fires it is put off to the last one's deadline."""
+        if self._loop.time() < self._deadline:
+            self._timer = self._loop.call_at(self._deadline, self._on_timer)
         elif self._done is not None:
-            self._broken(TimeoutError())
+            self._fail(TimeoutError())
         else:
-            self._alarm = None
+            self._timer = None
 
     def data_received(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as exc:
-            self._broken(ConnectionError(f"what came is no HTTP: {exc}"))
+            self._fail(ConnectionError(f"what came is no HTTP: {exc}"))
             return
-        if self._whole and self._done is not None:
-            if self._keeps:
+        if self._complete and self._done is not None:
+            if self._keep_alive:
                 self._idle.append(self)
             else:
                 self.close()
-            self._tell(self._answer)
+            self._finish(self._answer)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._broken(exc if isinstance(exc, OSError) else ConnectionResetError("the server closed the connection"))
+        self._fail(exc if isinstance(exc, OSError) else ConnectionResetError("the server closed the connection"))
 
-    def _broken(self, exc: OSError) -> None:
+    def _fail(self, exc: OSError) -> None:
         self.close()
         if self._done is not None:
-            self._tell(exc)
+            self._finish(exc)
 
-    def _tell(self, came: Answer | OSError) -> None:
-        """Who is told may ask again at once, over this connection."""
+    def _finish(self, outcome: Answer | OSError) -> None:
+        """Before `done`, which may send the next request at once, over this connection."""
         assert self._done is not None
         done, self._done = self._done, None
-        done(came)
+        done(outcome)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._answer.headers[name.lower()] = value
 
-    def on_body(self, part: bytes) -> None:
-        self._parts.append(part)
+    def on_body(self, chunk: bytes) -> None:
+        self._chunks.append(chunk)
 
     def on_message_complete(self) -> None:
-        self._answer.status, self._answer.body = self._parser.get_status_code(), b"".join(self._parts)
-        self._whole, self._keeps = True, self._parser.should_keep_alive()
+        self._answer.status, self._answer.body = self._parser.get_status_code(), b"".join(self._chunks)
+        self._complete, self._keep_alive = True, self._parser.should_keep_alive()

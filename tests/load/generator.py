@@ -9,18 +9,12 @@ from multiprocessing.connection import Connection
 from typing import Self
 
 from tests.load import measure
-from tests.load.loop import READY, Part, clock, work
+from tests.load.loop import READY, WorkerResult, clock, work
 from tests.load.plan import Plan
 from tests.load.result import Result
 
 HEAD_START_S = 0.1
-"""until every process knows when to begin"""
-
-
-def run(plan: Plan) -> Result:
-    """One plan, in processes that end with it."""
-    with Generator(plan.processes) as generator:
-        return generator.run(plan)
+"""for every process to learn when to start"""
 
 
 class Generator:
@@ -50,27 +44,27 @@ class Generator:
     def run(self, plan: Plan) -> Result:
         """Raises what a process raised: ServerError and the like, where a target could not be opened."""
         assert plan.processes == self._count, f"a plan for {plan.processes} processes, and there are {self._count}"
-        for place, connection in enumerate(self._connections):
-            connection.send((plan, place))
+        for index, connection in enumerate(self._connections):
+            connection.send((plan, index))
         self._await_ready()
-        begin = clock() + HEAD_START_S + plan.warmup_s
+        window_start = clock() + HEAD_START_S + plan.warmup_s
         for connection in self._connections:
-            connection.send(begin)
-        return self._watched(plan, begin)
+            connection.send(window_start)
+        return self._watch_window(plan, window_start)
 
-    def _watched(self, plan: Plan, begin: float) -> Result:
+    def _watch_window(self, plan: Plan, window_start: float) -> Result:
         models = [share.model for share in plan.mix]
-        _sleep_until(begin)
-        before = measure.statistics(plan.target.statistics, models)
+        _sleep_until(window_start)
+        before = measure.statistics(plan.target.statistics_url, models)
         with measure.Watch(plan.target.pids) as watch:
             if not plan.requests:
-                _sleep_until(begin + plan.duration_s)
-            parts: Sequence[Part] = self._received() if plan.requests else ()
-        after = measure.statistics(plan.target.statistics, models)
-        parts = parts or self._received()
-        window_s = max(part.ended for part in parts) - begin if plan.requests else plan.duration_s
+                _sleep_until(window_start + plan.duration_s)
+            workers: Sequence[WorkerResult] = self._received() if plan.requests else ()
+        after = measure.statistics(plan.target.statistics_url, models)
+        workers = workers or self._received()
+        window_s = max(worker.last_answer for worker in workers) - window_start if plan.requests else plan.duration_s
         counts = {model: after[model].minus(before[model]) for model in after}
-        return Result(plan, parts, window_s, counts, watch.usage)
+        return Result(plan, workers, window_s, counts, watch.usage)
 
     def _await_ready(self) -> None:
         answers = [connection.recv() for connection in self._connections]
@@ -82,7 +76,7 @@ class Generator:
                 connection.recv()
         raise next(answer for answer in answers if answer != READY)
 
-    def _received(self) -> list[Part]:
+    def _received(self) -> list[WorkerResult]:
         answers = [connection.recv() for connection in self._connections]
         for answer in answers:
             if isinstance(answer, Exception):

@@ -1,4 +1,4 @@
-"""Stages of load on one target: callers that wait for answers, then rates until the latency gives way."""
+"""Stages of load on one target: in closed loop by numbers of callers, then in open loop by rates, up to the knee."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from tests.load.generator import Generator
-from tests.load.plan import Closed, Open, Plan
+from tests.load.plan import ClosedLoop, OpenLoop, Plan
 from tests.load.result import Result
 
 CALLERS = (1, 8, 32)
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0)
 """of the highest throughput that callers reached"""
-SLOWER = 5.0
-"""How much more than the median latency of the fewest callers the 99th percentile may be, where no limit is given."""
-KEPT_UP = 0.95
+LATENCY_FACTOR = 5.0
+"""Of the 99th percentile over the median latency of the fewest callers; the limit where none is given."""
+MIN_COMPLETED = 0.95
+"""share of the requests that must be answered within the window, as else a backlog grows"""
 
 Show = Callable[[Result], None]
 
@@ -23,14 +24,14 @@ def stages(
     generator: Generator, plan: Plan, callers: Sequence[int], rates: Sequence[float] | None, show: Show
 ) -> list[Result]:
     """All of them, in order. `rates` None: as the callers' throughput suggests."""
-    results = list(_run(generator, plan, map(Closed, callers), show))
+    results = list(_run(generator, plan, map(ClosedLoop, callers), show))
     if rates is None:
-        most = max(result.per_s for result in results)
-        rates = [share * most for share in SHARES] if most else []
-    return results + list(_run(generator, plan, map(Open, rates), show))
+        highest = max(result.per_s for result in results)
+        rates = [share * highest for share in SHARES] if highest else []
+    return results + list(_run(generator, plan, map(OpenLoop, rates), show))
 
 
-def _run(generator: Generator, plan: Plan, loads: Iterator[Closed | Open], show: Show) -> Iterator[Result]:
+def _run(generator: Generator, plan: Plan, loads: Iterator[ClosedLoop | OpenLoop], show: Show) -> Iterator[Result]:
     for load in loads:
         result = generator.run(replace(plan, load=load))
         show(result)
@@ -39,15 +40,17 @@ def _run(generator: Generator, plan: Plan, loads: Iterator[Closed | Open], show:
 
 def limit_ms(results: Sequence[Result]) -> float | None:
     """For the 99th percentile, from the fewest callers; None without any."""
-    closed = [result for result in results if isinstance(result.plan.load, Closed) and result.total.right]
-    return SLOWER * min(closed, key=lambda result: result.plan.load.callers).percentile_ms(50) if closed else None
+    closed = [result for result in results if isinstance(result.plan.load, ClosedLoop) and result.total.correct]
+    if not closed:
+        return None
+    return LATENCY_FACTOR * min(closed, key=lambda result: result.plan.load.callers).percentile_ms(50)
 
 
 def knee(results: Sequence[Result], limit_ms: float) -> Result | None:
-    """The highest rate up to which all were answered, rightly and in time."""
+    """The highest rate up to which every rate was sustained: all answered rightly, in time, and without a backlog."""
     found = None
     for result in by_rate(results):
-        if not _kept_up(result, limit_ms):
+        if not _is_sustained(result, limit_ms):
             break
         found = result
     return found
@@ -55,10 +58,10 @@ def knee(results: Sequence[Result], limit_ms: float) -> Result | None:
 
 def by_rate(results: Sequence[Result]) -> list[Result]:
     """Those of open loop, the lowest rate first."""
-    opened = [result for result in results if isinstance(result.plan.load, Open)]
-    return sorted(opened, key=lambda result: result.plan.load.per_s)
+    open_loop = [result for result in results if isinstance(result.plan.load, OpenLoop)]
+    return sorted(open_loop, key=lambda result: result.plan.load.per_s)
 
 
-def _kept_up(result: Result, limit_ms: float) -> bool:
-    total = result.total
-    return result.percentile_ms(99) <= limit_ms and not result.failures and total.done >= KEPT_UP * total.asked - 1
+def _is_sustained(result: Result, limit_ms: float) -> bool:
+    keeps_up = result.total.completed >= MIN_COMPLETED * result.total.requests - 1
+    return keeps_up and not result.failures and result.percentile_ms(99) <= limit_ms

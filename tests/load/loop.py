@@ -1,7 +1,7 @@
 """One process of the load generator: sends requests as the plan says, and records what comes of them.
 
-Latency counts from the moment when a request was to be sent. In open loop that is its arrival, whether or not this
-process had time for it then; what is sent more than LATE_S afterwards is counted as late, too.
+Latency counts from the intended send time, so that there is no coordinated omission: in open loop that is a request's
+arrival, whether or not this process had time for it then. What is sent more than LATE_S after it is counted as late.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from typing import Any, Generic, TypeVar
 from hdrh.histogram import HdrHistogram
 
 from serving.errors import ServingError
-from tests.load.plan import Closed, Open, Plan
-from tests.load.questions import Arrays, Question, wrong
-from tests.load.targets import Ask, Awaited, Failed, Kind, Run, Threaded
+from tests.load.plan import ClosedLoop, OpenLoop, Plan
+from tests.load.questions import Arrays, Question, mismatch
+from tests.load.targets import AsyncTarget, Call, Failed, Kind, Send, ThreadedTarget
 
 LATE_S = 1e-3
 TICK_S = 10e-3
 EPOLL_S = 1e-3
-"""the least that epoll waits"""
-LONGEST_US = 3600 * 10**6
-DIGITS = 3
+"""epoll's resolution"""
+HIGHEST_US = 3600 * 10**6
+SIGNIFICANT_DIGITS = 3
 READY = "ready"
 T = TypeVar("T")
 
@@ -45,8 +45,8 @@ clock = time.monotonic  # the same in all processes of a machine
 
 
 def histogram() -> HdrHistogram:
-    """Of microseconds, to three digits."""
-    return HdrHistogram(1, LONGEST_US, DIGITS)
+    """Of microseconds."""
+    return HdrHistogram(1, HIGHEST_US, SIGNIFICANT_DIGITS)
 
 
 def microseconds(seconds: float) -> int:
@@ -55,30 +55,31 @@ def microseconds(seconds: float) -> int:
 
 @dataclass
 class Tally:
-    """Of one model. `asked`, `right` and `latency` are about what was to be sent within the window, of `latency` what
-    was answered rightly; `done` are the right answers that came within it."""
+    """Of one model. `requests` are those whose intended send time lies in the window. Of them `correct` were answered
+    rightly, whenever that was, with the latencies of `latency`, and `late` were sent late. `completed` are the right
+    answers that came within the window, to whatever request."""
 
-    asked: int = 0
-    right: int = 0
-    done: int = 0
+    requests: int = 0
+    correct: int = 0
+    completed: int = 0
     late: int = 0
     failures: Counter[Kind] = field(default_factory=Counter)
     examples: dict[Kind, str] = field(default_factory=dict)
     latency: HdrHistogram = field(default_factory=histogram)
 
-    def count(self, took_s: float, failure: Failed | None) -> None:
-        self.asked += 1
+    def record(self, latency_s: float, failure: Failed | None) -> None:
+        self.requests += 1
         if failure is None:
-            self.right += 1
-            self.latency.record_value(microseconds(took_s))
+            self.correct += 1
+            self.latency.record_value(microseconds(latency_s))
         else:
             self.failures[failure.kind] += 1
             self.examples.setdefault(failure.kind, str(failure))
 
     def add(self, other: Tally) -> None:
-        self.asked += other.asked
-        self.right += other.right
-        self.done += other.done
+        self.requests += other.requests
+        self.correct += other.correct
+        self.completed += other.completed
         self.late += other.late
         self.failures += other.failures
         self.examples = other.examples | self.examples
@@ -92,14 +93,14 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Part:
-    """What one process has done. `busy` is its CPU time in cores; `delays_us` is how much later than asked for it woke
-    up, every 10 ms: its own share of every latency."""
+class WorkerResult:
+    """What one process has done. `utilisation` is that of one core, until its last answer; `wakeup_delay_us` is how
+    late it wakes up from sleeps of 10 ms (median), which is its own part of every latency."""
 
     tallies: dict[str, Tally]
-    busy: float
-    ended: float
-    delays_us: tuple[int, int]
+    utilisation: float
+    last_answer: float
+    wakeup_delay_us: int
 
 
 class Abandoned(Exception):
@@ -107,36 +108,36 @@ class Abandoned(Exception):
 
 
 def work(connection: Connection) -> None:
-    """The process: plans come in, Parts go out, until the other end closes. What fails is sent in place of a Part."""
+    """The process: plans come in, results or exceptions go out, until the other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection for each request under way
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection for each request in flight
     with contextlib.suppress(EOFError):
         while True:
-            plan, place = connection.recv()
-            connection.send(_tried(Load(plan, place), connection))
+            plan, index = connection.recv()
+            connection.send(_result(Worker(plan, index), connection))
 
 
-def _tried(load: Load, connection: Connection) -> Part | Exception:
+def _result(worker: Worker, connection: Connection) -> WorkerResult | Exception:
     try:
-        return _run(load, connection)
+        return _run(worker, connection)
     except (ServingError, Abandoned) as exc:
         return exc
-    except Exception as exc:  # which may not cross to another process
+    except Exception as exc:  # which may not be picklable
         return RuntimeError("".join(traceback.format_exception(exc)))
 
 
-def _run(load: Load, connection: Connection) -> Part:
-    if isinstance(load.plan.target, Threaded):
-        return load.in_threads(connection)
+def _run(worker: Worker, connection: Connection) -> WorkerResult:
+    if isinstance(worker.plan.target, ThreadedTarget):
+        return worker.in_threads(connection)
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(PunctualSelector())) as runner:
-        return runner.run(load.in_loop(connection))
+        return runner.run(worker.in_loop(connection))
 
 
 class PunctualSelector(selectors.DefaultSelector):
     """Waits microseconds: epoll by itself waits whole milliseconds, and arrivals would be up to one late.
 
-    Of longer waits only the whole milliseconds: one call for the system, not two, and the loop asks for the rest.
+    A longer wait ends with its last whole millisecond: that is one system call, and the event loop asks for the rest.
     """
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
@@ -148,166 +149,167 @@ class PunctualSelector(selectors.DefaultSelector):
         return super().select(timeout)
 
 
-class Load:
-    """This process's share of a plan: it is number `place` of `plan.processes`."""
+class Worker:
+    """This process's share of a plan: it is number `index` of `plan.processes`."""
 
-    def __init__(self, plan: Plan, place: int) -> None:
+    def __init__(self, plan: Plan, index: int) -> None:
         self.plan = plan
-        self.place = place
+        self.index = index
         self.questions = [question for share in plan.mix for question in share.questions]
         self.tallies = {share.model: Tally() for share in plan.mix}
-        self.begin = self.end = math.inf
-        self.ended = 0.0
-        self._unfinished = 0  # callers, or requests under way and the arrivals
-        self._arrival_rng, self._mix_rng = (random.Random(f"{plan.seed} {place} {use}") for use in ("arrivals", "mix"))
-        self._order = Shared(self._drawn())
-        self._left = share(plan.requests, plan.processes, place) if plan.requests else math.inf
-        self._delays = histogram()
+        self.window_start = self.window_end = math.inf
+        self.last_answer = 0.0
+        self._outstanding = 0  # closed loop: callers; open loop: requests in flight, and 1 while more are to arrive
+        self._arrival_rng, self._mix_rng = (random.Random(f"{plan.seed} {index} {use}") for use in ("arrivals", "mix"))
+        self._order = LockedIterator(self._drawn())
+        self._left = split(plan.requests, plan.processes, index) if plan.requests else math.inf
+        self._wakeup_delays = histogram()
         self._answers = itertools.count()
         self._recording = threading.Lock()
 
     # --- in an event loop, by callbacks: with a coroutine for each request it takes a fifth to a half more CPU
 
-    async def in_loop(self, connection: Connection) -> Part:
-        assert isinstance(self.plan.target, Awaited)
-        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        async with self.plan.target.opened(self.questions) as calls:
-            self._agree(connection)
+    async def in_loop(self, connection: Connection) -> WorkerResult:
+        assert isinstance(self.plan.target, AsyncTarget)
+        self._drained: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        async with self.plan.target.opened(self.questions) as sends:
+            self._await_start(connection)
             ticking = asyncio.create_task(self._tick())
-            used = cpu_s()
-            if isinstance(self.plan.load, Closed):
-                self._unfinished = callers = share(self.plan.load.callers, self.plan.processes, self.place)
+            cpu_before = cpu_s()
+            if isinstance(self.plan.load, ClosedLoop):
+                self._outstanding = callers = split(self.plan.load.callers, self.plan.processes, self.index)
                 for _ in range(callers):
-                    self._call(calls)
+                    self._send_next(sends)
             else:
-                self._unfinished = callers = 1
-                dues = self._due(self.plan.load)
-                self._arrive(calls, dues, next(dues, math.inf))
+                self._outstanding = callers = 1
+                arrivals = self._arrivals(self.plan.load)
+                self._send_arrived(sends, arrivals, next(arrivals, math.inf))
             if callers:
-                await self._over
+                await self._drained
             ticking.cancel()
-        return self._part(used)
+        return self._finished(cpu_before)
 
-    def _call(self, calls: Sequence[Ask]) -> None:
+    def _send_next(self, sends: Sequence[Send]) -> None:
         """One caller's next request, and all that follow."""
-        if self._goes_on(due := clock()):
-            self._ask(calls, due, partial(self._call, calls))
+        if self._claim(intended := clock()):
+            self._send(sends, intended, partial(self._send_next, sends))
         else:
-            self._finish()
+            self._finish_one()
 
-    def _arrive(self, calls: Sequence[Ask], dues: Iterator[float], due: float) -> None:
-        """Sends what is due, and comes back for the rest."""
+    def _send_arrived(self, sends: Sequence[Send], arrivals: Iterator[float], intended: float) -> None:
+        """Sends what has arrived by now, the first of it at `intended`, and comes back for the rest."""
         now = clock()
         try:
-            while due <= now:
-                self._unfinished += 1
-                self._ask(calls, due, self._finish)
-                due = next(dues, math.inf)
+            while intended <= now:
+                self._outstanding += 1
+                self._send(sends, intended, self._finish_one)
+                intended = next(arrivals, math.inf)
         except Exception as exc:
             self._fail(exc)
             return
-        if due < math.inf:
-            asyncio.get_running_loop().call_at(due, self._arrive, calls, dues, due)
+        if intended < math.inf:
+            asyncio.get_running_loop().call_at(intended, self._send_arrived, sends, arrivals, intended)
         else:
-            self._finish()
+            self._finish_one()
 
-    def _ask(self, calls: Sequence[Ask], due: float, then: Callable[[], None]) -> None:
+    def _send(self, sends: Sequence[Send], intended: float, then: Callable[[], None]) -> None:
         which, sent = next(self._order), clock()
 
-        def done(came: Arrays | Exception) -> None:
+        def done(outcome: Arrays | Exception) -> None:
             try:
-                self._record(which, due, sent, came)
+                self._record(which, intended, sent, outcome)
                 then()
             except Exception as exc:
                 self._fail(exc)
 
-        calls[which](done)
+        sends[which](done)
 
-    def _finish(self) -> None:
-        self._unfinished -= 1
-        if not self._unfinished and not self._over.done():
-            self._over.set_result(None)
+    def _finish_one(self) -> None:
+        self._outstanding -= 1
+        if not self._outstanding and not self._drained.done():
+            self._drained.set_result(None)
 
     def _fail(self, exc: Exception) -> None:
-        """The generator itself went wrong, in a callback, which nobody waits for."""
-        if not self._over.done():
-            self._over.set_exception(exc)
+        """The generator itself went wrong, in a callback, whose exceptions nobody would see."""
+        if not self._drained.done():
+            self._drained.set_exception(exc)
 
     async def _tick(self) -> None:
         while True:
             before = clock()
             await asyncio.sleep(TICK_S)
-            self._delays.record_value(microseconds(clock() - before - TICK_S))
+            self._wakeup_delays.record_value(microseconds(clock() - before - TICK_S))
 
     # --- with threads
 
-    def in_threads(self, connection: Connection) -> Part:
-        assert isinstance(self.plan.target, Threaded)
-        load, closed = self.plan.load, isinstance(self.plan.load, Closed)
-        count = share(load.callers if closed else load.threads, self.plan.processes, self.place)
+    def in_threads(self, connection: Connection) -> WorkerResult:
+        assert isinstance(self.plan.target, ThreadedTarget)
+        load, closed = self.plan.load, isinstance(self.plan.load, ClosedLoop)
+        count = split(load.callers if closed else load.threads, self.plan.processes, self.index)
         with self.plan.target.opened(self.questions) as calls:
-            self._agree(connection)
-            dues = Shared(self._now() if closed else self._due(load))
+            self._await_start(connection)
+            send_times = LockedIterator(self._at_once() if closed else self._arrivals(load))
             ended = threading.Event()
             ticking = threading.Thread(target=self._tick_in_thread, args=(ended,))
-            threads = [threading.Thread(target=self._hand, args=(calls, dues)) for _ in range(count)]
-            used = cpu_s()
+            threads = [threading.Thread(target=self._call_in_turn, args=(calls, send_times)) for _ in range(count)]
+            cpu_before = cpu_s()
             for thread in (ticking, *threads):
                 thread.start()
             for thread in threads:
                 thread.join()
             ended.set()
             ticking.join()
-        return self._part(used)
+        return self._finished(cpu_before)
 
-    def _hand(self, calls: Sequence[Run], dues: Shared[float]) -> None:
-        for due in dues:
-            time.sleep(max(0.0, due - clock()))
+    def _call_in_turn(self, calls: Sequence[Call], send_times: LockedIterator[float]) -> None:
+        for intended in send_times:
+            time.sleep(max(0.0, intended - clock()))
             which, sent = next(self._order), clock()
             try:
                 answer = calls[which]()
             except Exception as exc:
-                self._record(which, due, sent, exc)
+                self._record(which, intended, sent, exc)
             else:
-                self._record(which, due, sent, answer)
+                self._record(which, intended, sent, answer)
 
     def _tick_in_thread(self, ended: threading.Event) -> None:
         while not ended.is_set():
             before = clock()
             time.sleep(TICK_S)
-            self._delays.record_value(microseconds(clock() - before - TICK_S))
+            self._wakeup_delays.record_value(microseconds(clock() - before - TICK_S))
 
     # --- what both share
 
-    def _agree(self, connection: Connection) -> None:
-        """All processes begin at the same moment, which the first one to know tells them."""
+    def _await_start(self, connection: Connection) -> None:
+        """A barrier: once all processes are ready, each is told when the window starts, and warms up until then."""
         connection.send(READY)
-        begin = connection.recv()
-        if begin is None:
+        window_start = connection.recv()
+        if window_start is None:
             raise Abandoned
-        self.begin = begin
-        self.end = math.inf if self.plan.requests else self.begin + self.plan.duration_s
-        self.started = self.begin - self.plan.warmup_s
+        self.window_start = window_start
+        self.window_end = math.inf if self.plan.requests else self.window_start + self.plan.duration_s
+        self.warmup_start = self.window_start - self.plan.warmup_s
 
-    def _now(self) -> Iterator[float]:
-        while self._goes_on(due := clock()):
-            yield due
+    def _at_once(self) -> Iterator[float]:
+        """Closed loop's intended send times: whenever a thread is free."""
+        while self._claim(intended := clock()):
+            yield intended
 
-    def _due(self, load: Open) -> Iterator[float]:
-        """When requests are to be sent, warm-up and all."""
-        due = self.started
+    def _arrivals(self, load: OpenLoop) -> Iterator[float]:
+        """Open loop's intended send times, from the warm-up on: a Poisson process, of which each process has a part."""
+        arrival = self.warmup_start
         rate = load.per_s / self.plan.processes
-        while self._goes_on(due := due + self._arrival_rng.expovariate(rate)):
-            yield math.ceil(due / load.together_s) * load.together_s if load.together_s else due
+        while self._claim(arrival := arrival + self._arrival_rng.expovariate(rate)):
+            yield math.ceil(arrival / load.coalesce_s) * load.coalesce_s if load.coalesce_s else arrival
 
-    def _goes_on(self, due: float) -> bool:
-        """Whether a request that is due then is still to be sent."""
-        if due >= self.begin:
+    def _claim(self, intended: float) -> bool:
+        """Whether a request is still to be sent at that time; if it counts, it is one of the plan's `requests`."""
+        if intended >= self.window_start:
             self._left -= 1
-        return due < self.end and self._left >= 0
+        return intended < self.window_end and self._left >= 0
 
     def _drawn(self) -> Iterator[int]:
-        """Which question next: a model by its weight, and of that one question after the other."""
+        """The index of the next question: a model by its weight, and of that one question after the other."""
         starts = itertools.accumulate((len(share.questions) for share in self.plan.mix), initial=0)
         turns = [
             itertools.cycle(range(start, start + len(share.questions)))
@@ -318,32 +320,33 @@ class Load:
             (turn,) = self._mix_rng.choices(turns, cum_weights=weights) if len(turns) > 1 else turns
             yield next(turn)
 
-    def _record(self, which: int, due: float, sent: float, came: Arrays | Exception) -> None:
+    def _record(self, which: int, intended: float, sent: float, outcome: Arrays | Exception) -> None:
         now, question = clock(), self.questions[which]
-        failure = self._failure(came, question)
+        failure = self._failure(outcome, question)
         with self._recording:
-            self.ended = max(self.ended, now)
+            self.last_answer = max(self.last_answer, now)
             tally = self.tallies[question.model]
-            tally.done += failure is None and self.begin <= now < self.end
-            if self.begin <= due < self.end:
-                tally.late += sent - due > LATE_S
-                tally.count(now - due, failure)
+            tally.completed += failure is None and self.window_start <= now < self.window_end
+            if self.window_start <= intended < self.window_end:
+                tally.late += sent - intended > LATE_S
+                tally.record(now - intended, failure)
 
-    def _failure(self, came: Arrays | Exception, question: Question) -> Failed | None:
-        if isinstance(came, Failed):
-            return came
-        if isinstance(came, Exception):
-            return Failed("other", f"{type(came).__name__}: {came}")
-        said = wrong(came, question, closely=next(self._answers) % self.plan.closely_every == 0)
+    def _failure(self, outcome: Arrays | Exception, question: Question) -> Failed | None:
+        if isinstance(outcome, Failed):
+            return outcome
+        if isinstance(outcome, Exception):
+            return Failed("other", f"{type(outcome).__name__}: {outcome}")
+        said = mismatch(outcome, question, closely=next(self._answers) % self.plan.closely_every == 0)
         return Failed("wrong answer", said) if said else None
 
-    def _part(self, used_before: float) -> Part:
-        busy = (cpu_s() - used_before) / max(self.ended - self.started, 1e-9) if self.ended else 0.0  # nothing to do
-        delays = self._delays.get_value_at_percentile(50), self._delays.get_value_at_percentile(99)
-        return Part(self.tallies, busy, self.ended, delays)
+    def _finished(self, cpu_before: float) -> WorkerResult:
+        elapsed_s = max(self.last_answer - self.warmup_start, 1e-9)
+        utilisation = (cpu_s() - cpu_before) / elapsed_s if self.last_answer else 0.0  # there was nothing to do
+        wakeup_delay_us = self._wakeup_delays.get_value_at_percentile(50)
+        return WorkerResult(self.tallies, utilisation, self.last_answer, wakeup_delay_us)
 
 
-class Shared(Iterator[T], Generic[T]):
+class LockedIterator(Iterator[T], Generic[T]):
     """An iterator that several threads draw from."""
 
     def __init__(self, source: Iterator[T]) -> None:
@@ -355,12 +358,12 @@ class Shared(Iterator[T], Generic[T]):
             return next(self._source)
 
 
-def share(total: int, parts: int, place: int) -> int:
-    """How many of `total` are for one of `parts`."""
-    return total // parts + (place < total % parts)
+def split(total: int, processes: int, index: int) -> int:
+    """How many of `total` are for process `index`."""
+    return total // processes + (index < total % processes)
 
 
 def cpu_s() -> float:
-    """That this process has used."""
+    """CPU time that this process has used."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime

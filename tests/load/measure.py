@@ -25,7 +25,7 @@ TIMEOUT_S = 30.0
 
 @dataclass
 class Counts:
-    """Of one model, all versions: requests by stage in nanoseconds, and batches by their size."""
+    """Triton's statistics of one model, all versions: requests, their time in each stage, and batches by their size."""
 
     answered: int = 0
     failed: int = 0
@@ -45,7 +45,7 @@ class Counts:
         )
 
     def data(self) -> dict[str, Any]:
-        """Means for a request in milliseconds, and for a batch."""
+        """Mean milliseconds of a request in each stage, and the mean batch."""
         stages = {f"{stage}_ms": 1e-6 * self.ns[stage] / max(1, self.answered) for stage in STAGES}
         return stages | {
             "answered": self.answered,
@@ -131,30 +131,30 @@ class Watch:
 
     def _sample(self) -> None:
         while self._pids:
-            self._memory.append((time.monotonic() - self._began, memory(self._pids)))
+            self._memory.append((time.monotonic() - self._began, pss_bytes(self._pids)))
             if self._ended.wait(SAMPLE_S):
                 return
 
 
 def cpu_s(pids: Sequence[int]) -> float:
-    """That these processes and their children have used."""
+    """CPU time that these processes and their children have used."""
     total = 0.0
-    for process in _family(pids):
+    for process in _process_tree(pids):
         with contextlib.suppress(psutil.NoSuchProcess):
             times = process.cpu_times()
             total += times.user + times.system
     return total
 
 
-def memory(pids: Sequence[int]) -> int:
+def pss_bytes(pids: Sequence[int]) -> int:
     total = 0
-    for process in _family(pids):
+    for process in _process_tree(pids):
         with contextlib.suppress(psutil.Error):
             total += process.memory_full_info().pss
     return total
 
 
-def _family(pids: Sequence[int]) -> Iterator[psutil.Process]:
+def _process_tree(pids: Sequence[int]) -> Iterator[psutil.Process]:
     found: set[psutil.Process] = set()
     for pid in pids:
         with contextlib.suppress(psutil.NoSuchProcess):

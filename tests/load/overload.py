@@ -1,10 +1,10 @@
-"""What a server does with twice what it can: how much it still answers, how late, and whether its memory grows.
+"""A server at twice its capacity: its goodput, its latency, what it sheds, and whether its memory grows.
 
 Run: python -m tests.load.overload classifier --minutes 10 (last line of stdout: one JSON object)
 
-First its capacity, with as many callers as fill a batch of every instance; then requests at twice that rate, whether
-or not they are answered. Promised are: nothing but answers and `overloaded`; answers at 0.9 of the capacity; 99 of 100
-of them within the queue's timeout and what a full server takes for a request; memory that stays within a tenth.
+First its capacity, in closed loop with as many callers as fill a batch of every instance; then open loop at twice that
+rate. It promises: no errors but `overloaded`; a goodput of 0.9 of the capacity; a 99th percentile of no more than the
+queue's timeout and the 99th percentile at capacity together; memory that grows by no more than a tenth.
 """
 
 from __future__ import annotations
@@ -25,37 +25,38 @@ from serving.errors import ServingError
 from serving.repository import REPOSITORY
 from serving.spec import ModelSpec
 from tests.load.generator import Generator
-from tests.load.plan import Closed, Open, Plan, mixed
+from tests.load.plan import ClosedLoop, OpenLoop, Plan, mixed
 from tests.load.result import Result
 from tests.load.servers import triton
 from tests.load.tables import positive
 from tests.load.tune import batched, machine
 
-TIMES = 2.0
-LEAST_GOODPUT = 0.9
-MOST_MEMORY = 1.1
+OVERLOAD_FACTOR = 2.0
+MIN_GOODPUT = 0.9
+MAX_MEMORY_GROWTH = 1.1
 MINUTE_S = 60.0
-TOGETHER_S = 5e-3
+COALESCE_S = 5e-3
 """of arrivals: little beside what a full queue takes, and the generator leaves more of the machine to the server"""
 TIMEOUT_MARGIN_S = 30.0
-"""beyond the queue's own timeout: the server says no, and not the client's deadline"""
+"""beyond the queue's own timeout, so that it is the server that gives a request up, and not the client"""
 
 
 def measured(
     spec: ModelSpec, repository: Path, *, seconds: float, minutes: float, say: Callable[[Result], None]
 ) -> tuple[Result, Result]:
-    """At capacity, and at twice that, on a server of its own."""
+    """At capacity and in overload, on a server of its own."""
     assert spec.batching, f"{spec.name} is not batched"
-    patience_s = 1e-6 * spec.batching.queue_timeout_us + TIMEOUT_MARGIN_S
+    timeout_s = 1e-6 * spec.batching.queue_timeout_us + TIMEOUT_MARGIN_S
     with ExitStack() as stack:
-        target = replace(stack.enter_context(triton(repository, [spec.name])), timeout_s=patience_s)
+        target = replace(stack.enter_context(triton(repository, [spec.name])), timeout_s=timeout_s)
         generator = stack.enter_context(Generator())
-        full = Closed(spec.instances * spec.max_batch)
+        full = ClosedLoop(spec.instances * spec.max_batch)
         plan = Plan(target=target, load=full, mix=mixed({spec.name: 1}, repository), warmup_s=2.0, duration_s=seconds)
         say(capacity := generator.run(plan))
-        if not (capacity.per_s and capacity.total.right):
+        if not (capacity.per_s and capacity.total.correct):
             raise ServingError(f"{spec.name}: no right answer within {seconds:g} s; give more --seconds")
-        over = replace(plan, load=Open(TIMES * capacity.per_s, together_s=TOGETHER_S), duration_s=MINUTE_S * minutes)
+        arrivals = OpenLoop(OVERLOAD_FACTOR * capacity.per_s, coalesce_s=COALESCE_S)
+        over = replace(plan, load=arrivals, duration_s=MINUTE_S * minutes)
         say(result := generator.run(over))
         return capacity, result
 
@@ -65,27 +66,27 @@ def report(spec: ModelSpec, capacity: Result, over: Result) -> dict[str, Any]:
     assert over.usage, "memory was not watched"
     promised_ms = spec.batching.queue_timeout_us / 1000 + capacity.percentile_ms(99)
     early, late = _thirds(over.usage.memory)
-    p99_ms = round(over.percentile_ms(99), 1) if over.total.right else None
+    p99_ms = round(over.percentile_ms(99), 1) if over.total.correct else None
     found = {
         "capacity_per_s": round(capacity.per_s, 2),
-        "offered_per_s": round(over.total.asked / over.window_s, 2),
+        "offered_per_s": round(over.total.requests / over.window_s, 2),
         "goodput": round(over.per_s / capacity.per_s, 3),
         "p99_ms": p99_ms,
         "promised_ms": round(promised_ms, 1),
         "memory_mib": [round(early / 2**20), round(late / 2**20)],
-        "refused": round(over.total.failures["overloaded"] / max(1, over.total.asked), 3),
+        "refused": round(over.total.failures["overloaded"] / max(1, over.total.requests), 3),
     }
     kept = {
         "only_overloaded": set(over.total.failures) <= {"overloaded"},
-        "goodput": over.per_s >= LEAST_GOODPUT * capacity.per_s,
+        "goodput": over.per_s >= MIN_GOODPUT * capacity.per_s,
         "p99": p99_ms is not None and p99_ms <= promised_ms,
-        "memory": late <= MOST_MEMORY * early,
+        "memory": late <= MAX_MEMORY_GROWTH * early,
     }
     return found | {"errors": dict(over.total.failures), "kept": kept, "doubts": over.doubts()}
 
 
 def _thirds(memory: Sequence[tuple[float, int]]) -> tuple[float, float]:
-    """Medians of the second and of the last third: in the first the queue fills."""
+    """Medians of the second and of the last third; in the first the queue fills, and there is no steady state yet."""
     sizes = [size for _, size in memory]
     third = max(1, len(sizes) // 3)
     return statistics.median(sizes[third : 2 * third] or sizes), statistics.median(sizes[-third:])

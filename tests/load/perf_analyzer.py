@@ -22,14 +22,14 @@ from typing import Any
 from serving import wheel
 from serving.errors import ServerError
 from tests.load.generator import Generator
-from tests.load.plan import Closed, Plan, Share
+from tests.load.plan import ClosedLoop, Plan, Share
 from tests.load.targets import Target, Triton
 
 CACHE = Path(__file__).parents[2] / "out" / "perf_analyzer"
 WHEEL = "tritonclient==2.48.0"
 INSIDE = "tritonclient-2.48.0.data/data/bin/perf_analyzer"
 WINDOWS = 3
-"""It takes so many at least, and reports them together."""
+"""It measures so many at least, and reports them together."""
 
 
 class Missing(ServerError):
@@ -82,7 +82,7 @@ def _environment(cache: Path) -> dict[str, str]:
 
 def measure(target: Target, share: Share, callers: int, window_s: float, cache: Path = CACHE) -> Measured:
     """Over HTTP where the target is asked so, else over gRPC. Raises ServerError with its last words if it fails."""
-    url, protocol = (target.http, "http") if isinstance(target, Triton) else (target.statistics, "grpc")
+    url, protocol = (target.http, "http") if isinstance(target, Triton) else (target.statistics_url, "grpc")
     program = find(cache)
     with tempfile.TemporaryDirectory() as folder:
         data, table = Path(folder) / "data.json", Path(folder) / "table.csv"
@@ -105,7 +105,7 @@ def _row(inputs: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Agreement:
-    """What both measured, in turn."""
+    """What this generator and perf_analyzer measured, in turn."""
 
     model: str
     callers: int
@@ -139,12 +139,12 @@ def agree(
     """Windows of both in turn, so that what else the machine does befalls both. `target` asks a Triton, in any way."""
     find(cache)
     ours, theirs = [], []
-    plan = Plan(target=target, load=Closed(callers), mix=[share], warmup_s=window_s / WINDOWS, duration_s=window_s)
+    plan = Plan(target=target, load=ClosedLoop(callers), mix=[share], warmup_s=window_s / WINDOWS, duration_s=window_s)
     with Generator() as generator:
         for _ in range(rounds):
             result = generator.run(plan)
-            if result.failures or not result.total.right:
-                told = f"{result.total.right} right answers and {result.failures} failures"
+            if result.failures or not result.total.correct:
+                told = f"{result.total.correct} right answers and {result.failures} failures"
                 raise ServerError(f"{share.model}: {told}: {result.total.examples}")
             ours.append(Measured(result.per_s, result.percentile_ms(50)))
             theirs.append(measure(target, share, callers, window_s, cache))

@@ -12,8 +12,8 @@ from tests.load.targets import Target
 
 
 @dataclass(frozen=True)
-class Closed:
-    """So many callers, each of which sends its next request when the last one is answered."""
+class ClosedLoop:
+    """So many callers, each of which sends its next request when the last one is answered: constant concurrency."""
 
     callers: int
 
@@ -22,17 +22,17 @@ class Closed:
 
 
 @dataclass(frozen=True)
-class Open:
-    """Requests that come whether or not the server keeps up: so many a second on average, as a Poisson process.
+class OpenLoop:
+    """Requests that arrive whether or not the server keeps up: a Poisson process of so many a second.
 
-    A `Threaded` target is asked by so many `threads`; what they have no hand free for waits, and the wait counts.
-    What is to come within `together_s` comes at its end, at once. That costs the generator less, and is for loads under
-    which every answer takes many times as long.
+    A `ThreadedTarget` has at most so many `threads` in flight; what arrives while none is free waits, and that counts
+    as latency. Arrivals within each `coalesce_s` come together, at its end. That costs the generator less, and is for
+    loads under which every answer takes many times as long.
     """
 
     per_s: float
     threads: int = 16
-    together_s: float = 0.0
+    coalesce_s: float = 0.0
 
     def __str__(self) -> str:
         return f"{self.per_s:.4g}/s"
@@ -40,7 +40,7 @@ class Open:
 
 @dataclass(frozen=True)
 class Share:
-    """A model's part of the requests: `weight` compares with the others'."""
+    """A model's part of the requests, in proportion to its `weight`."""
 
     model: str
     weight: float
@@ -52,11 +52,11 @@ class Plan:
     """One target, one load, one window of `duration_s` after a warm-up; or, where given, of so many `requests`.
 
     The same seed draws the same arrivals and the same order of models. Of every `closely_every` answers one is
-    compared number by number, of the others the shapes.
+    compared number by number, the others by their shapes and dtypes.
     """
 
     target: Target
-    load: Closed | Open
+    load: ClosedLoop | OpenLoop
     mix: Sequence[Share]
     warmup_s: float = 1.0
     duration_s: float = 5.0

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import LogFormatter
 
-from tests.load.plan import Open
+from tests.load.plan import OpenLoop
 from tests.load.result import Result, percentile_ms
 
 SIZE = (7.2, 4.0)
@@ -26,9 +26,9 @@ LEAST_SHARE = 1e-4
 def all_of(results: Sequence[Result], limit_ms: float | None, folder: Path) -> list[Path]:
     """Those for which there is something to show."""
     folder.mkdir(parents=True, exist_ok=True)
-    right = [result for result in results if result.total.right]
+    right = [result for result in results if result.total.correct]
     drawn = []
-    if len(at_rates := [result for result in right if isinstance(result.plan.load, Open)]) > 1:
+    if len(at_rates := [result for result in right if isinstance(result.plan.load, OpenLoop)]) > 1:
         drawn.append(_saved(folder / "latency.png", lambda axes: _against_rate(axes, at_rates, limit_ms)))
     if right:
         drawn.append(_saved(folder / "distribution.png", lambda axes: _distribution(axes, right)))
@@ -59,10 +59,10 @@ def _against_rate(axes: Axes, results: Sequence[Result], limit_ms: float | None)
 
 
 def _distribution(axes: Axes, results: Sequence[Result]) -> None:
-    """The share of the requests that takes longer, which shows the tail as large as the rest."""
+    """The share of the requests that take longer (complementary CDF), which shows the tail as large as the rest."""
     colours = plt.get_cmap("viridis")
     for place, result in enumerate(results):
-        least = max(LEAST_SHARE, 1 / result.total.right)
+        least = max(LEAST_SHARE, 1 / result.total.correct)
         slower = [least ** (step / STEPS) for step in range(STEPS + 1)]
         times = [percentile_ms(result.total, 100 * (1 - share)) for share in slower]
         axes.plot(times, slower, color=colours(place / len(results)), label=str(result.plan.load), drawstyle="steps")

@@ -30,37 +30,37 @@ LAST_STAGE = 2.0  # the colorizer works out both, whichever is asked for
 ITERATIONS = 3
 """of the painter: few, as it is the stream that is of interest"""
 COUNT = 4
-"""of each model, so that answers which were swapped show"""
+"""of each model, all different, so that answers which were swapped show"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One request: a batch of one, or without a batch dimension where the model has none.
+    """A request that is prepared once and sent again and again: a batch of one, or without a batch dimension where the
+    model has none.
 
-    `outputs` is every output of the model, with what is right, or the first of a stream's answers; a number may
-    differ from that by `atol`.
+    `expected` is every output of the model, or the first answer of a stream; a number may differ from it by `atol`.
     """
 
     model: str
     inputs: Arrays
-    outputs: Arrays
+    expected: Arrays
     atol: float
     streamed: bool = False
 
 
 def questions(repository: Path, model: str, count: int = COUNT) -> list[Question]:
     """Raises RepositoryError for a model without a version or a golden batch."""
-    asked = served(model)
-    given, right = _asked(repository, asked, count)
-    atol = _atol(asked)
-    if not asked.max_batch:
-        return [Question(model=model, inputs=given, outputs=right, atol=atol, streamed=True)]
-    rows = range(len(next(iter(given.values()))))
+    spec = served(model)
+    inputs, expected = _inputs_and_expected(repository, spec, count)
+    atol = _atol(spec)
+    if not spec.max_batch:
+        return [Question(model=model, inputs=inputs, expected=expected, atol=atol, streamed=True)]
+    rows = range(len(next(iter(inputs.values()))))
     return [
         Question(
             model=model,
-            inputs={name: array[row : row + 1] for name, array in given.items()},
-            outputs={name: array[row : row + 1] for name, array in right.items()},
+            inputs={name: array[row : row + 1] for name, array in inputs.items()},
+            expected={name: array[row : row + 1] for name, array in expected.items()},
             atol=atol,
         )
         for row in rows
@@ -75,21 +75,22 @@ def served(model: str) -> Served:
     return catalog.served(model)
 
 
-def _asked(repository: Path, asked: Served, count: int) -> tuple[Arrays, Arrays]:
-    if isinstance(asked, Ensemble):
-        given = _golden(repository, asked.steps[0].model, asked.steps[0].model.inputs)
-        given = {asked.steps[0].inputs[name]: array[:count] for name, array in given.items()}
-        known = ensemble(repository, asked)(given)
-        return given, {tensor.name: known[tensor.name] for tensor in asked.outputs}
-    if asked.name in SIDES:
-        inputs = drawn(asked, count, SIDES[asked.name])
-        given = {tensor.name: array for tensor, array in zip(asked.inputs, inputs, strict=True)}
-        return given, in_process(repository, asked)(given)
-    given, right = (_golden(repository, asked, tensors) for tensors in (asked.inputs, asked.outputs))
-    if asked.decoupled:  # the golden painting is the start of any longer one
+def _inputs_and_expected(repository: Path, spec: Served, count: int) -> tuple[Arrays, Arrays]:
+    if isinstance(spec, Ensemble):
+        first = spec.steps[0]
+        golden = _golden(repository, first.model, first.model.inputs)
+        inputs = {first.inputs[name]: array[:count] for name, array in golden.items()}
+        tensors = ensemble(repository, spec)(inputs)
+        return inputs, {tensor.name: tensors[tensor.name] for tensor in spec.outputs}
+    if spec.name in SIDES:
+        arrays = random_inputs(spec, count, SIDES[spec.name])
+        inputs = {tensor.name: array for tensor, array in zip(spec.inputs, arrays, strict=True)}
+        return inputs, in_process(repository, spec)(inputs)
+    inputs, expected = (_golden(repository, spec, tensors) for tensors in (spec.inputs, spec.outputs))
+    if spec.decoupled:  # the golden painting is the start of any longer one
         longer = np.array([ITERATIONS], np.int32)
-        return given | {"iterations": longer, "every": longer}, right | {"total": longer}
-    return tuple({name: array[:count] for name, array in part.items()} for part in (given, right))
+        return inputs | {"iterations": longer, "every": longer}, expected | {"total": longer}
+    return tuple({name: array[:count] for name, array in arrays.items()} for arrays in (inputs, expected))
 
 
 def _golden(repository: Path, model: ModelSpec, tensors: Sequence[Tensor]) -> dict[str, Array]:
@@ -101,9 +102,9 @@ def _golden(repository: Path, model: ModelSpec, tensors: Sequence[Tensor]) -> di
         raise RepositoryError(f"{path}: no array {exc}; publish the version anew, or take it away") from exc
 
 
-def _atol(asked: Served) -> float:
+def _atol(spec: Served) -> float:
     """Each step of an ensemble rounds."""
-    return sum(step.model.golden_atol for step in asked.steps) if isinstance(asked, Ensemble) else asked.golden_atol
+    return sum(step.model.golden_atol for step in spec.steps) if isinstance(spec, Ensemble) else spec.golden_atol
 
 
 def folder(repository: Path, model: str) -> Path:
@@ -111,8 +112,8 @@ def folder(repository: Path, model: str) -> Path:
     return repository / model / str(newest(repository, model))
 
 
-def drawn(model: ModelSpec, count: int, side: int) -> tuple[np.ndarray, ...]:
-    """Rows of its inputs: pictures of noise, and what is asked of each."""
+def random_inputs(model: ModelSpec, count: int, side: int) -> tuple[np.ndarray, ...]:
+    """Its inputs, batches of `count`: pictures of noise, and what is asked of each."""
     channels = model.inputs[0].shape[-1]
     pictures = np.random.default_rng(0).integers(0, 256, (count, side, side, channels), np.uint8)
     match model.name:
@@ -125,9 +126,9 @@ def drawn(model: ModelSpec, count: int, side: int) -> tuple[np.ndarray, ...]:
 
 
 def in_process(repository: Path, model: ModelSpec) -> Callable[[Arrays], dict[str, Array]]:
-    """The newest version's graph, without a server. Of calls from many threads as many run at once as the server has
-    instances, and the others wait: more would only take the cores from each other, which a ceiling must not."""
-    session = graph(folder(repository, model.name) / MODEL, model)
+    """The newest version's graph, without a server. As many calls run at once as the server has instances, and those of
+    other threads wait: more would only take the cores from each other, and this is to be the ceiling."""
+    session = open_session(folder(repository, model.name) / MODEL, model)
     outputs = [tensor.name for tensor in model.outputs]
     free = threading.Semaphore(model.instances)
 
@@ -152,7 +153,7 @@ def ensemble(repository: Path, made_of: Ensemble) -> Callable[[Arrays], dict[str
     return run
 
 
-def graph(path: Path, model: ModelSpec) -> onnxruntime.InferenceSession:
+def open_session(path: Path, model: ModelSpec) -> onnxruntime.InferenceSession:
     """With as many threads as the server's, and ONNX Runtime's defaults otherwise."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = model.threads
@@ -160,16 +161,16 @@ def graph(path: Path, model: ModelSpec) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def wrong(answer: Arrays, question: Question, *, closely: bool = True) -> str | None:
+def mismatch(answer: Arrays, question: Question, *, closely: bool = True) -> str | None:
     """What is wrong with an answer, if anything is. Names, shapes and dtypes always; numbers where `closely`."""
-    for name, right in question.outputs.items():
-        had = answer.get(name)
-        if had is None:
+    for name, expected in question.expected.items():
+        got = answer.get(name)
+        if got is None:
             return f"{question.model}: no {name}"
-        if (had.shape, had.dtype) != (right.shape, right.dtype):
-            return f"{question.model}: {name} is {had.dtype} {had.shape}, and must be {right.dtype} {right.shape}"
+        if (got.shape, got.dtype) != (expected.shape, expected.dtype):
+            return f"{question.model}: {name} is {got.dtype} {got.shape}, and must be {expected.dtype} {expected.shape}"
         if closely:
-            most = float(np.abs(had.astype(np.float64) - right).max(initial=0))
-            if not most <= question.atol:  # NaN is wrong, too
-                return f"{question.model}: {name} is off by {most:g}, allowed {question.atol:g}"
+            error = float(np.abs(got.astype(np.float64) - expected).max(initial=0))
+            if not error <= question.atol:  # NaN is wrong, too
+                return f"{question.model}: {name} is off by {error:g}, allowed {question.atol:g}"
     return None

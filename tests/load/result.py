@@ -3,38 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from tests.load.loop import Part, Tally
+from tests.load.loop import Tally, WorkerResult
 from tests.load.measure import Counts, Usage
-from tests.load.plan import Open, Plan
-from tests.load.targets import Awaited
+from tests.load.plan import OpenLoop, Plan
+from tests.load.targets import AsyncTarget
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
-BUSY = 0.85
-"""Cores. The loop of one process runs on one core, and so much of it leaves no room for bursts."""
-LATE = 0.01
-"""Share of the requests."""
-WAITING = 0.1
-"""Share of the median latency which the generator itself may add."""
+MAX_UTILISATION = 0.85
+"""of the core that a process's event loop runs on: above this there is no room for bursts"""
+MAX_LATE = 0.01
+"""share of the requests"""
+MAX_WAKEUP_DELAY = 0.1
+"""as a share of the median latency, to which the generator adds it"""
 
 
 @dataclass(frozen=True)
 class Result:
-    """`parts` are the generator's processes, `counts` what Triton counted by model, `usage` what the server cost."""
+    """`workers` are the generator's processes, `counts` what Triton counted by model, `usage` what the server cost."""
 
     plan: Plan
-    parts: Sequence[Part]
+    workers: Sequence[WorkerResult]
     window_s: float
     counts: Mapping[str, Counts]
     usage: Usage | None
 
     @cached_property
     def models(self) -> dict[str, Tally]:
-        return {share.model: _sum(part.tallies[share.model] for part in self.parts) for share in self.plan.mix}
+        return {share.model: _sum(worker.tallies[share.model] for worker in self.workers) for share in self.plan.mix}
 
     @cached_property
     def total(self) -> Tally:
@@ -42,12 +42,12 @@ class Result:
 
     @property
     def per_s(self) -> float:
-        """Right answers."""
+        """Throughput: right answers a second, of all models."""
         return self.throughput(self.total)
 
     def throughput(self, tally: Tally) -> float:
-        """Right answers a second: within the window, or of as many requests as were to be sent."""
-        return (tally.right if self.plan.requests else tally.done) / self.window_s
+        """Right answers a second: those that came within the window, or those to the number of requests asked for."""
+        return (tally.correct if self.plan.requests else tally.completed) / self.window_s
 
     def percentile_ms(self, percentile: float) -> float:
         return percentile_ms(self.total, percentile)
@@ -58,15 +58,17 @@ class Result:
 
     def doubts(self) -> list[str]:
         """Why the generator, rather than the server, may be what was measured."""
-        found, late = [], self.total.late / max(1, self.total.asked)
-        busiest = max(part.busy for part in self.parts)
-        waits_ms = max(part.delays_us[0] for part in self.parts) / 1000
-        if isinstance(self.plan.target, Awaited) and busiest > BUSY:
-            found.append(f"a process of it is busy for {busiest:.2f} of a core; use more --processes")
-        if isinstance(self.plan.load, Open) and late > LATE:
+        found, late = [], self.total.late / max(1, self.total.requests)
+        utilisation = max(worker.utilisation for worker in self.workers)
+        delay_ms = max(worker.wakeup_delay_us for worker in self.workers) / 1000
+        if isinstance(self.plan.target, AsyncTarget) and utilisation > MAX_UTILISATION:
+            found.append(f"a process of it is busy for {utilisation:.2f} of a core; use more --processes")
+        if isinstance(self.plan.load, OpenLoop) and late > MAX_LATE:
             found.append(f"{late:.1%} of the requests were sent more than 1 ms after they were due")
-        if waits_ms > WAITING * self.percentile_ms(50):
-            found.append(f"it waited {waits_ms:.1f} ms for a core each time (median), of a latency that it measures")
+        if delay_ms > MAX_WAKEUP_DELAY * self.percentile_ms(50):
+            found.append(
+                f"it wakes up {delay_ms:.1f} ms late (median), which is part of every latency that it measures"
+            )
         return found
 
     def data(self) -> dict[str, Any]:
@@ -74,8 +76,8 @@ class Result:
         load = self.plan.load
         return {
             "target": self.plan.target.name,
-            "loop": "open" if isinstance(load, Open) else "closed",
-            "load": load.per_s if isinstance(load, Open) else load.callers,
+            "loop": "open" if isinstance(load, OpenLoop) else "closed",
+            "load": load.per_s if isinstance(load, OpenLoop) else load.callers,
             "window_s": _rounded(self.window_s),
             "total": self._outcome(self.total),
             "models": {model: self._outcome(tally) for model, tally in self.models.items()},
@@ -83,7 +85,8 @@ class Result:
             "usage": _rounded(self.usage.data()) if self.usage else None,
             "generator": {
                 "processes": [
-                    _rounded({"busy": part.busy, "delay_p50_ms": part.delays_us[0] / 1000}) for part in self.parts
+                    _rounded({"busy": worker.utilisation, "delay_p50_ms": worker.wakeup_delay_us / 1000})
+                    for worker in self.workers
                 ],
                 "doubts": self.doubts(),
             },
@@ -91,7 +94,7 @@ class Result:
 
     def _outcome(self, tally: Tally) -> dict[str, Any]:
         return {
-            "requests": tally.asked,
+            "requests": tally.requests,
             "per_s": _rounded(self.throughput(tally)),
             "latency_ms": _rounded(latencies(tally)),
             "late": tally.late,
@@ -102,7 +105,7 @@ class Result:
 
 def latencies(tally: Tally) -> dict[str, float]:
     """Milliseconds by percentile, of right answers; nothing where there are none."""
-    if not tally.right:
+    if not tally.correct:
         return {}
     found = {f"p{percentile:g}": percentile_ms(tally, percentile) for percentile in PERCENTILES}
     return found | {"max": tally.latency.get_max_value() / 1000, "mean": tally.latency.get_mean_value() / 1000}
@@ -110,10 +113,10 @@ def latencies(tally: Tally) -> dict[str, float]:
 
 def percentile_ms(tally: Tally, percentile: float) -> float:
     """Of right answers; infinite where there are none, as the histogram's own 0 would be the best of all."""
-    return float(tally.latency.get_value_at_percentile(percentile)) / 1000 if tally.right else math.inf
+    return float(tally.latency.get_value_at_percentile(percentile)) / 1000 if tally.correct else math.inf
 
 
-def _sum(tallies: Any) -> Tally:
+def _sum(tallies: Iterable[Tally]) -> Tally:
     total = Tally()
     for tally in tallies:
         total.add(tally)
@@ -149,7 +152,7 @@ def _row(result: Result, model: str, tally: Tally) -> tuple[str, ...]:
         result.plan.target.name,
         str(result.plan.load),
         model,
-        str(tally.asked),
+        str(tally.requests),
         f"{result.throughput(tally):.4g}",
         *times,
         errors,
@@ -169,7 +172,7 @@ def server_lines(result: Result) -> list[str]:
     if result.usage:
         memory_mib = result.usage.data()["memory_most_mib"]
         lines.append(f"server: {result.usage.cores:.2f} cores, {memory_mib:.0f} MiB at most")
-    busy = ", ".join(f"{part.busy:.2f}" for part in result.parts)
+    busy = ", ".join(f"{worker.utilisation:.2f}" for worker in result.workers)
     lines.append(f"generator: {busy} cores" + "".join(f"; DOUBTFUL: {doubt}" for doubt in result.doubts()))
     lines += [f"{kind}: {text}" for kind, text in result.total.examples.items()]
     return lines

@@ -1,4 +1,4 @@
-"""The SDK as a target: what an application would call, pictures in and pictures out, its attempts included."""
+"""The SDK as a target: what an application would call, pictures in and pictures out, its retries included."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ import atelier
 from atelier import errors
 from atelier.painting import CONTENT_LAYERS, OPTIMIZERS, STARTS, STYLE_LAYERS, Stroke
 from tests.load.questions import Array, Arrays, Question, served
-from tests.load.targets import Ask, Awaited, Run, Threaded, asking, failed
+from tests.load.targets import AsyncTarget, Call, Send, ThreadedTarget, failed, from_coroutine
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sdk(Awaited):
+class Sdk(AsyncTarget):
     """Through `AsyncClient`."""
 
     url: str
 
     @contextlib.asynccontextmanager
-    async def opened(self, questions: Sequence[Question]) -> AsyncIterator[Sequence[Ask]]:
+    async def opened(self, questions: Sequence[Question]) -> AsyncIterator[Sequence[Send]]:
         async with atelier.AsyncClient(self.url, timeout_s=self.timeout_s) as client:
-            yield [asking(partial(self._asked, prepared(client, question), question)) for question in questions]
+            yield [from_coroutine(partial(self._asked, prepared(client, question), question)) for question in questions]
 
     async def _asked(self, call: Callable[[], Any], question: Question) -> Arrays:
         try:
@@ -39,13 +39,13 @@ class Sdk(Awaited):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SdkThreads(Threaded):
+class SdkThreads(ThreadedTarget):
     """Through `Client`, which all threads share."""
 
     url: str
 
     @contextlib.contextmanager
-    def opened(self, questions: Sequence[Question]) -> Iterator[Sequence[Run]]:
+    def opened(self, questions: Sequence[Question]) -> Iterator[Sequence[Call]]:
         with atelier.Client(self.url, timeout_s=self.timeout_s) as client:
             yield [partial(self._asked, prepared(client, question), question) for question in questions]
 

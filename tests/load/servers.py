@@ -29,7 +29,7 @@ def triton(repository: Path, models: Sequence[str] = ()) -> Iterator[Triton]:
     """The embedded server."""
     with Embedded(repository, models=models) as server:
         pids = tuple(traces.processes(traces.server_id(server.http)))
-        yield Triton(name="triton", http=server.http, url=server.grpc, statistics=server.grpc, pids=pids)
+        yield Triton(name="triton", http=server.http, url=server.grpc, statistics_url=server.grpc, pids=pids)
 
 
 @contextlib.contextmanager
@@ -78,7 +78,7 @@ def through(kind: type[Grpc] | type[Sdk] | type[SdkThreads] | type[Tritonclient]
     @contextlib.contextmanager
     def opened(repository: Path, models: Sequence[str] = ()) -> Iterator[Target]:
         with triton(repository, models) as target:
-            yield kind(name=name, url=target.url, statistics=target.statistics, pids=target.pids)
+            yield kind(name=name, url=target.url, statistics_url=target.statistics_url, pids=target.pids)
 
     return opened
 
@@ -99,7 +99,7 @@ WAYS: dict[str, Opened] = {
 def elsewhere(way: str, url: str, models: Sequence[str]) -> Iterator[Target]:
     """A Triton that runs already. Raises ServerError if there is none, or none with these models."""
     statistics(url, models)
-    yield ELSEWHERE[way](name=f"{way} at {url}", url=url, statistics=url)
+    yield ELSEWHERE[way](name=f"{way} at {url}", url=url, statistics_url=url)
 
 
 ELSEWHERE: dict[str, type[Grpc] | type[Sdk] | type[SdkThreads] | type[Tritonclient]] = {

@@ -1,7 +1,7 @@
 """Every way to serve a model beside the others, in one run on one machine: `python -m tests.load --report`.
 
 Rounds go through the ways in turn, and a figure is the median of its rounds, so that what else the machine does
-befalls all of them. What callers reach at best is a way's capacity; in open loop each gets shares of its own.
+befalls all of them. A way's capacity is its highest throughput in closed loop; in open loop it gets shares of that.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from serving.errors import ServingError
 from tests.load.generator import Generator
-from tests.load.plan import Closed, Open, Plan, mixed
+from tests.load.plan import ClosedLoop, OpenLoop, Plan, mixed
 from tests.load.result import Result
 from tests.load.servers import WAYS
 from tests.load.targets import Target
@@ -24,8 +24,8 @@ COMPARED = ("in-process", "triton", "unbatched", "torchserve")
 CALLERS = (1, 2, 8, 32)
 """Two are as many as a server has instances. In process, more than that only wait for each other."""
 SHARES = (0.5, 0.9)
-FIRST_S = {"torchserve": 15.0}
-"""How long a way is asked before it is measured. Java compiles as it goes: of the classifier, TorchServe's first ten
+JIT_WARMUP_S = {"torchserve": 15.0}
+"""Warm-up of a way before its first window, for a just-in-time compiler: of the classifier, TorchServe's first ten
 thousand requests take it up to 1.6 times the CPU of later ones."""
 
 Say = Callable[[str], None]
@@ -45,7 +45,7 @@ class Row:
     def per_s(self, load: float) -> float:
         return self.median(load, lambda result: result.per_s)
 
-    def p(self, load: float, percentile: float) -> float:
+    def percentile_ms(self, load: float, percentile: float) -> float:
         """Milliseconds; infinite where nothing was answered."""
         return self.median(load, lambda result: result.percentile_ms(percentile))
 
@@ -70,15 +70,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Times:
-    """Of one window, and how many rounds of them; `first` is what part of FIRST_S is given."""
+    """Of one window, and how many rounds of them; `jit_warmup` is what part of JIT_WARMUP_S is given."""
 
     rounds: int = 3
     duration_s: float = 2.0
     warmup_s: float = 0.5
-    first: float = 1.0
+    jit_warmup: float = 1.0
 
 
-QUICK = Times(rounds=1, duration_s=0.5, warmup_s=0.1, first=0.0)
+QUICK = Times(rounds=1, duration_s=0.5, warmup_s=0.1, jit_warmup=0.0)
 
 
 def compare(repository: Path, models: Sequence[str], times: Times, say: Say) -> list[Row]:
@@ -97,29 +97,29 @@ def _compared(generator: Generator, repository: Path, model: str, times: Times, 
             except ServingError as exc:
                 say(f"{model}: left out {way}: {exc}")
                 continue
-            plans[way] = Plan(target=target, load=Closed(1), mix=mix, duration_s=times.duration_s,
+            plans[way] = Plan(target=target, load=ClosedLoop(1), mix=mix, duration_s=times.duration_s,
                               warmup_s=times.warmup_s)  # fmt: skip
-            if first_s := times.first * FIRST_S.get(way, 0.0):
-                generator.run(replace(plans[way], load=Closed(max(CALLERS)), duration_s=first_s))
+            if jit_warmup_s := times.jit_warmup * JIT_WARMUP_S.get(way, 0.0):
+                generator.run(replace(plans[way], load=ClosedLoop(max(CALLERS)), duration_s=jit_warmup_s))
         rows = {way: Row(model, way) for way in plans}
-        for number in range(times.rounds):
+        for turn in range(times.rounds):
             for callers in CALLERS:
-                for way in turned(plans, number):
-                    _add(rows[way], callers, generator.run(replace(plans[way], load=Closed(callers), seed=number)))
-        for number in range(times.rounds):
+                for way in rotated(plans, turn):
+                    _add(rows[way], callers, generator.run(replace(plans[way], load=ClosedLoop(callers), seed=turn)))
+        for turn in range(times.rounds):
             for share in SHARES:
-                for way in turned(plans, number):
+                for way in rotated(plans, turn):
                     if rate := share * rows[way].capacity:
-                        _add(rows[way], share, generator.run(replace(plans[way], load=Open(rate), seed=number)))
+                        _add(rows[way], share, generator.run(replace(plans[way], load=OpenLoop(rate), seed=turn)))
     for row in rows.values():
         say(f"{model}: {row.way} {row.capacity:.4g}/s" + (f", {row.failed} failed" if row.failed else ""))
     return list(rows.values())
 
 
-def turned(ways: Any, number: int) -> list[str]:
+def rotated(ways: Any, turn: int) -> list[str]:
     """Each goes first as often: what ran before leaves its mark on the caches."""
     names = list(ways)
-    first = number % len(names)
+    first = turn % len(names)
     return names[first:] + names[:first]
 
 

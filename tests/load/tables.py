@@ -29,13 +29,13 @@ HEAD = (
     f"p99 at {CALLERS[-1]}, ms", *(f"p50, p99 at {share:.0%}, ms" for share in SHARES), "MiB", "failed",
 )  # fmt: skip
 
-MOST = max(SHARES)
-SPARE = 0.7
-"""How much of its capacity a replica is given; deploy/README.md has the formula."""
-TARGETS = (10, 100, 1000)
+HIGHEST_SHARE = max(SHARES)
+TARGET_UTILISATION = 0.7
+"""of a replica's capacity; deploy/README.md has the formula"""
+TARGET_RATES = (10, 100, 1000)
 CAPACITY_HEAD = (
-    "model", "most requests/s of a replica", f"p50, p99 at {MOST:.0%} of that, ms",
-    *(f"replicas for {target}/s" for target in TARGETS),
+    "model", "most requests/s of a replica", f"p50, p99 at {HIGHEST_SHARE:.0%} of that, ms",
+    *(f"replicas for {target}/s" for target in TARGET_RATES),
 )  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def data(rows: Sequence[Row]) -> dict[str, Any]:
             each.way: {
                 "per_s": {str(callers): _short(each.per_s(callers)) for callers in CALLERS},
                 "of_in_process": _short(_ratio(each, rows)),
-                "p99_ms": {str(load): _short(each.p(load, 99)) for load in each.results},
+                "p99_ms": {str(load): _short(each.percentile_ms(load, 99)) for load in each.results},
                 "failed": each.failed,
                 "memory_mib": _short(each.memory_mib),
             }
@@ -69,15 +69,15 @@ def table(rows: Sequence[Row], times: Times) -> str:
 
 
 def capacity(rows: Sequence[Row], times: Times) -> str:
-    """What one Triton does with all of the machine, and how many a target needs."""
+    """What one Triton does with all of the machine, and how many each target rate needs."""
     head = f"Measured on {date.today()}, medians of {times.rounds} rounds: {machine()}; {_threads(rows)}."
     lines = [f"| {' | '.join(CAPACITY_HEAD)} |", f"|---|{'---:|' * (len(CAPACITY_HEAD) - 1)}"]
     for row in rows:
         if row.way == "triton":
-            needed = [
-                str(math.ceil(target / (SPARE * row.capacity)) + 1) if row.capacity else "-" for target in TARGETS
-            ]
-            lines.append(f"| {' | '.join([row.model, _figure(row.capacity, 4), _p50_p99(row, MOST), *needed])} |")
+            rate = TARGET_UTILISATION * row.capacity  # of one replica
+            needed = [str(math.ceil(target / rate) + 1) if rate else "-" for target in TARGET_RATES]
+            cells = [row.model, _figure(row.capacity, 4), _p50_p99(row, HIGHEST_SHARE), *needed]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([head, "", *lines])
 
 
@@ -91,7 +91,7 @@ def _cells(row: Row, rows: Sequence[Row]) -> list[str]:
         row.way,
         *(_figure(row.per_s(callers), 4) for callers in CALLERS),
         "-" if ratio is None else f"{ratio:.2f}",
-        _figure(row.p(CALLERS[-1], 99)),
+        _figure(row.percentile_ms(CALLERS[-1], 99)),
         *(_p50_p99(row, share) for share in SHARES),
         "-" if memory is None else f"{memory:.0f}",
         str(row.failed or "-"),
@@ -99,9 +99,9 @@ def _cells(row: Row, rows: Sequence[Row]) -> list[str]:
 
 
 def _p50_p99(row: Row, share: float) -> str:
-    if share not in row.results or math.isinf(row.p(share, 50)):
+    if share not in row.results or math.isinf(row.percentile_ms(share, 50)):
         return "-"
-    return f"{_figure(row.p(share, 50))}, {_figure(row.p(share, 99))}"
+    return f"{_figure(row.percentile_ms(share, 50))}, {_figure(row.percentile_ms(share, 99))}"
 
 
 def _ratio(row: Row, rows: Sequence[Row]) -> float | None:

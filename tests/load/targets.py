@@ -1,10 +1,10 @@
-"""What the load generator asks. A target is a description that crosses to the generator's processes; there it is
+"""What the load generator asks. A target is a description that is pickled for the generator's processes; there it is
 opened, and gives a call for each prepared question.
 
-To add one, derive from `Awaited` (the calls come back at once, and thousands may be under way) or from `Threaded`
-(they block, and each caller has a thread), and write `opened`. A call gives all of its question's outputs, decoded, or
-`Failed`; it never tries again, but for the SDK, which asks an unreachable server four times in all, as for any
-application. Prepare everything in `opened`: what a call does itself is measured.
+To add one, derive from `AsyncTarget` (a call returns at once, and thousands may be in flight) or from `ThreadedTarget`
+(a call blocks, and each caller has a thread), and write `opened`. The outcome of a call is all of its question's
+outputs, decoded, or `Failed`. It never retries, but for the SDK, which tries an unreachable server four times in all,
+as it does for any application. Prepare everything in `opened`: what a call does itself is measured.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import grpc
 import grpc.aio
@@ -39,33 +39,33 @@ from tests.load import connections
 from tests.load.questions import Array, Arrays, Question, ensemble, in_process, served
 
 Kind = Literal["overloaded", "deadline", "unavailable", "wrong answer", "other"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 BY_ERROR: dict[type[errors.AtelierError], Kind] = {
     errors.Overloaded: "overloaded",
     errors.DeadlineExceeded: "deadline",
     errors.ServerUnreachable: "unavailable",
     errors.ModelNotReady: "unavailable",
 }
-OPTIONS = [
+CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),  # else the processes' and targets' channels of one address are one
 ]
 SERVICE = "/inference.GRPCInferenceService"
-CODES = {
+GRPC_CODES = {
     HTTPStatus.BAD_REQUEST: grpc.StatusCode.INVALID_ARGUMENT,
     HTTPStatus.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     HTTPStatus.INTERNAL_SERVER_ERROR: grpc.StatusCode.INTERNAL,
     HTTPStatus.NOT_IMPLEMENTED: grpc.StatusCode.UNIMPLEMENTED,
     HTTPStatus.SERVICE_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
 }
-"""What Triton makes of its error codes over HTTP and over gRPC."""
+"""gRPC's code for each status by which Triton tells an error over HTTP."""
 
 Done = Callable[[Arrays | Exception], None]
-Ask = Callable[[Done], None]
-"""Sends a request. Done is told what came of it, once, from the event loop, and not before this returns."""
-Run = Callable[[], Arrays]
+Send = Callable[[Done], None]
+"""Sends a request. Done is called with its outcome, once, from the event loop, and not before this returns."""
+Call = Callable[[], Arrays]
+"""Sends a request and waits for its answer. Raises Failed."""
 
 
 class Failed(Exception):
@@ -78,81 +78,81 @@ class Failed(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """`pids` are the server's processes: they and their children are measured. `statistics` is the gRPC address of
-    the Triton that counts the requests. Both may be empty."""
+    """`pids` are the server's processes, whose CPU and memory are measured with those of their children.
+    `statistics_url` is the gRPC address of the Triton whose statistics are read. Both may be empty."""
 
     name: str
     pids: tuple[int, ...] = ()
-    statistics: str = ""
+    statistics_url: str = ""
     timeout_s: float = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Awaited(Target, ABC):
+class AsyncTarget(Target, ABC):
     @abstractmethod
-    def opened(self, questions: Sequence[Question]) -> AbstractAsyncContextManager[Sequence[Ask]]:
-        """A call for each question, in order. Entered once in each process of the generator, in its event loop."""
+    def opened(self, questions: Sequence[Question]) -> AbstractAsyncContextManager[Sequence[Send]]:
+        """A Send for each question, in order. Entered once in each process of the generator, in its event loop."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Threaded(Target, ABC):
+class ThreadedTarget(Target, ABC):
     @abstractmethod
-    def opened(self, questions: Sequence[Question]) -> AbstractContextManager[Sequence[Run]]:
-        """A call for each question, in order, which several threads may make at once."""
+    def opened(self, questions: Sequence[Question]) -> AbstractContextManager[Sequence[Call]]:
+        """A Call for each question, in order, which several threads may make at once."""
 
 
-def asking(call: Callable[[], Awaitable[Arrays]]) -> Ask:
-    """A coroutine as an Ask."""
-    under_way: set[asyncio.Task[None]] = set()  # asyncio itself keeps none alive
+def from_coroutine(call: Callable[[], Awaitable[Arrays]]) -> Send:
+    """Of a call that is a coroutine function."""
+    in_flight: set[asyncio.Task[None]] = set()  # asyncio itself keeps none alive
 
-    async def told(done: Done) -> None:
-        came: Arrays | Exception
+    async def run(done: Done) -> None:
+        outcome: Arrays | Exception
         try:
-            came = await call()
+            outcome = await call()
         except Exception as exc:
-            came = exc
-        asyncio.get_running_loop().call_soon(done, came)
+            outcome = exc
+        asyncio.get_running_loop().call_soon(done, outcome)
 
-    def ask(done: Done) -> None:
-        task = asyncio.create_task(told(done))
-        under_way.add(task)
-        task.add_done_callback(under_way.discard)
+    def send(done: Done) -> None:
+        task = asyncio.create_task(run(done))
+        in_flight.add(task)
+        task.add_done_callback(in_flight.discard)
 
-    return ask
-
-
-async def gathered(ask: Ask, times: int = 1) -> list[Arrays | Exception]:
-    """What came of so many requests at once."""
-    told = [asyncio.get_running_loop().create_future() for _ in range(times)]
-    for each in told:
-        ask(each.set_result)
-    return await asyncio.gather(*told)
+    return send
 
 
-def asking_http(pool: connections.Pool, request: bytes, read: Callable[[connections.Answer], Arrays]) -> Ask:
-    """`read` gets an answer of any status, and raises Failed for what is none."""
+async def gathered(send: Send, times: int = 1) -> list[Arrays | Exception]:
+    """The outcomes of so many requests at once."""
+    outcomes = [asyncio.get_running_loop().create_future() for _ in range(times)]
+    for outcome in outcomes:
+        send(outcome.set_result)
+    return await asyncio.gather(*outcomes)
 
-    def told(done: Done, answer: connections.Answer | OSError) -> None:
-        found: Arrays | Exception
+
+def from_http(pool: connections.Pool, request: bytes, read: Callable[[connections.Answer], Arrays]) -> Send:
+    """Of a prepared HTTP request. `read` decodes the answer, whatever its status, and raises Failed for an error."""
+
+    def decode(done: Done, answer: connections.Answer | OSError) -> None:
+        outcome: Arrays | Exception
         if isinstance(answer, TimeoutError):
-            found = Failed("deadline", "no answer in time")
+            outcome = Failed("deadline", "no answer in time")
         elif isinstance(answer, OSError):
-            found = Failed("unavailable", f"{type(answer).__name__}: {answer}")
+            outcome = Failed("unavailable", f"{type(answer).__name__}: {answer}")
         else:
             try:
-                found = read(answer)
+                outcome = read(answer)
             except Exception as exc:
-                found = exc.with_traceback(None)  # it holds this frame, and that the exception: work for the gc
-        done(found)
+                outcome = exc.with_traceback(None)  # it holds this frame, and that the exception: work for the gc
+        done(outcome)
 
-    return lambda done: pool.ask(request, partial(told, done))
+    return lambda done: pool.send(request, partial(decode, done))
 
 
 # --- Triton, by prepared requests
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grpc(Awaited):
+class Grpc(AsyncTarget):
     """Triton's gRPC at `url`, with requests serialised beforehand.
 
     For 32 callers of the classifier tritonclient.grpc.aio takes the generator 1.2 times the CPU of this, and a thread
@@ -162,19 +162,19 @@ class Grpc(Awaited):
     url: str
 
     @contextlib.asynccontextmanager
-    async def opened(self, questions: Sequence[Question]) -> AsyncIterator[Sequence[Ask]]:
-        async with grpc.aio.insecure_channel(self.url, options=OPTIONS) as channel:
-            one = channel.unary_unary(f"{SERVICE}/ModelInfer", response_deserializer=pb.ModelInferResponse.FromString)
-            many = channel.stream_stream(
+    async def opened(self, questions: Sequence[Question]) -> AsyncIterator[Sequence[Send]]:
+        async with grpc.aio.insecure_channel(self.url, options=CHANNEL_OPTIONS) as channel:
+            unary = channel.unary_unary(f"{SERVICE}/ModelInfer", response_deserializer=pb.ModelInferResponse.FromString)
+            stream = channel.stream_stream(
                 f"{SERVICE}/ModelStreamInfer", response_deserializer=pb.ModelStreamInferResponse.FromString
             )
-            yield [asking(partial(self._by_grpc, one, many, *prepared(question))) for question in questions]
+            yield [from_coroutine(partial(self._infer, unary, stream, *prepared(question))) for question in questions]
 
-    async def _by_grpc(self, one: Any, many: Any, message: bytes, streamed: bool) -> Arrays:
+    async def _infer(self, unary: Any, stream: Any, message: bytes, streamed: bool) -> Arrays:
         try:
             if streamed:
-                return await _first(many(timeout=self.timeout_s), message)
-            reply = await one(message, timeout=self.timeout_s)
+                return await _first(stream(timeout=self.timeout_s), message)
+            reply = await unary(message, timeout=self.timeout_s)
         except grpc.RpcError as exc:
             raise failed(_failures.kind(exc.code(), exc.details() or ""), exc.details()) from exc
         return _wire.tensors(reply.outputs, reply.raw_output_contents)
@@ -187,11 +187,11 @@ class Triton(Grpc):
     http: str
 
     @contextlib.asynccontextmanager
-    async def opened(self, questions: Sequence[Question]) -> AsyncIterator[Sequence[Ask]]:
-        async with super().opened(questions) as streams, connections.pool(self.http, self.timeout_s) as pool:
+    async def opened(self, questions: Sequence[Question]) -> AsyncIterator[Sequence[Send]]:
+        async with super().opened(questions) as sends, connections.pool(self.http, self.timeout_s) as pool:
             yield [
-                stream if question.streamed else asking_http(pool, posted(question, self.http), answered)
-                for question, stream in zip(questions, streams, strict=True)
+                over_grpc if question.streamed else from_http(pool, posted(question, self.http), answered)
+                for question, over_grpc in zip(questions, sends, strict=True)
             ]
 
 
@@ -199,7 +199,7 @@ def answered(answer: connections.Answer) -> Arrays:
     """What Triton answered over HTTP. Raises Failed for an error."""
     if answer.status != HTTPStatus.OK:
         text = json.loads(answer.body)["error"]
-        raise failed(_failures.kind(CODES.get(answer.status, grpc.StatusCode.UNKNOWN), text), text)
+        raise failed(_failures.kind(GRPC_CODES.get(answer.status, grpc.StatusCode.UNKNOWN), text), text)
     head = int(answer.headers[b"inference-header-content-length"])
     return {
         name: np.frombuffer(answer.body, dtype, math.prod(shape), head + start).reshape(shape)
@@ -209,7 +209,7 @@ def answered(answer: connections.Answer) -> Arrays:
 
 @functools.lru_cache(maxsize=256)
 def layout(head: bytes) -> list[tuple[str, np.dtype[Any], tuple[int, ...], int]]:
-    """Of each tensor of numbers: name, dtype, shape, and where they begin after the head. Answers are much alike.
+    """Of each tensor in the body: name, dtype, shape, and offset behind the head. Heads repeat, hence the cache.
 
     As Triton's extension for binary tensors has it. tritonclient's own parser makes two classes for each answer, which
     takes as long as all else that the generator does with it.
@@ -225,7 +225,7 @@ def layout(head: bytes) -> list[tuple[str, np.dtype[Any], tuple[int, ...], int]]
 def posted(question: Question, address: str) -> bytes:
     """The whole HTTP request."""
     given = [_tensor(over_http, name, array) for name, array in question.inputs.items()]
-    wanted = [over_http.InferRequestedOutput(name) for name in question.outputs]
+    wanted = [over_http.InferRequestedOutput(name) for name in question.expected]
     body, head = over_http.InferenceServerClient.generate_request_body(given, outputs=wanted)
     headers = {"Inference-Header-Content-Length": head}
     return connections.post(address, f"/v2/models/{question.model}/infer", headers, body)
@@ -236,7 +236,7 @@ def prepared(question: Question) -> tuple[bytes, bool]:
     request = pb.ModelInferRequest(model_name=question.model)
     for name, array in question.inputs.items():
         _wire.put(request.inputs, request.raw_input_contents, name, array)
-    for name in question.outputs:
+    for name in question.expected:
         request.outputs.add(name=name)
     if question.streamed:
         request.parameters[_wire.SAY_FINAL].bool_param = True
@@ -266,25 +266,25 @@ def failed(error: type[errors.AtelierError], text: object) -> Failed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tritonclient(Awaited):
+class Tritonclient(AsyncTarget):
     """Through tritonclient.grpc.aio, as its examples do: each call makes its request anew."""
 
     url: str
 
     @contextlib.asynccontextmanager
-    async def opened(self, questions: Sequence[Question]) -> AsyncIterator[Sequence[Ask]]:
-        async with tritonclient.InferenceServerClient(self.url, channel_args=OPTIONS) as client:
-            yield [asking(partial(self._asked, client, question)) for question in questions]
+    async def opened(self, questions: Sequence[Question]) -> AsyncIterator[Sequence[Send]]:
+        async with tritonclient.InferenceServerClient(self.url, channel_args=CHANNEL_OPTIONS) as client:
+            yield [from_coroutine(partial(self._asked, client, question)) for question in questions]
 
     async def _asked(self, client: Any, question: Question) -> Arrays:
         given = [_tensor(tritonclient, name, array) for name, array in question.inputs.items()]
-        wanted = [tritonclient.InferRequestedOutput(name) for name in question.outputs]
+        wanted = [tritonclient.InferRequestedOutput(name) for name in question.expected]
         try:
             answer = await client.infer(question.model, given, outputs=wanted, client_timeout=self.timeout_s)
         except InferenceServerException as exc:
             code = grpc.StatusCode[str(exc.status()).removeprefix("StatusCode.")]
             raise failed(_failures.kind(code, exc.message()), exc.message()) from exc
-        return {name: answer.as_numpy(name) for name in question.outputs}
+        return {name: answer.as_numpy(name) for name in question.expected}
 
 
 def _tensor(client: ModuleType, name: str, array: Array) -> Any:
@@ -296,14 +296,14 @@ def _tensor(client: ModuleType, name: str, array: Array) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InProcess(Threaded):
+class InProcess(ThreadedTarget):
     """The graphs of `repository` in the generator itself, with the threads of each spec. N callers are N threads, of
     which as many compute at once as the spec has instances."""
 
     repository: Path
 
     @contextlib.contextmanager
-    def opened(self, questions: Sequence[Question]) -> Iterator[Sequence[Run]]:
+    def opened(self, questions: Sequence[Question]) -> Iterator[Sequence[Call]]:
         models = {question.model: self._model(question.model) for question in questions}
         yield [partial(models[question.model], question.inputs) for question in questions]
 

@@ -22,7 +22,7 @@ INSTANCES = 2
 CALLERS = 6
 ROUNDS, WINDOW_S = 3, 2.4
 NUMBER = np.ones((1, 1), np.float32)
-ASKED = Question(model="sleeper", inputs={"number": NUMBER}, outputs={"same": NUMBER}, atol=0)
+ASKED = Question(model="sleeper", inputs={"number": NUMBER}, expected={"same": NUMBER}, atol=0)
 STAND_IN = """#!/bin/sh
 test "$1" = --help && exit
 echo "$@" > "$(dirname "$0")/told"
@@ -72,7 +72,7 @@ def test_both_measure_the_same_server_and_report_how_far_they_agree(sleeper: Tri
 
     assert (len(found.ours), len(found.theirs)) == (ROUNDS, ROUNDS)
     window_s = WINDOW_S / perf_analyzer.WINDOWS
-    most = (INSTANCES * window_s / SLEEP_S + CALLERS) / window_s  # what was under way before may be answered in it
+    most = (INSTANCES * window_s / SLEEP_S + CALLERS) / window_s  # what was in flight before may be answered in it
     for measured in (*found.ours, *found.theirs):
         assert 0 < measured.per_s <= most, found
         assert 1000 * SLEEP_S <= measured.p50_ms < math.inf, found

@@ -17,10 +17,10 @@ TIMEOUT_S = 5.0
 @contextlib.asynccontextmanager
 async def served(handler: Handler, timeout_s: float = TIMEOUT_S) -> AsyncIterator[connections.Pool]:
     """A pool for a server that hands each connection to `handler`, and closes it when that returns."""
-    under_way: set[asyncio.Task[None]] = set()
+    in_flight: set[asyncio.Task[None]] = set()
 
     async def handled(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        under_way.add(asyncio.current_task())
+        in_flight.add(asyncio.current_task())
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             await handler(reader, writer)
         writer.close()
@@ -32,7 +32,7 @@ async def served(handler: Handler, timeout_s: float = TIMEOUT_S) -> AsyncIterato
     async with server:
         async with connections.pool(f"{host}:{port}", timeout_s) as pool:
             yield pool
-        await asyncio.gather(*under_way)
+        await asyncio.gather(*in_flight)
 
 
 async def asked(reader: asyncio.StreamReader) -> bytes:
@@ -45,7 +45,7 @@ async def asked(reader: asyncio.StreamReader) -> bytes:
 async def answer_of(pool: connections.Pool, request: bytes) -> connections.Answer:
     """Raises what came in its place."""
     told = asyncio.get_running_loop().create_future()
-    pool.ask(request, told.set_result)
+    pool.send(request, told.set_result)
     if isinstance(came := await told, OSError):
         raise came
     return came

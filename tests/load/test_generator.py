@@ -27,25 +27,25 @@ from serving.spec import Ensemble
 from tests.load import __main__ as command
 from tests.load import knee, measure, page, plots, questions, side_by_side, tables, tune
 from tests.load.generator import Generator
-from tests.load.loop import Load, Part, Tally
-from tests.load.plan import Closed, Open, Plan, Share
+from tests.load.loop import Tally, Worker, WorkerResult
+from tests.load.plan import ClosedLoop, OpenLoop, Plan, Share
 from tests.load.questions import Question
 from tests.load.result import Result, server_lines
-from tests.load.targets import Arrays, Ask, Awaited, Failed, InProcess, Run, Threaded, asking
+from tests.load.targets import Arrays, AsyncTarget, Call, Failed, InProcess, Send, ThreadedTarget, from_coroutine
 
 RIGHT = {"number": np.ones((1, 1), np.float32)}
-QUESTION = Question(model="stand-in", inputs=RIGHT, outputs=RIGHT, atol=0.1)
+QUESTION = Question(model="stand-in", inputs=RIGHT, expected=RIGHT, atol=0.1)
 MIX = [Share("stand-in", 1, [QUESTION])]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stalling(Awaited):
+class Stalling(AsyncTarget):
     """Answers one request after the other; the first takes `stall_s`, the others nothing."""
 
     stall_s: float
 
     @contextlib.asynccontextmanager
-    async def opened(self, questions: Sequence[Question]) -> AsyncIterator[Sequence[Ask]]:
+    async def opened(self, questions: Sequence[Question]) -> AsyncIterator[Sequence[Send]]:
         turn, first = asyncio.Lock(), [True]
 
         async def ask() -> Arrays:
@@ -55,17 +55,17 @@ class Stalling(Awaited):
                     await asyncio.sleep(self.stall_s)
             return RIGHT
 
-        yield [asking(ask)] * len(questions)
+        yield [from_coroutine(ask)] * len(questions)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Faulty(Threaded):
+class Faulty(ThreadedTarget):
     """Goes through `answers` for ever: arrays, or kinds of failures."""
 
     answers: tuple[object, ...]
 
     @contextlib.contextmanager
-    def opened(self, questions: Sequence[Question]) -> Iterator[Sequence[Run]]:
+    def opened(self, questions: Sequence[Question]) -> Iterator[Sequence[Call]]:
         rest = itertools.cycle(self.answers)
 
         def run() -> Arrays:
@@ -80,25 +80,25 @@ class Faulty(Threaded):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Closing(Awaited):
+class Closing(AsyncTarget):
     """Can't be opened."""
 
     @contextlib.asynccontextmanager
-    async def opened(self, questions: Sequence[Question]) -> AsyncIterator[Sequence[Ask]]:
+    async def opened(self, questions: Sequence[Question]) -> AsyncIterator[Sequence[Send]]:
         raise ServerError("--url nowhere: nothing answers there")
         yield []
 
 
 @dataclass(frozen=True, kw_only=True)
-class Malformed(Awaited):
+class Malformed(AsyncTarget):
     """What its calls give is no array, which no target may."""
 
     @contextlib.asynccontextmanager
-    async def opened(self, questions: Sequence[Question]) -> AsyncIterator[Sequence[Ask]]:
+    async def opened(self, questions: Sequence[Question]) -> AsyncIterator[Sequence[Send]]:
         async def ask() -> Arrays:
             return {"number": "one"}
 
-        yield [asking(ask)] * len(questions)
+        yield [from_coroutine(ask)] * len(questions)
 
 
 @pytest.fixture(scope="module")
@@ -111,12 +111,12 @@ def test_open_loop_counts_the_wait_of_requests_that_came_during_a_stall(generato
     """The server stalls once, for half of the arrivals: half of the latencies must say so, where a closed loop with
     one caller has a single one."""
     stalling = Stalling(name="stalling", stall_s=1.0)
-    plan = Plan(target=stalling, load=Open(100.0), mix=MIX, warmup_s=0.001, requests=200, seed=1)
+    plan = Plan(target=stalling, load=OpenLoop(100.0), mix=MIX, warmup_s=0.001, requests=200, seed=1)
     opened = generator.run(plan).total
-    closed = generator.run(replace(plan, load=Closed(1))).total
+    closed = generator.run(replace(plan, load=ClosedLoop(1))).total
 
     assert 0.3 < slower(opened, 0.1) < 0.7
-    assert closed.asked == closed.right == 200
+    assert closed.requests == closed.correct == 200
     assert slower(closed, 0.5) <= 1 / 200
 
 
@@ -127,24 +127,24 @@ def slower(tally: Tally, seconds: float) -> float:
         for item in tally.latency.get_recorded_iterator()
         if item.value_iterated_to > 1e6 * seconds
     )
-    return counted / tally.asked
+    return counted / tally.requests
 
 
 def test_each_failure_is_of_its_kind_and_no_latency(generator: Generator) -> None:
     answers = ([[1.05]], [[2.0]], [1.0], "overloaded", "deadline", None)
     plan = Plan(
-        target=Faulty(name="faulty", answers=answers), load=Closed(1), mix=MIX, warmup_s=0.0, requests=60,
+        target=Faulty(name="faulty", answers=answers), load=ClosedLoop(1), mix=MIX, warmup_s=0.0, requests=60,
         closely_every=1,
     )  # fmt: skip
     total = generator.run(plan).total
     assert total.failures == Counter({"wrong answer": 20, "overloaded": 10, "deadline": 10, "other": 10})
-    assert (total.right, total.latency.get_total_count()) == (10, 10)
+    assert (total.correct, total.latency.get_total_count()) == (10, 10)
     assert "ZeroDivisionError" in total.examples["other"]
 
 
 def test_answers_that_are_not_compared_closely_must_have_the_shape(generator: Generator) -> None:
     faulty = Faulty(name="faulty", answers=([[2.0]], [1.0]))
-    plan = Plan(target=faulty, load=Closed(1), mix=MIX, warmup_s=0.0, requests=40, closely_every=10**6)
+    plan = Plan(target=faulty, load=ClosedLoop(1), mix=MIX, warmup_s=0.0, requests=40, closely_every=10**6)
     total = generator.run(plan).total
     assert total.failures == Counter({"wrong answer": 20}), "one in two has another shape"
 
@@ -152,12 +152,12 @@ def test_answers_that_are_not_compared_closely_must_have_the_shape(generator: Ge
 def test_every_question_is_compared_closely_in_its_turn(generator: Generator) -> None:
     """Though there are four of each model, and answers come in the order of the questions."""
     third = Faulty(name="third", answers=([[1.0]], [[1.0]], [[2.0]], [[1.0]]))
-    plan = Plan(target=third, load=Closed(1), mix=MIX, warmup_s=0.0, requests=200)
+    plan = Plan(target=third, load=ClosedLoop(1), mix=MIX, warmup_s=0.0, requests=200)
     assert generator.run(plan).total.failures["wrong answer"] in (2, 3), "of 50, one in 17"
 
 
-@pytest.mark.parametrize("load", [Closed(2), Open(100.0)], ids=str)
-def test_a_fault_of_the_generators_own_ends_the_run(generator: Generator, load: Closed | Open) -> None:
+@pytest.mark.parametrize("load", [ClosedLoop(2), OpenLoop(100.0)], ids=str)
+def test_a_fault_of_the_generators_own_ends_the_run(generator: Generator, load: ClosedLoop | OpenLoop) -> None:
     """And the thread that watches the server, for which the program would wait at its end."""
     before = threading.enumerate()
     watched = Malformed(name="malformed", pids=(os.getpid(),))
@@ -169,41 +169,41 @@ def test_a_fault_of_the_generators_own_ends_the_run(generator: Generator, load: 
 
 def test_a_target_that_cannot_be_opened_is_told_and_the_processes_go_on() -> None:
     fine = Faulty(name="fine", answers=([[1.0]],))
-    plan = Plan(target=Closing(name="closing"), load=Closed(2), mix=MIX, warmup_s=0.0, requests=10, processes=2)
+    plan = Plan(target=Closing(name="closing"), load=ClosedLoop(2), mix=MIX, warmup_s=0.0, requests=10, processes=2)
     with Generator(2) as generator:
         with pytest.raises(ServerError, match="nothing answers there"):
             generator.run(plan)
-        assert generator.run(replace(plan, target=fine)).total.right == 10
+        assert generator.run(replace(plan, target=fine)).total.correct == 10
 
 
 def test_a_process_that_had_nothing_to_do_was_not_busy() -> None:
     """Of one request for two processes; no warm-up, in which both would ask."""
     fine = Faulty(name="fine", answers=([[1.0]],))
-    plan = Plan(target=fine, load=Open(50.0), mix=MIX, warmup_s=0.0, requests=1, processes=2)
+    plan = Plan(target=fine, load=OpenLoop(50.0), mix=MIX, warmup_s=0.0, requests=1, processes=2)
     with Generator(2) as generator:
         result = generator.run(plan)
-    assert [part.tallies["stand-in"].asked for part in result.parts] == [1, 0]
-    assert result.parts[1].busy == 0.0
+    assert [worker.tallies["stand-in"].requests for worker in result.workers] == [1, 0]
+    assert result.workers[1].utilisation == 0.0
 
 
 def test_arrivals_are_drawn_by_the_seed_and_shared_by_processes() -> None:
     """The same seed draws the same; two processes have other arrivals each, and the rate together."""
 
-    def due(seed: int, place: int, processes: int = 2, together_s: float = 0.0) -> list[float]:
-        arrivals = Open(50.0, together_s=together_s)
+    def send_times(seed: int, index: int, processes: int = 2, coalesce_s: float = 0.0) -> list[float]:
+        arrivals = OpenLoop(50.0, coalesce_s=coalesce_s)
         faulty = Faulty(name="none", answers=())
-        load = Load(Plan(target=faulty, load=arrivals, mix=MIX, processes=processes, seed=seed), place)
-        load.started, load.begin, load.end = 0.0, 0.0, 100.0
-        return list(load._due(arrivals))
+        worker = Worker(Plan(target=faulty, load=arrivals, mix=MIX, processes=processes, seed=seed), index)
+        worker.warmup_start, worker.window_start, worker.window_end = 0.0, 0.0, 100.0
+        return list(worker._arrivals(arrivals))
 
-    assert due(1, 0) == due(1, 0)
-    assert due(1, 0) != due(2, 0)
-    assert due(1, 0) != due(1, 1)
-    assert len(due(1, 0)) + len(due(1, 1)) == pytest.approx(5000, abs=5 * 5000**0.5)
-    gaps = np.diff(due(1, 0, processes=1))
+    assert send_times(1, 0) == send_times(1, 0)
+    assert send_times(1, 0) != send_times(2, 0)
+    assert send_times(1, 0) != send_times(1, 1)
+    assert len(send_times(1, 0)) + len(send_times(1, 1)) == pytest.approx(5000, abs=5 * 5000**0.5)
+    gaps = np.diff(send_times(1, 0, processes=1))
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.1), "as a Poisson process has it"
-    together = np.array(due(1, 0, together_s=0.25))
-    waits = together - due(1, 0)
+    together = np.array(send_times(1, 0, coalesce_s=0.25))
+    waits = together - send_times(1, 0)
     assert set(together % 0.25) == {0.0}
     assert 0 <= waits.min() < waits.max() < 0.25
 
@@ -211,16 +211,16 @@ def test_arrivals_are_drawn_by_the_seed_and_shared_by_processes() -> None:
 def test_arrivals_do_not_depend_on_when_models_are_drawn() -> None:
     """Threads draw both as it happens, and the same seed has to give the same arrivals."""
     mix = [Share(model, 1, [replace(QUESTION, model=model)]) for model in ("one", "other")]
-    plan = Plan(target=Faulty(name="none", answers=()), load=Open(50.0), mix=mix, seed=1)
+    plan = Plan(target=Faulty(name="none", answers=()), load=OpenLoop(50.0), mix=mix, seed=1)
 
-    def due(drawn_before: int) -> list[float]:
-        load = Load(plan, 0)
-        load.started, load.begin, load.end = 0.0, 0.0, 10.0
+    def send_times(drawn_before: int) -> list[float]:
+        worker = Worker(plan, 0)
+        worker.warmup_start, worker.window_start, worker.window_end = 0.0, 0.0, 10.0
         for _ in range(drawn_before):
-            next(load._order)
-        return list(load._due(plan.load))
+            next(worker._order)
+        return list(worker._arrivals(plan.load))
 
-    assert due(drawn_before=0) == due(drawn_before=7)
+    assert send_times(drawn_before=0) == send_times(drawn_before=7)
 
 
 class Slow:
@@ -243,10 +243,10 @@ class Slow:
 def test_in_process_computes_as_many_at_once_as_the_server(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many threads call, each step of an ensemble included; and all of them are answered."""
     sessions: dict[str, Slow] = {}
-    monkeypatch.setattr(questions, "graph", lambda path, spec: sessions.setdefault(spec.name, Slow()))
+    monkeypatch.setattr(questions, "open_session", lambda path, spec: sessions.setdefault(spec.name, Slow()))
     asked = questions.served(model)
     inputs = asked.steps[0].inputs.values() if isinstance(asked, Ensemble) else [t.name for t in asked.inputs]
-    question = Question(model=model, inputs=dict.fromkeys(inputs, np.zeros(1)), outputs={}, atol=0)
+    question = Question(model=model, inputs=dict.fromkeys(inputs, np.zeros(1)), expected={}, atol=0)
     with InProcess(name="in process", repository=REPOSITORY).opened([question]) as (call,):
         threads = [threading.Thread(target=call) for _ in range(8)]
         for thread in threads:
@@ -257,31 +257,33 @@ def test_in_process_computes_as_many_at_once_as_the_server(model: str, monkeypat
     assert all(session.most <= questions.served(name).instances for name, session in sessions.items())
 
 
-def part(delay_us: int = 10, busy: float = 0.1, late: int = 0, latency_us: int = 10_000, asked: int = 100) -> Part:
-    tally = Tally(asked=asked, right=asked, done=asked, late=late)
-    tally.latency.record_value(latency_us, asked)
-    return Part({"stand-in": tally}, busy, 0.0, (delay_us, delay_us))
+def worker_result(
+    wakeup_delay_us: int = 10, utilisation: float = 0.1, late: int = 0, latency_us: int = 10_000, requests: int = 100
+) -> WorkerResult:
+    tally = Tally(requests=requests, correct=requests, completed=requests, late=late)
+    tally.latency.record_value(latency_us, requests)
+    return WorkerResult({"stand-in": tally}, utilisation, 0.0, wakeup_delay_us)
 
 
-def made(load: Open | Closed, **of_part: float) -> Result:
+def made(load: OpenLoop | ClosedLoop, **of_worker: float) -> Result:
     plan = Plan(target=Stalling(name="none", stall_s=0), load=load, mix=MIX)
     counts = measure.Counts(answered=100, inferences=100, executions=50)
     counts.batches.update({1: 20, 2: 40})
-    return Result(plan, [part(**of_part)], 5.0, {"stand-in": counts}, None)
+    return Result(plan, [worker_result(**of_worker)], 5.0, {"stand-in": counts}, None)
 
 
 @pytest.mark.parametrize(
-    ("of_part", "says"),
+    ("of_worker", "says"),
     [
         ({}, None),
-        ({"busy": 0.95}, "--processes"),
+        ({"utilisation": 0.95}, "--processes"),
         ({"late": 5}, "5.0% of the requests"),
-        ({"delay_us": 5000}, "waited 5.0 ms"),
+        ({"wakeup_delay_us": 5000}, "wakes up 5.0 ms late"),
     ],
     ids=["none", "busy", "late", "waiting"],
 )
-def test_it_says_when_it_is_itself_the_bottleneck(of_part: dict[str, float], says: str | None) -> None:
-    doubts = made(Open(20.0), **of_part).doubts()
+def test_it_says_when_it_is_itself_the_bottleneck(of_worker: dict[str, float], says: str | None) -> None:
+    doubts = made(OpenLoop(20.0), **of_worker).doubts()
     assert len(doubts) == (says is not None)
     assert not says or says in doubts[0]
 
@@ -289,11 +291,11 @@ def test_it_says_when_it_is_itself_the_bottleneck(of_part: dict[str, float], say
 def test_the_knee_is_the_highest_rate_below_the_first_that_is_too_slow() -> None:
     """A rate beyond one that failed does not count, however well it went."""
     latencies = {10: 20, 20: 40, 30: 200, 40: 50}
-    results = [made(Open(rate), latency_us=1000 * ms) for rate, ms in latencies.items()]
+    results = [made(OpenLoop(rate), latency_us=1000 * ms) for rate, ms in latencies.items()]
     found = knee.knee(results, 100.0)
     assert found is results[1]
     assert knee.knee(results, 10.0) is None
-    callers = [made(Closed(8), latency_us=90_000), made(Closed(1), latency_us=10_000)]
+    callers = [made(ClosedLoop(8), latency_us=90_000), made(ClosedLoop(1), latency_us=10_000)]
     assert knee.limit_ms(callers) == pytest.approx(50, rel=0.01), "five times the fewest callers', in any order"
 
 
@@ -309,14 +311,16 @@ def test_the_knee_is_the_highest_rate_below_the_first_that_is_too_slow() -> None
     ids=["all", "some", "none", "no limit", "no rate"],
 )
 def test_the_verdict_says_what_was_seen_of_the_knee(rates: dict[float, int], limit_ms: float | None, says: str) -> None:
-    results = [made(Closed(1)), *(made(Open(rate), latency_us=1000 * ms) for rate, ms in rates.items())]
+    results = [made(ClosedLoop(1)), *(made(OpenLoop(rate), latency_us=1000 * ms) for rate, ms in rates.items())]
     found = knee.knee(results, limit_ms) if limit_ms else None
     assert command._verdict(results, found, limit_ms).startswith(says)
 
 
 def test_a_tally_of_two_processes_is_that_of_all_their_requests() -> None:
-    result = Result(made(Closed(2)).plan, [part(latency_us=1000), part(latency_us=9000)], 5.0, {}, None)
-    assert (result.total.asked, result.per_s) == (200, 40)
+    result = Result(
+        made(ClosedLoop(2)).plan, [worker_result(latency_us=1000), worker_result(latency_us=9000)], 5.0, {}, None
+    )
+    assert (result.total.requests, result.per_s) == (200, 40)
     assert result.percentile_ms(50) == pytest.approx(1, rel=0.01)
     assert result.percentile_ms(99) == pytest.approx(9, rel=0.01)
     assert json.dumps(result.data())
@@ -324,12 +328,12 @@ def test_a_tally_of_two_processes_is_that_of_all_their_requests() -> None:
 
 def test_a_servers_cores_are_those_of_the_time_that_it_was_watched_for() -> None:
     """Which is less than the window."""
-    watched = replace(made(Closed(1)), usage=measure.Usage(cpu_s=6.0, elapsed_s=4.0, memory=[(0.0, 2**20)]))
+    watched = replace(made(ClosedLoop(1)), usage=measure.Usage(cpu_s=6.0, elapsed_s=4.0, memory=[(0.0, 2**20)]))
     assert "server: 1.50 cores, 1 MiB at most" in server_lines(watched)
 
 
 def test_pictures_and_page_stand_alone(tmp_path: Path) -> None:
-    results = [made(Closed(1)), made(Open(10.0)), made(Open(20.0), latency_us=30_000)]
+    results = [made(ClosedLoop(1)), made(OpenLoop(10.0)), made(OpenLoop(20.0), latency_us=30_000)]
     pictures = plots.all_of(results, 50.0, tmp_path)
     assert [path.name for path in pictures] == ["latency.png", "distribution.png", "batches.png"]
     page.write(tmp_path / "report.html", "a <b>", "about", "verdict", results, pictures)
@@ -342,7 +346,7 @@ def test_pictures_and_page_stand_alone(tmp_path: Path) -> None:
 
 def test_batches_are_told_by_about_their_size() -> None:
     """Doubling: few enough for a legend, whatever sizes the server made. Shares are of the requests, not of batches."""
-    result = made(Closed(8))
+    result = made(ClosedLoop(8))
     result.counts["stand-in"].batches.update({3: 20, 4: 10, 5: 4, 64: 1})
     assert plots.batch_shares(result) == {1: 20 / 284, 2: 80 / 284, 4: 100 / 284, 8: 20 / 284, 64: 64 / 284}
 
@@ -350,7 +354,7 @@ def test_batches_are_told_by_about_their_size() -> None:
 def test_tables_go_between_their_markers_and_nowhere_else(tmp_path: Path) -> None:
     row, ceiling = (side_by_side.Row("classifier", way) for way in ("triton", "in-process"))
     for load in side_by_side.CALLERS:
-        row.results[load], ceiling.results[load] = [made(Closed(load))], [made(Closed(load), asked=200)]
+        row.results[load], ceiling.results[load] = [made(ClosedLoop(load))], [made(ClosedLoop(load), requests=200)]
     readme, page = tmp_path / "README.md", tmp_path / "page.md"
     readme.write_text("before\n<!-- load-report -->\nold\n<!-- /load-report -->\nafter\n")
     page.write_text("<!-- capacity -->\n<!-- /capacity -->\nafter\n")
@@ -367,8 +371,8 @@ def test_tables_go_between_their_markers_and_nowhere_else(tmp_path: Path) -> Non
 
 def test_a_way_that_answered_nothing_has_its_row_in_every_table(tmp_path: Path) -> None:
     """Without latencies, of which 0 ms would be the best."""
-    nothing: dict[float, list[Result]] = {load: [made(Closed(load), asked=0)] for load in side_by_side.CALLERS}
-    nothing |= {share: [made(Open(1.0), asked=0)] for share in side_by_side.SHARES}
+    nothing: dict[float, list[Result]] = {load: [made(ClosedLoop(load), requests=0)] for load in side_by_side.CALLERS}
+    nothing |= {share: [made(OpenLoop(1.0), requests=0)] for share in side_by_side.SHARES}
     row = side_by_side.Row("classifier", "triton", nothing)
     page = tmp_path / "page.md"
     page.write_text("<!-- load-report --><!-- /load-report -->\n<!-- capacity --><!-- /capacity -->\n")

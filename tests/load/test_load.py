@@ -10,7 +10,7 @@ from conftest import need_tritonserver
 from serving.repository import REPOSITORY
 from tests.load import servers
 from tests.load.generator import Generator
-from tests.load.plan import Closed, Open, Plan, mixed
+from tests.load.plan import ClosedLoop, OpenLoop, Plan, mixed
 from tests.load.result import Result, rows, server_lines
 from tests.load.sdk import Sdk
 from tests.load.targets import Triton
@@ -38,7 +38,7 @@ def generator() -> Iterator[Generator]:
 
 def all_right(result: Result, requests: int) -> None:
     told = "\n".join([*(" ".join(row) for row in rows(result)), *server_lines(result)])
-    assert (result.total.asked, result.total.right, result.failures) == (requests, requests, 0), told
+    assert (result.total.requests, result.total.correct, result.failures) == (requests, requests, 0), told
 
 
 @pytest.mark.parametrize("model", names())
@@ -47,7 +47,7 @@ def test_every_model_answers_rightly_under_load(target: Triton, generator: Gener
     requests = REQUESTS.get(model, FEW)
     streams = model == "painter"
     plan = Plan(
-        target=target, load=Closed(STREAMS if streams else 4), mix=mixed({model: 1}), warmup_s=0.01,
+        target=target, load=ClosedLoop(STREAMS if streams else 4), mix=mixed({model: 1}), warmup_s=0.01,
         requests=requests, processes=2, closely_every=1,
     )  # fmt: skip
     closed = generator.run(plan)
@@ -57,17 +57,17 @@ def test_every_model_answers_rightly_under_load(target: Triton, generator: Gener
     assert 0 < closed.counts[model].answered <= requests + 4
     assert closed.usage is not None
     assert closed.usage.memory
-    if not streams:  # two more might come while two are under way
-        all_right(generator.run(Plan(**vars(plan) | {"load": Open(RATE)})), requests)
+    if not streams:  # two more might come while two are in flight
+        all_right(generator.run(Plan(**vars(plan) | {"load": OpenLoop(RATE)})), requests)
 
 
 def test_a_mix_through_the_sdk_answers_rightly(target: Triton, generator: Generator) -> None:
     """Each model gets requests, about as its weight says."""
     mix = mixed({"classifier": 6, "wgan": 2, "style": 1, "wgan_x4": 1})
     sdk = Sdk(name="SDK", url=target.url)
-    plan = Plan(target=sdk, load=Closed(8), mix=mix, warmup_s=0.01, requests=40, processes=2, closely_every=1)
+    plan = Plan(target=sdk, load=ClosedLoop(8), mix=mix, warmup_s=0.01, requests=40, processes=2, closely_every=1)
     result = generator.run(plan)
     all_right(result, 40)
-    asked = {model: tally.asked for model, tally in result.models.items()}
+    asked = {model: tally.requests for model, tally in result.models.items()}
     assert all(asked.values()), asked
     assert max(asked, key=asked.__getitem__) == "classifier"

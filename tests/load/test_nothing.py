@@ -10,7 +10,7 @@ import pytest
 from serving.repository import MODEL, REPOSITORY
 from tests.load import nothing
 from tests.load.generator import Generator
-from tests.load.plan import Closed, Plan, mixed
+from tests.load.plan import ClosedLoop, Plan, mixed
 from tests.load.questions import questions
 from tests.load.servers import triton
 from training.models.classifier.spec import SPEC
@@ -33,8 +33,8 @@ def test_it_has_the_classifiers_face_and_pictures(tmp_path: Path) -> None:
         (answer,) = session.run(["probabilities"], dict(question.inputs))
         assert answer.shape == (1, *SPEC.outputs[0].shape)
         assert answer.sum() == pytest.approx(1, abs=1e-5)
-        assert np.array_equal(answer, question.outputs["probabilities"])
-        assert not np.allclose(answer, known.outputs["probabilities"], atol=0.1)
+        assert np.array_equal(answer, question.expected["probabilities"])
+        assert not np.allclose(answer, known.expected["probabilities"], atol=0.1)
 
 
 def test_triton_serves_it(tmp_path: Path) -> None:
@@ -43,8 +43,8 @@ def test_triton_serves_it(tmp_path: Path) -> None:
     nothing.write(repository)
     with triton(repository, ["classifier"]) as target, Generator() as generator:
         mix = mixed({"classifier": 1}, repository)
-        result = generator.run(Plan(target=target, load=Closed(8), mix=mix, requests=200))
-    assert (result.total.right, result.failures) == (200, 0)
+        result = generator.run(Plan(target=target, load=ClosedLoop(8), mix=mix, requests=200))
+    assert (result.total.correct, result.failures) == (200, 0)
 
 
 def test_the_command_writes_all_of_it_and_nothing_beside(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from serving.repository import REPOSITORY
 from tests.load import servers
-from tests.load.questions import Question, questions, wrong
+from tests.load.questions import Question, mismatch, questions
 from tests.load.sdk import Sdk
-from tests.load.targets import Arrays, Awaited, Failed, Grpc, Triton, Tritonclient, gathered, layout
+from tests.load.targets import Arrays, AsyncTarget, Failed, Grpc, Triton, Tritonclient, gathered, layout
 
 SHORT_QUEUE = 4
 WAYS = (Triton, Grpc, Tritonclient, Sdk)
@@ -36,16 +36,16 @@ def triton() -> Iterator[Triton]:
 
 
 @pytest.fixture(params=WAYS, ids=lambda way: way.__name__)
-def target(triton: Triton, request: pytest.FixtureRequest) -> Awaited:
+def target(triton: Triton, request: pytest.FixtureRequest) -> AsyncTarget:
     return as_a(request.param, triton)
 
 
-def as_a(way: type[Awaited], triton: Triton) -> Awaited:
+def as_a(way: type[AsyncTarget], triton: Triton) -> AsyncTarget:
     addresses = {"http": triton.http} if way is Triton else {}
     return way(name=way.__name__, url=triton.url, **addresses)
 
 
-async def answered(target: Awaited, asked: Question, times: int = 1) -> list[Arrays | Exception]:
+async def answered(target: AsyncTarget, asked: Question, times: int = 1) -> list[Arrays | Exception]:
     """Answers and exceptions of so many calls at once."""
     async with target.opened([asked]) as (call,):
         return await gathered(call, times)
@@ -61,14 +61,14 @@ def test_the_tensors_of_an_answer_lie_one_after_the_other_behind_its_head() -> N
     assert found == [("seen", np.uint8, (1, 3), 0), ("sure", np.float32, (1, 2), 3)]
 
 
-async def test_a_full_queue_is_overloaded_and_whom_it_takes_is_answered(target: Awaited) -> None:
+async def test_a_full_queue_is_overloaded_and_whom_it_takes_is_answered(target: AsyncTarget) -> None:
     (asked,) = questions(REPOSITORY, "wgan", 1)
     answers = await answered(target, asked, 40 * SHORT_QUEUE)
 
     assert {answer.kind for answer in answers if isinstance(answer, Failed)} == {"overloaded"}
     rest = [answer for answer in answers if not isinstance(answer, Failed)]
     assert rest
-    assert not [wrong(answer, asked) for answer in rest if wrong(answer, asked)]
+    assert not [mismatch(answer, asked) for answer in rest if mismatch(answer, asked)]
 
 
 async def test_a_model_that_is_not_there_is_another_fault_in_the_servers_words(triton: Triton) -> None:
@@ -80,7 +80,7 @@ async def test_a_model_that_is_not_there_is_another_fault_in_the_servers_words(t
         assert "classifier" in str(answer)
 
 
-async def test_no_answer_in_time_is_a_deadline(triton: Triton, target: Awaited) -> None:
+async def test_no_answer_in_time_is_a_deadline(triton: Triton, target: AsyncTarget) -> None:
     """From a server that hangs, since its processes are stopped; once they go on, it answers again."""
     (asked,) = questions(REPOSITORY, "wgan", 1)
     with frozen(*triton.pids):
@@ -88,11 +88,11 @@ async def test_no_answer_in_time_is_a_deadline(triton: Triton, target: Awaited) 
     assert isinstance(answer, Failed)
     assert answer.kind == "deadline"
     (answer,) = await answered(target, asked)
-    assert wrong(answer, asked) is None
+    assert mismatch(answer, asked) is None
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-async def test_nobody_there_is_unavailable(way: type[Awaited]) -> None:
+async def test_nobody_there_is_unavailable(way: type[AsyncTarget]) -> None:
     (asked,) = questions(REPOSITORY, "wgan", 1)
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
@@ -107,4 +107,4 @@ async def test_streams_go_over_grpc(triton: Triton) -> None:
     """Triton's HTTP has none of the painter's kind."""
     (asked,) = questions(REPOSITORY, "painter", 1)
     (answer,) = await answered(triton, asked)
-    assert wrong(answer, asked) is None
+    assert mismatch(answer, asked) is None

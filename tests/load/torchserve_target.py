@@ -17,7 +17,7 @@ from serving.torchserve import client, server
 from tests import traces
 from tests.load import connections
 from tests.load.questions import Arrays, Question
-from tests.load.targets import Ask, Awaited, Failed, Kind, asking_http
+from tests.load.targets import AsyncTarget, Failed, Kind, Send, from_http
 
 QUEUE_FULL = "has no worker to serve inference request"
 """TorchServe's words for a full queue, though every worker is up."""
@@ -25,7 +25,7 @@ KINDS: dict[int, Kind] = {HTTPStatus.SERVICE_UNAVAILABLE: "unavailable"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class TorchServe(Awaited):
+class TorchServe(AsyncTarget):
     """At the HTTP address `url`, with its inference token."""
 
     url: str
@@ -33,9 +33,9 @@ class TorchServe(Awaited):
     repository: Path = REPOSITORY
 
     @contextlib.asynccontextmanager
-    async def opened(self, questions: Sequence[Question]) -> AsyncIterator[Sequence[Ask]]:
+    async def opened(self, questions: Sequence[Question]) -> AsyncIterator[Sequence[Send]]:
         async with connections.pool(self.url, self.timeout_s) as pool:
-            yield [asking_http(pool, *self._prepared(question)) for question in questions]
+            yield [from_http(pool, *self._prepared(question)) for question in questions]
 
     def _prepared(self, question: Question) -> tuple[bytes, Callable[[connections.Answer], Arrays]]:
         request = connections.post(self.url, *client.question(question.model, question.inputs, self.token))

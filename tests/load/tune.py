@@ -2,9 +2,9 @@
 
 Run: make load-tune MODEL=classifier, or python -m tests.load.tune classifier (last line of stdout: one JSON object)
 
-Every setting is served and asked in turn, in each of several rounds: by one caller, by many, and at nine tenths of what
-the spec's own setting reached in that round, which ratios are to as well. Writes tests/load/evidence/<model>.md, which
-the numbers in its spec rest on.
+In each of several rounds every setting is served and measured in turn: with one caller, with many, and in open loop at
+nine tenths of the throughput that the spec's own setting reached in that round. Ratios are to that throughput, too.
+Writes tests/load/evidence/<model>.md, which the numbers in its spec rest on.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from serving.repository import REPOSITORY
 from serving.spec import ModelSpec
 from tests.load.generator import Generator
 from tests.load.measure import processor
-from tests.load.plan import Closed, Open, Plan, Share, mixed
+from tests.load.plan import ClosedLoop, OpenLoop, Plan, Share, mixed
 from tests.load.questions import served
 from tests.load.result import Result
 from tests.load.servers import changed, in_process, preempting, triton, unbatched
@@ -85,7 +85,7 @@ class Setting:
             warmup.batch_size = min(warmup.batch_size, self.max_batch)
 
 
-def of(spec: ModelSpec) -> Setting:
+def own_setting(spec: ModelSpec) -> Setting:
     assert spec.batching, f"{spec.name} is not batched"
     batching = spec.batching
     return Setting(spec.instances, spec.threads, spec.max_batch, batching.queue_delay_us, batching.preferred)
@@ -103,7 +103,7 @@ def settings(own: Setting) -> list[Setting]:
 def ways(spec: ModelSpec, repository: Path) -> dict[str, Opened]:
     """What is compared, by its name in the table; the spec's own setting first."""
     found: dict[str, Opened] = {
-        str(setting): partial(_set, repository, spec.name, setting) for setting in settings(of(spec))
+        str(setting): partial(_with_setting, repository, spec.name, setting) for setting in settings(own_setting(spec))
     }
     found["the spec's, threads preempt"] = partial(preempting, repository, [spec.name])
     found["no dynamic batching"] = partial(unbatched, repository, [spec.name])
@@ -111,14 +111,14 @@ def ways(spec: ModelSpec, repository: Path) -> dict[str, Opened]:
 
 
 @contextmanager
-def _set(repository: Path, name: str, setting: Setting) -> Iterator[Target]:
+def _with_setting(repository: Path, name: str, setting: Setting) -> Iterator[Target]:
     with changed(repository, partial(setting.apply, name)) as copy, triton(copy, [name]) as target:
         yield target
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one way gave, a Result of each round: of one caller, of many, and where requests come at a rate."""
+    """What one way gave, a Result of each round: with one caller, with many, and in open loop."""
 
     one: Sequence[Result]
     many: Sequence[Result]
@@ -157,18 +157,18 @@ def sweep(
 ) -> dict[str, dict[str, Any]]:
     found: dict[str, list[tuple[Result, Result, Result]]] = {name: [] for name in asked}
     with Generator() as generator:
-        for number in range(rounds):
+        for turn in range(rounds):
             rate = 0.0  # the first way's own
             for name, opened in asked.items():
                 with opened() as target:
-                    plan = Plan(target=target, load=Closed(ONE), mix=mix, duration_s=seconds, seed=number)
-                    one, many = (generator.run(replace(plan, load=Closed(callers))) for callers in (ONE, MANY))
+                    plan = Plan(target=target, load=ClosedLoop(ONE), mix=mix, duration_s=seconds, seed=turn)
+                    one, many = (generator.run(replace(plan, load=ClosedLoop(callers))) for callers in (ONE, MANY))
                     if not (rate := rate or BUSY * many.per_s):
                         raise ServingError(f"{name}: no right answer within {seconds:g} s; give more --seconds")
-                    busy = generator.run(replace(plan, load=Open(rate)))
+                    busy = generator.run(replace(plan, load=OpenLoop(rate)))
                 found[name].append((one, many, busy))
                 waited_ms = busy.percentile_ms(50)
-                say(f"round {number + 1}: {name}: {many.per_s:.4g}/s, p50 {waited_ms:.4g} ms at {rate:.4g}/s")
+                say(f"round {turn + 1}: {name}: {many.per_s:.4g}/s, p50 {waited_ms:.4g} ms at {rate:.4g}/s")
     rows = {name: Row(*zip(*results, strict=True)) for name, results in found.items()}
     own = next(iter(rows.values()))
     return {name: row.data(own) for name, row in rows.items()}
