@@ -42,7 +42,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 Loop = Callable[[Any, Any], tuple[float, list[float]]]
-"""Options and corpus to seconds and losses."""
+"""Options and corpus to the seconds of a step and the losses."""
 
 
 def ours(recipe: Any, options: Any, corpus: Any) -> tuple[list[float], list[dict[str, float]]]:
@@ -68,7 +68,7 @@ def ours(recipe: Any, options: Any, corpus: Any) -> tuple[list[float], list[dict
 
 def wgan_ours(options: wgan.Options, corpus: Corpus) -> tuple[float, list[float]]:
     ends, rows = ours(wgan, options, corpus)
-    return ends[-1] - ends[0], [row["critic_loss"] for row in rows]
+    return (ends[-1] - ends[0]) / len(rows), [row["critic_loss"] for row in rows]
 
 
 def wgan_plain(options: wgan.Options, corpus: Corpus) -> tuple[float, list[float]]:
@@ -103,15 +103,16 @@ def wgan_plain(options: wgan.Options, corpus: Corpus) -> tuple[float, list[float
         (-critic(generator(torch.randn(options.batch, 100, generator=rng))).mean()).backward()
         generator_adam.step()
         losses.append(loss.item())
-    return time.perf_counter() - begun, losses
+    return (time.perf_counter() - begun) / options.steps, losses
 
 
-# --- classifier: from the end of the first step, which allocates, to the end of an epoch with its validation ---
+# --- classifier: from the end of the first step, which allocates, to the end of an epoch; a step has its share of the
+# validation ---
 
 
 def classifier_ours(options: classifier.Options, corpus: Garments) -> tuple[float, list[float]]:
     ends, rows = ours(classifier, options, corpus)
-    return ends[-1] - ends[1], [row["loss"] for row in rows]
+    return (ends[-1] - ends[1]) / max(1, len(rows) - 1), [row["loss"] for row in rows]
 
 
 def classifier_plain(options: classifier.Options, corpus: Garments) -> tuple[float, list[float]]:
@@ -137,7 +138,7 @@ def classifier_plain(options: classifier.Options, corpus: Garments) -> tuple[flo
     with torch.no_grad():
         for part in torch.from_numpy(corpus.validation.images)[:, None].split(512):
             net(part.float() / 255)
-    return time.perf_counter() - ends[0], losses
+    return (time.perf_counter() - ends[0]) / max(1, len(losses) - 1), losses
 
 
 # --- both in turn ---
@@ -181,8 +182,8 @@ def main() -> None:
     ratios, ours_s, plain_s = [], [], []
     for _ in range(args.rounds):
         (fast_s, ours_losses), (slow_s, plain_losses) = fast(options, corpus), slow(options, corpus)
-        ours_s.append(fast_s / args.steps)
-        plain_s.append(slow_s / args.steps)
+        ours_s.append(fast_s)
+        plain_s.append(slow_s)
         ratios.append(slow_s / fast_s)
     apart = float(np.median(np.abs(np.subtract(ours_losses, plain_losses))) / np.ptp(plain_losses))
     plot(args.network, ours_losses, plain_losses, args.out)
