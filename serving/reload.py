@@ -177,7 +177,12 @@ class Reloader:
         back = repo.newest(self.repository, model)
         away = repo.withdrawn(self.repository, model, version)
         log.error("%s %d: withdrawn to %s, back to %d everywhere: %s", model, version, away, back, why)
-        for replica in self.replicas():
+        try:
+            there = self.replicas()
+        except Unreachable as exc:  # --watch takes them back as soon as it can look them up
+            there = []
+            log.error("%s %d: no replica is back on it: %s", model, back, exc)
+        for replica in there:
             try:
                 self._load(replica, model, back)
             except ServingError as exc:

@@ -130,4 +130,6 @@ def _resolved(name: str, port: int) -> list[str]:
         if exc.errno == socket.EAI_AGAIN:
             raise Unreachable(f"--servers {DNS}{name}:{port}: {exc.strerror}; does DNS answer?") from exc
         return []
+    except UnicodeError as exc:  # Python's of what can be no name, such as a..b
+        raise ServerError(f"--servers {DNS}{name}:{port}: not a name ({exc}); give dns:NAME:PORT") from exc
     return sorted({f"{where[0]}:{port}" for *_, where in found})

@@ -36,6 +36,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         pytest.param(["wgan", "--servers", "a:8001,b:99999"], "give HOST:PORT", id="no such port"),
         pytest.param(["wgan", "--servers", "dns:replicas"], "dns:NAME:PORT", id="a name without port"),
         pytest.param(["wgan", "--servers", "dns:no body:8001"], "no replica is there", id="no such name"),
+        pytest.param(["wgan", "--servers", "dns:no..name:8001"], "dns:no..name:8001: not a name", id="no name"),
         pytest.param(["wgan", "--servers", NOBODY, "--patience-s", "0"], NOBODY, id="nobody there"),
         pytest.param(
             ["--watch", "--servers", NOBODY, "--metrics-port", "70000"], "--metrics-port 70000", id="metrics port"
@@ -168,6 +169,25 @@ def test_cut_off_for_a_while(repository: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Replica, "verify", lambda *_: 0.0)
     assert Reloader(repository, listed).hand_over("wgan") == 2
     assert silences == []
+
+
+def test_cut_off_while_a_version_is_withdrawn(repository: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    """Where DNS does not answer then, it is told as withdrawn, and that no replica is back yet."""
+
+    def listed() -> list[str]:
+        if repo.versions(repository, "wgan") == [1]:
+            raise Unreachable("--servers dns:replicas:8001: Temporary failure in name resolution")
+        return ["a:1"]
+
+    def disagrees(*_: object) -> float:
+        raise ServerError("a:1: wgan 2 differs")
+
+    monkeypatch.setattr(Replica, "serves", lambda replica: {"wgan": 1})
+    monkeypatch.setattr(Replica, "try_out", disagrees)
+    monkeypatch.setattr(Replica, "verify", lambda *_: 0.0)
+    with pytest.raises(Withdrawn, match="wgan 2 is withdrawn, and 1 is served: a:1: wgan 2 differs"):
+        Reloader(repository, listed).hand_over("wgan")
+    assert "wgan 1: no replica is back on it: --servers dns:replicas:8001: Temporary" in caplog.text
 
 
 def test_patience_begins_with_the_first_silence(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
