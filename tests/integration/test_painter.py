@@ -301,9 +301,11 @@ def test_closing_a_painting_frees_its_place(server, client):
 def test_closing_a_painting_ends_the_wait_of_another_thread(server, client):
     """A button that stops it, say: Cancelled, and its place is free."""
     painting = client.paint(picture(400, 400), STYLE, **{**LONG, "every": 1000})
+    assert next(painting).iteration == 0
     with ThreadPoolExecutor(1) as threads:
-        waits = threads.submit(list, painting)
+        waits = threads.submit(next, painting)
         while not painting._strokes.gi_running:
+            assert not waits.done()
             time.sleep(0.01)
         painting.close()
         with pytest.raises(errors.Cancelled):

@@ -79,8 +79,11 @@ def peers(port: int) -> Iterator[socket.socket]:
 def test_a_server_that_falls_silent_is_found_out():
     """What nobody acknowledges ends the connection before the deadline of a call that has the default one."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(60)
         port = silent.getsockname()[1]
         with Client(f"127.0.0.1:{port}") as client:
             assert client.ready(timeout_s=0.5) is False
-            (limit_ms,) = [each.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) for each in peers(port)]
+            connection, _ = silent.accept()
+            with connection:
+                (limit_ms,) = [each.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) for each in peers(port)]
     assert 0 < limit_ms < 1000 * DEFAULT_TIMEOUT_S
