@@ -93,8 +93,8 @@ def test_picture_of_one_colour_shows_nothing():
 @given(width=st.integers(1, 60), height=st.integers(1, 60), seed=st.integers(0, 9), flat=st.booleans())
 def test_any_picture_gives_a_picture(method, width, height, seed, flat):
     """Whatever its size and content: uint8 (28, 28), no exception, and the same again."""
-    luck = np.random.default_rng(seed)
-    pixels = luck.integers(0, 256, (1, 1, 3) if flat else (height, width, 3))
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (1, 1, 3) if flat else (height, width, 3))
     photo = Image.fromarray(np.broadcast_to(pixels, (height, width, 3)).astype(np.uint8))
     seen = preprocess_garment(photo, method=method)
     assert (seen.dtype, seen.shape) == (np.uint8, (SIZE, SIZE))

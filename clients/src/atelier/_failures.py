@@ -126,7 +126,7 @@ def not_triton(address: str, why: str) -> errors.NotATritonServer:
     if "CERTIFICATE_VERIFY_FAILED" in why:
         return errors.NotATritonServer(
             f"{address}: its certificate is not trusted ({why}); "
-            "name the file of its authority's in GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"
+            "name the file of its certificate authority in GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"
         )
     return errors.NotATritonServer(
         f"{address}: something answers there, but not as Triton's gRPC port does ({why}); "

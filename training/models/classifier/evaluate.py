@@ -75,8 +75,8 @@ def reliability(probabilities: Floats, labels: Labels) -> Reliability:
     edges = np.linspace(0, 1, BINS + 1)
     within = np.digitize(confidence, edges[1:-1], right=True)  # of (m / 15, (m + 1) / 15]
     correct = probabilities.argmax(1) == labels
-    sides = np.ones(len(confidence)), confidence, correct
-    return Reliability(*(np.bincount(within, weights, BINS) for weights in sides))
+    summed = np.ones(len(confidence)), confidence, correct
+    return Reliability(*(np.bincount(within, weights, BINS) for weights in summed))
 
 
 def calibration_error(bins: Reliability) -> float:
