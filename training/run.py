@@ -156,7 +156,7 @@ def _run(model: str, preset: str, rest: list[str]) -> int:
 
     if asked.publish is not None:
         _check_writable("--publish", asked.publish)
-        wheel.find()  # the gate serves the candidate with it
+        _check_triton()
     if asked.metrics_port and os.environ.get("LOCAL_RANK", "0") == "0":
         _serve_metrics(asked.metrics_port)
     with distributed.process_group(device), distributed.own_folder(asked.runs / name) as path:
@@ -260,6 +260,14 @@ def _check_plan(model: str) -> None:
         tensorrt.builder()
     except ServingError as error:
         raise BadInput(f"--export: {error}; or give onnx") from error
+
+
+def _check_triton() -> None:
+    """Before hours of training, too: the gate serves the candidate with it."""
+    try:
+        wheel.find()
+    except ServingError as error:
+        raise BadInput(f"--publish: {error}; or leave it out") from error
 
 
 def _check_writable(flag: str, folder: Path) -> None:

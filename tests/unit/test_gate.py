@@ -257,5 +257,5 @@ def test_a_gate_that_could_not_serve_the_candidate_is_told_before_training(
     monkeypatch.setattr(wheel, "find", missing)
     asked = ["wgan", "--preset", "tiny", "--runs", str(tmp_path / "runs"), "--publish", str(tmp_path / "models")]
     assert run.main(asked) == 2
-    assert capsys.readouterr().err == "training.run: nvidia-pytriton is not installed\n"
+    assert capsys.readouterr().err == "training.run: --publish: nvidia-pytriton is not installed; or leave it out\n"
     assert list(tmp_path.iterdir()) == []
