@@ -76,7 +76,7 @@ def open_picture(path: str | Path, *, alpha: bool = False, say: Say = _nobody) -
 def as_rgb(picture: Image.Image, *, alpha: bool = False, name: str = "picture") -> Image.Image:
     """Any picture as sRGB of 8 bits: turned as its EXIF says, transparency over white, 16-bit gray scaled.
 
-    A colour profile of its own, as phones have for more colours and printers for ink, is carried out and then gone.
+    An ICC profile, as phones have for more colours and printers for ink, is applied and then gone.
     `alpha` keeps transparency where there is any: RGBA. Gray of more bits, or of floats, has no fixed white: its
     darkest pixel becomes black and its brightest white.
     Raises InvalidInput, beginning with `name`, if it cannot be decoded or has a side below SMALLEST_SIDE.
