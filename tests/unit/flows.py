@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 
 from atelier import _address, errors
-from atelier._protocol import Core, Pause, Probe
+from atelier._protocol import Core, Probe, Sleep
 
 REFUSED = "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:9: Connection refused"
 FULL = "[request id: <id_unknown>] Exceeds maximum queue size"
@@ -30,13 +30,13 @@ class Clock:
         return self.now
 
 
-def core(*, patient: bool = False, timeout_s: float = 10.0, clock: Clock | None = None, chance: float = 0.5):
+def core(*, patient: bool = False, timeout_s: float = 10.0, clock: Clock | None = None, uniform: float = 0.5):
     return Core(
         _address.parse("box:8001"),
         timeout_s=timeout_s,
         patient=patient,
         clock=clock or Clock(),
-        chance=lambda: chance,
+        uniform=lambda: uniform,
     )
 
 
@@ -48,7 +48,7 @@ def drive(flow, *replies, clock: Clock | None = None, accepts: bool = False):
         while True:
             steps.append(step)
             reply = None
-            if isinstance(step, Pause):
+            if isinstance(step, Sleep):
                 clock.now += step.seconds
             elif isinstance(step, Probe):
                 reply = accepts

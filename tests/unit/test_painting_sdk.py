@@ -12,9 +12,9 @@ from PIL import Image
 from tritonclient.grpc import service_pb2 as pb
 
 from atelier import AsyncClient, errors, painting
-from atelier._failures import Late, Refused, answered
+from atelier._failures import ReadTimeout, Refused, raise_for_error
 from atelier._models import MODELS
-from atelier._protocol import Open, Pause, Read, Send
+from atelier._protocol import Open, Read, Send, Sleep
 from atelier._types import NOT_GIVEN
 from atelier.painting import Commission, Knobs, Stroke
 from atelier.tasks import PAINT
@@ -155,7 +155,7 @@ NAMES = [tensor.name for tensor in PAINT.contract("painter").inputs]
 def begin(made, *replies):
     """Begins a painting of version 1 on these replies after the metadata: (its result or error, the steps)."""
     tensors = commission(photo(), photo()).tensors()
-    return drive(made.stream(PAINT, tensors, "painter", 1, NOT_GIVEN), *replies)
+    return drive(made.open_stream(PAINT, tensors, "painter", 1, NOT_GIVEN), *replies)
 
 
 def test_a_painting_begins_with_one_request_and_its_first_stroke():
@@ -176,10 +176,10 @@ def test_strokes_follow_until_the_end_is_said():
     """Each with the whole timeout for itself; the empty final answer is no stroke."""
     made = core()
     for answer, expected in ((reply(1), 1), (reply(2), 2)):
-        stroke, (step,) = drive(made.following(PAINT, "stream", "painter", 3.0), answer)
+        stroke, (step,) = drive(made.read_stream(PAINT, "stream", "painter", 3.0), answer)
         assert stroke.iteration == expected
         assert step == Read("stream", 3.0)
-    assert drive(made.following(PAINT, "stream", "painter", 3.0), reply(2, final=True))[0] is None
+    assert drive(made.read_stream(PAINT, "stream", "painter", 3.0), reply(2, final=True))[0] is None
 
 
 @pytest.mark.parametrize(
@@ -190,17 +190,17 @@ def test_strokes_follow_until_the_end_is_said():
         pytest.param(Failed(Code.UNAVAILABLE, "Socket closed"), errors.ServerUnreachable, "no server", id="gone"),
         pytest.param(Failed(Code.INTERNAL, "no eyes"), errors.ServerError, "no eyes", id="failed"),
         pytest.param(Failed(Code.CANCELLED, ""), errors.Cancelled, "box:8001", id="cancelled"),
-        pytest.param(Late(), errors.DeadlineExceeded, r"within 3 s \(timeout_s\)", id="late"),
+        pytest.param(ReadTimeout(), errors.DeadlineExceeded, r"within 3 s \(timeout_s\)", id="late"),
     ],
 )  # fmt: skip
 def test_a_stream_that_ends_otherwise_is_an_error(answer, error, says):
     """One line with the address; a painting that has begun is not begun again."""
-    found, steps = drive(core().following(PAINT, "stream", "painter", 3.0), answer)
+    found, steps = drive(core().read_stream(PAINT, "stream", "painter", 3.0), answer)
     assert type(found) is error
     assert "box:8001" in str(found)
     with pytest.raises(error, match=says):
         raise found
-    assert not [step for step in steps if isinstance(step, Open | Pause)]
+    assert not [step for step in steps if isinstance(step, Open | Sleep)]
 
 
 @pytest.mark.parametrize(
@@ -225,10 +225,10 @@ def test_a_streams_error_is_raised_and_any_other_reply_passes():
     """With the names that the request has; an end is no error."""
     request = pb.ModelInferRequest()
     request.inputs.add(name="scales")
-    assert answered(None, request) is None
-    assert answered(reply(1), request).infer_response.model_name == "painter"
+    assert raise_for_error(None, request) is None
+    assert raise_for_error(reply(1), request).infer_response.model_name == "painter"
     with pytest.raises(Refused) as refused:
-        answered(reply(0, error="scales: 6 are too many"), request)
+        raise_for_error(reply(0, error="scales: 6 are too many"), request)
     assert refused.value.code() is Code.INVALID_ARGUMENT
 
 
@@ -245,7 +245,7 @@ def test_a_connection_that_breaks_at_first_is_tried_again():
     refused = Failed(Code.UNAVAILABLE, REFUSED)
     found, steps = begin(core(), THERE, "one", refused, "two", reply(0))
     assert found[0] == "two"
-    assert len([step for step in steps if isinstance(step, Pause)]) == 1
+    assert len([step for step in steps if isinstance(step, Sleep)]) == 1
 
 
 def test_a_version_that_is_not_there_is_named():
@@ -261,5 +261,5 @@ def test_a_version_that_is_not_there_is_named():
 
 def test_late_is_what_grpc_would_say():
     """So that it needs no way of its own."""
-    assert isinstance(Late(), grpc.RpcError)
-    assert (Late().code(), Late().details()) == (Code.DEADLINE_EXCEEDED, "")
+    assert isinstance(ReadTimeout(), grpc.RpcError)
+    assert (ReadTimeout().code(), ReadTimeout().details()) == (Code.DEADLINE_EXCEEDED, "")

@@ -12,7 +12,7 @@ from flows import FULL, REFUSED, Clock, Failed, core, drive
 from tritonclient.grpc import service_pb2 as pb
 
 from atelier import _address, _failures, _protocol, errors, latents
-from atelier._protocol import Core, Pause, Probe, Send, batches
+from atelier._protocol import Core, Probe, Send, Sleep, split_batches
 from atelier._types import NOT_GIVEN, Model
 from atelier.tasks import CLASSIFY, GENERATE
 
@@ -37,7 +37,7 @@ def sends(steps) -> list[Send]:
 
 
 def pauses(steps) -> list[float]:
-    return [step.seconds for step in steps if isinstance(step, Pause)]
+    return [step.seconds for step in steps if isinstance(step, Sleep)]
 
 
 # --- errors
@@ -143,21 +143,23 @@ def test_a_server_that_hides_its_index_still_gets_a_clear_error():
 # --- what is tried again
 
 
-@pytest.mark.parametrize("chance", [0.0, 0.5, 1.0], ids=["early", "middle", "late"])
-def test_a_server_that_is_down_is_asked_a_few_times(chance):
-    """ATTEMPTS calls, with pauses that grow, differ by chance, and stay under the cap."""
-    found, steps = drive(generate(core(chance=chance)), Failed(Code.UNAVAILABLE, REFUSED))
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1.0], ids=["early", "middle", "late"])
+def test_a_server_that_is_down_is_asked_a_few_times(uniform):
+    """MAX_ATTEMPTS calls, with pauses that grow, differ by chance, and stay under the cap."""
+    found, steps = drive(generate(core(uniform=uniform)), Failed(Code.UNAVAILABLE, REFUSED))
     assert isinstance(found, errors.ServerUnreachable)
-    assert len(sends(steps)) == _protocol.ATTEMPTS
-    jitter = 1 + _protocol.JITTER * (2 * chance - 1)
-    first = _protocol.FIRST_PAUSE_S * jitter
-    assert pauses(steps) == pytest.approx([first * _protocol.PAUSE_GROWTH**i for i in range(_protocol.ATTEMPTS - 1)])
-    assert max(pauses(steps)) <= _protocol.LONGEST_PAUSE_S * (1 + _protocol.JITTER)
+    assert len(sends(steps)) == _protocol.MAX_ATTEMPTS
+    jitter = 1 + _protocol.JITTER * (2 * uniform - 1)
+    first = _protocol.INITIAL_BACKOFF_S * jitter
+    assert pauses(steps) == pytest.approx(
+        [first * _protocol.BACKOFF_MULTIPLIER**i for i in range(_protocol.MAX_ATTEMPTS - 1)]
+    )
+    assert max(pauses(steps)) <= _protocol.MAX_BACKOFF_S * (1 + _protocol.JITTER)
 
 
 def test_the_retries_outlast_grpc_s_own_pause_before_it_connects_again():
     """Even at their shortest; or a server that is back would be called down."""
-    _, steps = drive(generate(core(chance=0.0)), Failed(Code.UNAVAILABLE, REFUSED))
+    _, steps = drive(generate(core(uniform=0.0)), Failed(Code.UNAVAILABLE, REFUSED))
     options = dict(_address.parse("box").options)
     assert sum(pauses(steps)) > 1.2 * options["grpc.max_reconnect_backoff_ms"] / 1000
 
@@ -189,7 +191,7 @@ def test_overload_is_not_tried_again_unasked():
     """The caller gets Overloaded at once, with the time to come back."""
     found, steps = drive(generate(core()), Failed(Code.UNAVAILABLE, FULL))
     assert isinstance(found, errors.Overloaded)
-    assert found.retry_after_s == _failures.OVERLOAD_PAUSE_S
+    assert found.retry_after_s == _failures.DEFAULT_RETRY_AFTER_S
     assert len(steps) == 1
 
 
@@ -215,7 +217,7 @@ def test_a_patient_client_waits_out_an_overload_until_its_deadline():
     found, steps = drive(generate(made), Failed(Code.UNAVAILABLE, FULL), clock=clock)
     assert isinstance(found, errors.Overloaded)
     assert 18 < clock.now <= 20
-    assert max(pauses(steps)) == _protocol.LONGEST_PAUSE_S
+    assert max(pauses(steps)) == _protocol.MAX_BACKOFF_S
 
     made = core(patient=True)
     found, _ = drive(generate(made), *[Failed(Code.UNAVAILABLE, FULL)] * 4, answer())
@@ -248,7 +250,7 @@ def test_a_gateway_whose_servers_are_down_is_no_stranger():
     down = Failed(Code.UNAVAILABLE, "no healthy upstream")
     found, steps = drive(core().models(NOT_GIVEN), down, accepts=True)
     assert isinstance(found, errors.ServerUnreachable)
-    assert len(sends(steps)) == _protocol.ATTEMPTS
+    assert len(sends(steps)) == _protocol.MAX_ATTEMPTS
     assert drive(core().ready(None, None, NOT_GIVEN), down, accepts=True)[0] is False
 
 
@@ -293,9 +295,9 @@ def test_models_lists_versions_as_numbers():
 
 def test_the_newest_version_is_the_highest_number():
     """10 is newer than 9, though its text sorts before."""
-    found, _ = drive(core().newest("wgan", NOT_GIVEN), pb.ModelMetadataResponse(versions=["10", "9"]))
+    found, _ = drive(core().newest_version("wgan", NOT_GIVEN), pb.ModelMetadataResponse(versions=["10", "9"]))
     assert found == 10
-    found, _ = drive(core().newest("wgan", NOT_GIVEN), pb.ModelMetadataResponse())
+    found, _ = drive(core().newest_version("wgan", NOT_GIVEN), pb.ModelMetadataResponse())
     assert isinstance(found, errors.ModelNotReady)
 
 
@@ -314,7 +316,7 @@ def test_a_request_goes_with_its_version_and_deadline():
 def test_tensors_go_in_batches_the_model_takes(count, sent):
     """All of them, in order, none above max_batch, as many batches as keep two instances busy, and alike."""
     vectors = latents.draw(100, seed=0)[:count]
-    found = [batch["latent"] for batch in batches(GENERATE, {"latent": vectors}, "wgan")]
+    found = [batch["latent"] for batch in split_batches(GENERATE, {"latent": vectors}, "wgan")]
     sizes = [len(batch) for batch in found]
     assert len(sizes) == sent
     assert max(sizes, default=0) <= 32
@@ -337,7 +339,7 @@ KNOWS = "this version of the SDK knows"
 def test_a_model_the_sdk_does_not_know_for_this_is_refused_before_anything_is_sent(task, model, says):
     """UnknownModel names those that it knows for what is asked."""
     with pytest.raises(errors.UnknownModel) as caught:
-        batches(task, {}, model)
+        split_batches(task, {}, model)
     assert str(caught.value) == says
 
 

@@ -63,7 +63,7 @@ def test_what_is_gray_keeps_its_levels():
     """All 256 of them, whatever the mode they come in."""
     gray = Image.fromarray(np.stack([LEVELS] * 16))
     for mode in ("L", "RGB", "RGBA"):
-        sent = work(gray.convert(mode)).parts()[0]["gray"]
+        sent = work(gray.convert(mode)).batches()[0]["gray"]
         np.testing.assert_array_equal(sent[0, ..., 0], gray)
 
 
@@ -96,8 +96,8 @@ def test_whether_there_is_colour(picture, expected):
 def test_the_stage_goes_with_every_picture(stage):
     """As a number; each result says it."""
     asked = work([photo(), photo(seed=1)], stage=stage)
-    np.testing.assert_array_equal(np.concatenate([part["stage"] for part in asked.parts()]), [[stage]] * 2)
-    assert all(tensor.fits(asked.parts()[0][tensor.name]) for tensor in CONTRACT.inputs)
+    np.testing.assert_array_equal(np.concatenate([batch["stage"] for batch in asked.batches()]), [[stage]] * 2)
+    assert all(tensor.fits(asked.batches()[0][tensor.name]) for tensor in CONTRACT.inputs)
     assert answered(asked, photo(), photo())[1].info == {"model": "colorizer", "version": 3, "stage": stage}
 
 
@@ -106,12 +106,12 @@ def test_pictures_of_one_size_go_together_and_results_keep_their_order():
     sizes = [(20, 20), (90, 90), (20, 20), (60, 60), (90, 90), (60, 60), (60, 60), *[(20, 20)] * 9]
     given = [photo(*size, mode="L", seed=index) for index, size in enumerate(sizes)]
     asked = work(given)
-    for part in asked.parts():
-        count, height, width, channels = part["gray"].shape
-        assert (count, channels) == (len(part["stage"]), 1)
+    for batch in asked.batches():
+        count, height, width, channels = batch["gray"].shape
+        assert (count, channels) == (len(batch["stage"]), 1)
         assert count <= 4
         assert count == 1 or count * height * width <= 10_000
-    sent = [Image.fromarray(pixels.repeat(3, -1)) for part in asked.parts() for pixels in part["gray"]]
+    sent = [Image.fromarray(pixels.repeat(3, -1)) for batch in asked.batches() for pixels in batch["gray"]]
     for made, picture in zip(answered(asked, *sent), given, strict=True):
         np.testing.assert_array_equal(made, picture.convert("RGB"))
 
@@ -121,15 +121,15 @@ def test_pictures_of_any_mode_are_grayed(mode):
     """Printed, indexed, of 16 bits: as `as_rgb` makes them."""
     picture = Image.fromarray(np.asarray(photo(mode="L"), np.uint16) * 257) if mode == "I;16" else photo(mode=mode)
     assert picture.mode == mode
-    sent = work(picture).parts()[0]["gray"][0, ..., 0]
+    sent = work(picture).batches()[0]["gray"][0, ..., 0]
     np.testing.assert_array_equal(sent, colorizing.grayed(pictures.as_rgb(picture)))
 
 
 def test_size_is_that_of_the_long_side():
     """The colours of a large picture are scaled before they are grayed."""
-    (part,) = work(photo(400, 300), size=80).parts()
+    (batch,) = work(photo(400, 300), size=80).batches()
     small = photo(400, 300).resize((80, 60), Image.Resampling.LANCZOS)
-    np.testing.assert_array_equal(part["gray"][0, ..., 0], colorizing.grayed(small))
+    np.testing.assert_array_equal(batch["gray"][0, ..., 0], colorizing.grayed(small))
 
 
 def test_the_network_sees_no_edge_where_a_picture_ends():
@@ -137,8 +137,8 @@ def test_the_network_sees_no_edge_where_a_picture_ends():
     pixels = np.zeros((60, 80, 4), np.uint8)
     pixels[..., 1] = 255  # hidden green
     pixels[20:40, 30:50] = (120, 120, 120, 255)
-    (part,) = work(Image.fromarray(pixels)).parts()
-    np.testing.assert_allclose(part["gray"], 120, atol=1)
+    (batch,) = work(Image.fromarray(pixels)).batches()
+    np.testing.assert_allclose(batch["gray"], 120, atol=1)
 
 
 # --- what comes back

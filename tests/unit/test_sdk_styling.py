@@ -37,8 +37,8 @@ def work(given: object = None, style: object = "scream", **options: object) -> W
 
 def rows(style: object, count: int = 1) -> np.ndarray:
     """The weights of every picture, in the pictures' order."""
-    parts = work([photo(seed=seed) for seed in range(count)], style).parts(NAMES)
-    return np.concatenate([part["style_weights"] for part in parts])
+    batches = work([photo(seed=seed) for seed in range(count)], style).batches(NAMES)
+    return np.concatenate([batch["style_weights"] for batch in batches])
 
 
 def answered(asked: Work, *painted: Image.Image) -> list[Image.Image]:
@@ -111,7 +111,7 @@ def test_one_style_for_all_pictures_or_one_for_each():
 def test_what_is_no_style_is_refused(style, says):
     """InvalidInput says what was given and what there is."""
     with pytest.raises(InvalidInput) as caught:
-        work([photo()], style).parts(NAMES)
+        work([photo()], style).batches(NAMES)
     assert says in str(caught.value)
 
 
@@ -207,7 +207,7 @@ def test_pictures_of_any_mode_are_seen_as_rgb(mode):
     assert picture.mode == mode
     asked = work(picture)
     seen = pictures.as_rgb(picture)
-    np.testing.assert_array_equal(asked.parts(NAMES)[0]["content"], [np.asarray(seen)])
+    np.testing.assert_array_equal(asked.batches(NAMES)[0]["content"], [np.asarray(seen)])
     assert answered(asked, seen.copy())[0].mode == "RGB"
 
 
@@ -216,7 +216,7 @@ def test_a_picture_is_stylised_as_its_exif_turns_it():
     turned = photo(40, 30)
     turned.getexif()[0x0112] = 6
     asked = work(turned)
-    assert asked.parts(NAMES)[0]["content"].shape == (1, 40, 30, 3)
+    assert asked.batches(NAMES)[0]["content"].shape == (1, 40, 30, 3)
     assert answered(asked, photo(30, 40))[0].size == (30, 40)
 
 
@@ -228,14 +228,14 @@ def test_pictures_of_one_size_go_together_and_results_keep_their_order():
     sizes = [(20, 20), (90, 90), (20, 20), (60, 60), (90, 90), (60, 60), (60, 60), *[(20, 20)] * 9]
     given = [photo(*size, seed=index) for index, size in enumerate(sizes)]
     asked = work(given, ["scream", "tableau"] * 8)
-    parts = asked.parts(NAMES)
-    for part in parts:
-        count, height, width, _ = part["content"].shape
-        assert count == len(part["style_weights"]) <= 4
+    batches = asked.batches(NAMES)
+    for batch in batches:
+        count, height, width, _ = batch["content"].shape
+        assert count == len(batch["style_weights"]) <= 4
         assert count == 1 or count * height * width <= 10_000
-    assert len(parts) == 2 + 2 + 4  # two of 90, three of 60 two at most, eleven of 20 for two instances
-    sent = [Image.fromarray(pixels) for part in parts for pixels in part["content"]]
-    styles = [row.argmax() for part in parts for row in part["style_weights"]]
+    assert len(batches) == 2 + 2 + 4  # two of 90, three of 60 two at most, eleven of 20 for two instances
+    sent = [Image.fromarray(pixels) for batch in batches for pixels in batch["content"]]
+    styles = [row.argmax() for batch in batches for row in batch["style_weights"]]
     for index, made in enumerate(answered(asked, *sent)):
         np.testing.assert_array_equal(made, given[index])
         assert made.info["style"] == ("scream", "tableau")[index % 2]
@@ -245,8 +245,8 @@ def test_pictures_of_one_size_go_together_and_results_keep_their_order():
 @pytest.mark.parametrize(("count", "groups"), [(1, [1]), (2, [1, 1]), (3, [2, 1]), (4, [2, 2]), (8, [4, 4])])
 def test_a_few_pictures_are_spread_over_the_requests_under_way(count, groups):
     """So that no instance of the model waits while another has them all."""
-    parts = work([photo(seed=seed) for seed in range(count)]).parts(NAMES)
-    assert [len(part["content"]) for part in parts] == groups
+    batches = work([photo(seed=seed) for seed in range(count)]).batches(NAMES)
+    assert [len(batch["content"]) for batch in batches] == groups
 
 
 # --- what comes back
@@ -309,8 +309,8 @@ def test_the_network_sees_no_edge_where_a_picture_ends():
     pixels = np.zeros((60, 80, 4), np.uint8)
     pixels[..., 1] = 255  # hidden green
     pixels[20:40, 30:50] = (200, 40, 60, 255)
-    (part,) = work(Image.fromarray(pixels)).parts(NAMES)
-    np.testing.assert_allclose(part["content"][0], np.broadcast_to([200, 40, 60], (60, 80, 3)), atol=2)
+    (batch,) = work(Image.fromarray(pixels)).batches(NAMES)
+    np.testing.assert_allclose(batch["content"][0], np.broadcast_to([200, 40, 60], (60, 80, 3)), atol=2)
 
 
 def test_an_answer_of_another_size_is_the_server_s_error():

@@ -41,8 +41,8 @@ def whole(picture: Image.Image) -> np.ndarray:
 
 
 def answers(mosaic: Mosaic) -> Iterable[Image.Image]:
-    for part in mosaic.parts():
-        for pixels in stand_in.upscaled(part["low_res"], 1):
+    for batch in mosaic.batches():
+        for pixels in stand_in.upscaled(batch["low_res"], 1):
             made = Image.fromarray(pixels)
             made.info.update(model="upscaler", version=3)
             yield made
@@ -97,7 +97,7 @@ def test_tiles_are_joined_as_if_there_had_been_none(width, height, seed):
 def test_the_upscaler_s_own_tiles(size):
     """A picture of 256 x 256 goes whole, one pixel more in two, which are not longer than they need be."""
     given, limit = photo(*size), contract(724)
-    sent = [pixels for part in Mosaic(given, limit).parts() for pixels in part["low_res"]]
+    sent = [pixels for batch in Mosaic(given, limit).batches() for pixels in batch["low_res"]]
     assert len(sent) == {(TILE, TILE): 1, (TILE + 1, TILE): 2, (700, 30): 3, (600, 500): 9}[size]
     assert {pixels.shape for pixels in sent} == {(30, 255, 3) if size == (700, 30) else sent[0].shape}
     (made,) = enlarged(given, 724)
@@ -108,13 +108,13 @@ def test_tiles_of_one_size_go_together_and_each_finds_its_picture():
     """In batches of at most eight, and of the pixels of one large picture; results are in the pictures' order."""
     sizes = [(40, 30), (200, 150), (16, 16), (200, 150), (150, 200), (40, 30)]
     given = [photo(*size, seed=index) for index, size in enumerate(sizes)]
-    parts = [part["low_res"] for part in Mosaic(given, contract()).parts()]
-    for part in parts:
-        count, height, width, channels = part.shape
+    batches = [batch["low_res"] for batch in Mosaic(given, contract()).batches()]
+    for batch in batches:
+        count, height, width, channels = batch.shape
         assert 1 <= count <= 8
         assert count == 1 or count * height * width <= SMALL * SMALL
         assert channels == 3
-    shapes = [part.shape[1:3] for part in parts]
+    shapes = [batch.shape[1:3] for batch in batches]
     assert all(shapes.index(shape) + shapes.count(shape) > place for place, shape in enumerate(shapes))
     for made, picture in zip(enlarged(given), given, strict=True):
         np.testing.assert_array_equal(made, whole(picture))
@@ -122,7 +122,7 @@ def test_tiles_of_one_size_go_together_and_each_finds_its_picture():
 
 def test_none_are_none():
     """Nothing is sent, and nothing comes of it."""
-    assert Mosaic([], contract()).parts() == []
+    assert Mosaic([], contract()).batches() == []
     assert enlarged([]) == []
 
 
@@ -170,8 +170,8 @@ def test_the_network_sees_no_edge_where_a_picture_ends():
     pixels = np.zeros((150, 200, 4), np.uint8)
     pixels[..., 1] = 255  # hidden green
     pixels[20:40, 30:50] = (200, 40, 60, 255)
-    for part in Mosaic(Image.fromarray(pixels), contract()).parts():
-        np.testing.assert_allclose(part["low_res"], np.broadcast_to([200, 40, 60], part["low_res"].shape), atol=2)
+    for batch in Mosaic(Image.fromarray(pixels), contract()).batches():
+        np.testing.assert_allclose(batch["low_res"], np.broadcast_to([200, 40, 60], batch["low_res"].shape), atol=2)
 
 
 def test_a_result_says_what_made_it():

@@ -66,7 +66,7 @@ def test_a_tensor_survives_the_wire():
 def test_an_answer_becomes_pictures_that_know_their_model():
     """RGB pixels as they came, in order; model and version in `info`."""
     pixels = np.random.default_rng(0).integers(0, 256, (3, 128, 128, 3), dtype=np.uint8)
-    found = GENERATE.read(_wire.answer(pictures(raw=pixels.tobytes()), WGAN, 3), WGAN)
+    found = GENERATE.read(_wire.result(pictures(raw=pixels.tobytes()), WGAN, 3), WGAN)
     assert [picture.mode for picture in found] == ["RGB"] * 3
     np.testing.assert_array_equal(np.stack([np.asarray(picture) for picture in found]), pixels)
     assert [picture.info for picture in found] == [{"model": "some", "version": 2}] * 3
@@ -75,7 +75,7 @@ def test_an_answer_becomes_pictures_that_know_their_model():
 def test_an_answer_becomes_classifications_in_the_order_of_the_labels():
     """Every probability under its label, with model and version."""
     sent = reply("probabilities", "FP32", (3, 10), SHARES.tobytes())
-    found = CLASSIFY.read(_wire.answer(sent, CLASSIFIER, 3), CLASSIFIER)
+    found = CLASSIFY.read(_wire.result(sent, CLASSIFIER, 3), CLASSIFIER)
     assert [list(each.probabilities) for each in found] == [list(CLASSIFIER.labels)] * 3
     np.testing.assert_array_equal([list(each.probabilities.values()) for each in found], SHARES)
     assert {(each.model, each.version) for each in found} == {("some", 2)}
@@ -98,7 +98,7 @@ def test_an_answer_becomes_classifications_in_the_order_of_the_labels():
 def test_an_answer_that_is_not_what_was_asked_is_the_server_s_error(changes, says):
     """ServerError says what came and what must have come; nothing comes out of numpy or Pillow."""
     with pytest.raises(errors.ServerError) as caught:
-        _wire.answer(pictures(**changes), WGAN, 3)
+        _wire.result(pictures(**changes), WGAN, 3)
     assert says in str(caught.value)
     assert str(caught.value).startswith("some: ")
 
@@ -108,4 +108,4 @@ def test_an_answer_without_its_bytes_is_the_server_s_error():
     sent = pictures()
     del sent.raw_output_contents[:]
     with pytest.raises(errors.ServerError, match="cannot be read"):
-        _wire.answer(sent, WGAN, 3)
+        _wire.result(sent, WGAN, 3)

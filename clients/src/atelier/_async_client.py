@@ -17,13 +17,24 @@ from tritonclient.grpc import service_pb2_grpc
 
 from atelier import _address, _wire, colorizing, paths, styling, upscaling
 from atelier._contract import Tensors
-from atelier._failures import Late, Refused, answered
-from atelier._protocol import Core, Flow, Open, Pause, Probe, Read, Step, batches
-from atelier._types import DEFAULT_TIMEOUT_S, IN_FLIGHT, NOT_GIVEN, Model, NotGiven
+from atelier._failures import ReadTimeout, Refused, raise_for_error
+from atelier._protocol import Core, Flow, Open, Probe, Read, Sleep, Step, split_batches
+from atelier._types import DEFAULT_TIMEOUT_S, MAX_IN_FLIGHT, NOT_GIVEN, Model, NotGiven
 from atelier.classification import Classification, Method, Pictures, images
 from atelier.errors import AtelierError, Cancelled, InvalidInput
 from atelier.latents import Latents, check
-from atelier.painting import CONTENT, STYLE, AsyncPainting, Commission, Ending, Knobs, Layers, Optimizer, Start, Stroke
+from atelier.painting import (
+    CONTENT,
+    STYLE,
+    AsyncPainting,
+    CancelHandle,
+    Commission,
+    Knobs,
+    Layers,
+    Optimizer,
+    Start,
+    Stroke,
+)
 from atelier.sizing import Photos
 from atelier.styling import Styles
 from atelier.tasks import CLASSIFY, COLORIZE, GENERATE, PAINT, STYLIZE, UPSCALE, Task
@@ -113,8 +124,10 @@ class AsyncClient:
     ) -> AsyncFrames:
         """As `generate`, but each picture as soon as it is there: `async for picture in client.stream(z)`."""
         vectors = check(latents, width=GENERATE.contract(model).inputs[0].shape[0])
-        parts = batches(GENERATE, {"latent": vectors}, model)
-        return AsyncFrames(vectors, self._results(GENERATE, parts, model, version, self._core.seconds(timeout_s)))
+        batches = split_batches(GENERATE, {"latent": vectors}, model)
+        return AsyncFrames(
+            vectors, self._results(GENERATE, batches, model, version, self._core.resolve_timeout(timeout_s))
+        )
 
     def walk(
         self,
@@ -142,8 +155,8 @@ class AsyncClient:
     ) -> list[Classification]:
         """One or more garments, any number, to as many answers, in order; see `Client.classify`."""
         prepared = await asyncio.to_thread(images, pictures, method=method)
-        parts = batches(CLASSIFY, {"image": prepared}, model)
-        results = self._results(CLASSIFY, parts, model, version, self._core.seconds(timeout_s))
+        batches = split_batches(CLASSIFY, {"image": prepared}, model)
+        results = self._results(CLASSIFY, batches, model, version, self._core.resolve_timeout(timeout_s))
         return [answer async for answer in results]
 
     async def styles(self, model: str = "style", *, timeout_s: float | NotGiven = NOT_GIVEN) -> tuple[str, ...]:
@@ -164,13 +177,13 @@ class AsyncClient:
         timeout_s: float | NotGiven = NOT_GIVEN,
     ) -> list[Image.Image]:
         """One or more pictures in the manner of paintings, in order; see `Client.stylize`."""
-        take = partial(styling.Work.of, size=size, strength=strength, keep_color=keep_color)
-        work = await asyncio.to_thread(take, pictures, style, STYLIZE.contract(model))
+        prepare = partial(styling.Work.of, size=size, strength=strength, keep_color=keep_color)
+        work = await asyncio.to_thread(prepare, pictures, style, STYLIZE.contract(model))
         if not work.originals:
             return []
         names = await self.styles(model, timeout_s=timeout_s)
-        parts = await asyncio.to_thread(work.parts, names)
-        results = self._results(STYLIZE, parts, model, version, self._core.seconds(timeout_s))
+        batches = await asyncio.to_thread(work.batches, names)
+        results = self._results(STYLIZE, batches, model, version, self._core.resolve_timeout(timeout_s))
         return await asyncio.to_thread(work.finished, [picture async for picture in results], names)
 
     async def upscale(
@@ -183,8 +196,8 @@ class AsyncClient:
     ) -> list[Image.Image]:
         """One or more pictures, four times as wide and as high, in order; see `Client.upscale`."""
         mosaic = await asyncio.to_thread(upscaling.Mosaic, pictures, UPSCALE.contract(model))
-        parts = await asyncio.to_thread(mosaic.parts)
-        async for tile in self._results(UPSCALE, parts, model, version, self._core.seconds(timeout_s)):
+        batches = await asyncio.to_thread(mosaic.batches)
+        async for tile in self._results(UPSCALE, batches, model, version, self._core.resolve_timeout(timeout_s)):
             await asyncio.to_thread(mosaic.add, tile)
         return await asyncio.to_thread(mosaic.finished)
 
@@ -200,10 +213,10 @@ class AsyncClient:
         timeout_s: float | NotGiven = NOT_GIVEN,
     ) -> list[Image.Image]:
         """One or more pictures in colour, in order; see `Client.colorize`."""
-        take = partial(colorizing.Work.of, stage=stage, saturation=saturation, size=size)
-        work = await asyncio.to_thread(take, pictures, COLORIZE.contract(model))
-        parts = await asyncio.to_thread(work.parts)
-        results = self._results(COLORIZE, parts, model, version, self._core.seconds(timeout_s))
+        prepare = partial(colorizing.Work.of, stage=stage, saturation=saturation, size=size)
+        work = await asyncio.to_thread(prepare, pictures, COLORIZE.contract(model))
+        batches = await asyncio.to_thread(work.batches)
+        results = self._results(COLORIZE, batches, model, version, self._core.resolve_timeout(timeout_s))
         return await asyncio.to_thread(work.finished, [picture async for picture in results])
 
     def paint(
@@ -247,54 +260,55 @@ class AsyncClient:
         )
         contract = PAINT.contract(model)
         prepare = partial(Commission.of, content, style, contract, knobs=knobs, size=size, keep_color=keep_color)
-        end = Ending()
-        return AsyncPainting(self._strokes(prepare, model, version, self._core.seconds(timeout_s), end), end)
+        handle = CancelHandle()
+        strokes = self._strokes(prepare, model, version, self._core.resolve_timeout(timeout_s), handle)
+        return AsyncPainting(strokes, handle)
 
     async def _strokes(
-        self, prepare: Callable[[], Commission], model: str, version: int | None, timeout_s: float, end: Ending
+        self, prepare: Callable[[], Commission], model: str, version: int | None, timeout_s: float, handle: CancelHandle
     ) -> AsyncGenerator[Stroke, None]:
-        wanted = await asyncio.to_thread(prepare)
-        tensors = await asyncio.to_thread(wanted.tensors)
-        begun = self._core.stream(PAINT, tensors, model, version, timeout_s)
-        stream, stroke = await self._run(begun)
-        end.of(stream)
+        commission = await asyncio.to_thread(prepare)
+        tensors = await asyncio.to_thread(commission.tensors)
+        opened = self._core.open_stream(PAINT, tensors, model, version, timeout_s)
+        stream, stroke = await self._run(opened)
+        handle.attach(stream)
         try:
             while stroke is not None:
-                following = self._core.following(PAINT, stream, model, timeout_s)
-                if done := stroke.iteration == stroke.total:
+                next_stroke = self._core.read_stream(PAINT, stream, model, timeout_s)
+                if last := stroke.iteration == stroke.total:
                     # Its end comes at once. Triton 2.51 can't unload a model whose stream was cancelled as it ended.
-                    await self._run(following)
-                if wanted.wants(stroke):
-                    yield await asyncio.to_thread(wanted.finished, stroke)
-                stroke = None if done else await self._run(following)
+                    await self._run(next_stroke)
+                if commission.wants(stroke):
+                    yield await asyncio.to_thread(commission.finished, stroke)
+                stroke = None if last else await self._run(next_stroke)
         finally:
             stream.cancel()
 
     async def _results(
-        self, task: Task[T], parts: list[Tensors], model: str, version: int | None, timeout_s: float
+        self, task: Task[T], batches: list[Tensors], model: str, version: int | None, timeout_s: float
     ) -> AsyncIterator[T]:
-        waiting = deque(parts)
-        if version is None and len(waiting) > 1:
-            version = await self._run(self._core.newest(model, timeout_s))
-        under_way: deque[asyncio.Task[list[T]]] = deque()
+        pending = deque(batches)
+        if version is None and len(pending) > 1:
+            version = await self._run(self._core.newest_version(model, timeout_s))
+        in_flight: deque[asyncio.Task[list[T]]] = deque()
         try:
-            while waiting or under_way:
-                while waiting and len(under_way) < IN_FLIGHT:
-                    flow = self._core.infer(task, waiting.popleft(), model, version, timeout_s)
-                    under_way.append(asyncio.create_task(self._run(flow)))
-                for result in await under_way.popleft():
+            while pending or in_flight:
+                while pending and len(in_flight) < MAX_IN_FLIGHT:
+                    flow = self._core.infer(task, pending.popleft(), model, version, timeout_s)
+                    in_flight.append(asyncio.create_task(self._run(flow)))
+                for result in await in_flight.popleft():
                     yield result
         finally:
-            for waits in under_way:
-                waits.cancel()
-            await asyncio.gather(*under_way, return_exceptions=True)
+            for call in in_flight:
+                call.cancel()
+            await asyncio.gather(*in_flight, return_exceptions=True)
 
     async def _run(self, flow: Flow[T]) -> T:
         try:
             step = next(flow)
             while True:
                 try:
-                    reply = await self._do(step)
+                    reply = await self._perform(step)
                 except (grpc.RpcError, AtelierError) as exc:
                     step = flow.throw(exc)
                 else:
@@ -303,32 +317,33 @@ class AsyncClient:
             result: T = done.value
             return result
 
-    async def _do(self, step: Step) -> Any:
+    async def _perform(self, step: Step) -> Any:
         if self._closed:
-            raise self._ended()
+            raise self._cancelled_error()
         if self._loop is not asyncio.get_running_loop():
             raise InvalidInput(f"{self._address}: this client belongs to another event loop; make one in each")
         match step:
-            case Pause(seconds):
+            case Sleep(seconds):
                 return await asyncio.sleep(seconds)
             case Probe(host, port, timeout_s):
                 return await _accepts(host, port, timeout_s)
             case Read(stream, timeout_s):
-                return await self._awaited(stream.read(timeout_s))
+                return await self._await_call(stream.read(timeout_s))
             case Open(method, request):
                 return _Stream(getattr(self._stub, method)(), request)
-        return await self._awaited(getattr(self._stub, step.method)(step.request, timeout=step.timeout_s))
+        return await self._await_call(getattr(self._stub, step.method)(step.request, timeout=step.timeout_s))
 
-    async def _awaited(self, call: Awaitable[Any]) -> Any:
+    async def _await_call(self, call: Awaitable[Any]) -> Any:
+        """A call's response. Raises Cancelled if `close` has cancelled it, and not its task."""
         try:
             return await call
         except asyncio.CancelledError as exc:
             task = asyncio.current_task()
             if task and task.cancelling():  # the caller's task, and not by close()
                 raise
-            raise self._ended() from exc
+            raise self._cancelled_error() from exc
 
-    def _ended(self) -> Cancelled:
+    def _cancelled_error(self) -> Cancelled:
         why = "this client is closed; make another one" if self._closed else "the painting was closed"
         return Cancelled(f"{self._address}: {why}")
 
@@ -350,7 +365,7 @@ class AsyncClient:
 
 
 class _Stream:
-    """Answers under way to one request; see the other client's."""
+    """The stream of responses to one request; see `_transport._Stream`."""
 
     def __init__(self, call: Any, request: Any) -> None:
         self._call, self._request = call, request
@@ -362,14 +377,14 @@ class _Stream:
             async with asyncio.timeout(timeout_s):
                 while self._unsent:
                     await self._call.write(self._unsent.pop())
-                found = await self._call.read()
-                reply = answered(None if found is grpc.aio.EOF else found, self._request)
+                message = await self._call.read()
+                reply = raise_for_error(None if message is grpc.aio.EOF else message, self._request)
                 if reply is not None and _wire.is_final(reply.infer_response):
                     await self._call.done_writing()
                     await self._call.read()
                 return reply
         except TimeoutError as exc:
-            raise Late from exc
+            raise ReadTimeout from exc
         except Refused:
             self.cancel()
             raise

@@ -14,13 +14,13 @@ from PIL import Image
 
 from atelier import _address, colorizing, paths, styling, upscaling
 from atelier._contract import Tensors
-from atelier._protocol import Core, Flow, Open, Pause, Probe, Read, Step, batches
-from atelier._server import Grpc, Server, accepts, ended
-from atelier._types import DEFAULT_TIMEOUT_S, IN_FLIGHT, NOT_GIVEN, Model, NotGiven
+from atelier._protocol import Core, Flow, Open, Probe, Read, Sleep, Step, split_batches
+from atelier._transport import GrpcTransport, Transport, accepts, closed_error
+from atelier._types import DEFAULT_TIMEOUT_S, MAX_IN_FLIGHT, NOT_GIVEN, Model, NotGiven
 from atelier.classification import Classification, Method, Pictures, images
 from atelier.errors import AtelierError
 from atelier.latents import Latents, check
-from atelier.painting import CONTENT, STYLE, Commission, Ending, Knobs, Layers, Optimizer, Painting, Start, Stroke
+from atelier.painting import CONTENT, STYLE, CancelHandle, Commission, Knobs, Layers, Optimizer, Painting, Start, Stroke
 from atelier.sizing import Photos
 from atelier.styling import Styles
 from atelier.tasks import CLASSIFY, COLORIZE, GENERATE, PAINT, STYLIZE, UPSCALE, Task
@@ -62,8 +62,8 @@ class Client:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         patient: bool = False,
     ) -> None:
-        self._server = self._connect(url)
-        self._core = Core(self._server.address, timeout_s=timeout_s, patient=patient)
+        self._transport = self._connect(url)
+        self._core = Core(self._transport.address, timeout_s=timeout_s, patient=patient)
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -73,12 +73,12 @@ class Client:
         self.close()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({str(self._server.address)!r})"
+        return f"{type(self).__name__}({str(self._transport.address)!r})"
 
     def close(self) -> None:
         """Ends the connection; calls under way raise Cancelled. Closing again does nothing."""
         self._closed = True
-        self._server.close()
+        self._transport.close()
 
     def ready(
         self,
@@ -119,8 +119,8 @@ class Client:
     ) -> Frames:
         """As `generate`, but each picture as soon as it is there: `for picture in tqdm(client.stream(z))`."""
         vectors = check(latents, width=GENERATE.contract(model).inputs[0].shape[0])
-        parts = batches(GENERATE, {"latent": vectors}, model)
-        return Frames(vectors, self._results(GENERATE, parts, model, version, self._core.seconds(timeout_s)))
+        batches = split_batches(GENERATE, {"latent": vectors}, model)
+        return Frames(vectors, self._results(GENERATE, batches, model, version, self._core.resolve_timeout(timeout_s)))
 
     def walk(
         self,
@@ -151,8 +151,8 @@ class Client:
         pictures: Pillow pictures, which are prepared by `method`, or what is prepared, uint8 (N, 28, 28), white on
         black; see `classification.images`.
         """
-        parts = batches(CLASSIFY, {"image": images(pictures, method=method)}, model)
-        return list(self._results(CLASSIFY, parts, model, version, self._core.seconds(timeout_s)))
+        batches = split_batches(CLASSIFY, {"image": images(pictures, method=method)}, model)
+        return list(self._results(CLASSIFY, batches, model, version, self._core.resolve_timeout(timeout_s)))
 
     def styles(self, model: str = "style", *, timeout_s: float | NotGiven = NOT_GIVEN) -> tuple[str, ...]:
         """The names that `stylize` knows, as the server has them now."""
@@ -182,7 +182,7 @@ class Client:
         if not work.originals:
             return []
         names = self.styles(model, timeout_s=timeout_s)
-        painted = self._results(STYLIZE, work.parts(names), model, version, self._core.seconds(timeout_s))
+        painted = self._results(STYLIZE, work.batches(names), model, version, self._core.resolve_timeout(timeout_s))
         return work.finished(painted, names)
 
     def upscale(
@@ -199,7 +199,7 @@ class Client:
         tiles in batches as with `generate`. A result's `info` says its model and version.
         """
         mosaic = upscaling.Mosaic(pictures, UPSCALE.contract(model))
-        for tile in self._results(UPSCALE, mosaic.parts(), model, version, self._core.seconds(timeout_s)):
+        for tile in self._results(UPSCALE, mosaic.batches(), model, version, self._core.resolve_timeout(timeout_s)):
             mosaic.add(tile)
         return mosaic.finished()
 
@@ -222,7 +222,9 @@ class Client:
         """
         contract = COLORIZE.contract(model)
         work = colorizing.Work.of(pictures, contract, stage=stage, saturation=saturation, size=size)
-        return work.finished(self._results(COLORIZE, work.parts(), model, version, self._core.seconds(timeout_s)))
+        return work.finished(
+            self._results(COLORIZE, work.batches(), model, version, self._core.resolve_timeout(timeout_s))
+        )
 
     def paint(
         self,
@@ -266,55 +268,57 @@ class Client:
             optimizer=optimizer,
         )
         contract = PAINT.contract(model)
-        wanted = Commission.of(content, style, contract, knobs=knobs, size=size, keep_color=keep_color)
-        end = Ending()
-        return Painting(self._strokes(wanted, model, version, self._core.seconds(timeout_s), end), end)
+        commission = Commission.of(content, style, contract, knobs=knobs, size=size, keep_color=keep_color)
+        handle = CancelHandle()
+        strokes = self._strokes(commission, model, version, self._core.resolve_timeout(timeout_s), handle)
+        return Painting(strokes, handle)
 
     def _strokes(
-        self, wanted: Commission, model: str, version: int | None, timeout_s: float, end: Ending
+        self, commission: Commission, model: str, version: int | None, timeout_s: float, handle: CancelHandle
     ) -> Generator[Stroke, None, None]:
-        begun = self._core.stream(PAINT, wanted.tensors(), model, version, timeout_s)
-        stream, stroke = self._run(begun)
-        end.of(stream)
+        opened = self._core.open_stream(PAINT, commission.tensors(), model, version, timeout_s)
+        stream, stroke = self._run(opened)
+        handle.attach(stream)
         try:
             while stroke is not None:
-                following = self._core.following(PAINT, stream, model, timeout_s)
-                if done := stroke.iteration == stroke.total:
+                next_stroke = self._core.read_stream(PAINT, stream, model, timeout_s)
+                if last := stroke.iteration == stroke.total:
                     # Its end comes at once. Triton 2.51 can't unload a model whose stream was cancelled as it ended.
-                    self._run(following)
-                if wanted.wants(stroke):
-                    yield wanted.finished(stroke)
-                stroke = None if done else self._run(following)
+                    self._run(next_stroke)
+                if commission.wants(stroke):
+                    yield commission.finished(stroke)
+                stroke = None if last else self._run(next_stroke)
         finally:
             stream.cancel()
 
     def _results(
-        self, task: Task[T], parts: list[Tensors], model: str, version: int | None, timeout_s: float
+        self, task: Task[T], batches: list[Tensors], model: str, version: int | None, timeout_s: float
     ) -> Iterator[T]:
-        """One for each member of the batches, in order, all from one version."""
-        if len(parts) == 1:  # on the caller's thread: starting one takes 0.2 ms, and 2 ms where cores are busy
-            yield from self._run(self._core.infer(task, parts[0], model, version, timeout_s))
+        """One for each member of the batches, in order, all from one version; MAX_IN_FLIGHT batches at a time."""
+        if len(batches) == 1:  # on the caller's thread: starting one takes 0.2 ms, and 2 ms where cores are busy
+            yield from self._run(self._core.infer(task, batches[0], model, version, timeout_s))
             return
-        waiting = deque(parts)
-        if version is None and waiting:
-            version = self._run(self._core.newest(model, timeout_s))
-        under_way: deque[Future[list[T]]] = deque()
-        pool = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="atelier")
+        pending = deque(batches)
+        if version is None and pending:
+            version = self._run(self._core.newest_version(model, timeout_s))
+        in_flight: deque[Future[list[T]]] = deque()
+        pool = ThreadPoolExecutor(MAX_IN_FLIGHT, thread_name_prefix="atelier")
         try:
-            while waiting or under_way:
-                while waiting and len(under_way) < IN_FLIGHT:
-                    flow = self._core.infer(task, waiting.popleft(), model, version, timeout_s)
-                    under_way.append(pool.submit(self._run, flow))
-                yield from under_way.popleft().result()
+            while pending or in_flight:
+                while pending and len(in_flight) < MAX_IN_FLIGHT:
+                    flow = self._core.infer(task, pending.popleft(), model, version, timeout_s)
+                    in_flight.append(pool.submit(self._run, flow))
+                yield from in_flight.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _run(self, flow: Flow[T]) -> T:
+        """Carries out the steps of a flow, and returns its result."""
         try:
             step = next(flow)
             while True:
                 try:
-                    reply = self._do(step)
+                    reply = self._perform(step)
                 except (grpc.RpcError, AtelierError) as exc:
                     step = flow.throw(exc)
                 else:
@@ -323,11 +327,11 @@ class Client:
             result: T = done.value
             return result
 
-    def _do(self, step: Step) -> Any:
+    def _perform(self, step: Step) -> Any:
         if self._closed:
-            raise ended(self._server.address)
+            raise closed_error(self._transport.address)
         match step:
-            case Pause(seconds):
+            case Sleep(seconds):
                 time.sleep(seconds)
                 return None
             case Probe(host, port, timeout_s):
@@ -335,8 +339,8 @@ class Client:
             case Read(stream, timeout_s):
                 return stream.read(timeout_s)
             case Open():
-                return self._server.open(step)
-        return self._server.send(step)
+                return self._transport.open(step)
+        return self._transport.send(step)
 
-    def _connect(self, url: str) -> Server:
-        return Grpc(_address.parse(url))
+    def _connect(self, url: str) -> Transport:
+        return GrpcTransport(_address.parse(url))

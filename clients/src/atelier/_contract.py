@@ -18,12 +18,12 @@ DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "INT32": np.dtype("<i4"),
     "UINT8": np.dtype("u1"),
 }
-"""Triton's names of types, and the arrays whose bytes are what the wire carries."""
+"""Triton's datatypes, and those of arrays whose bytes are what the wire carries: little-endian."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One input or output. `shape` leaves out the batch dimension; -1 is one that each request chooses."""
+    """One input or output. `shape` leaves out the batch dimension; -1 is a dynamic one, which each request chooses."""
 
     name: str
     dtype: str
@@ -33,17 +33,18 @@ class Tensor:
     def fits(self, array: Array) -> bool:
         """Whether a batch is of this type and shape."""
         sides = array.shape[1:]
-        fixed = tuple(-1 if d == -1 else side for d, side in zip(self.shape, sides, strict=False))
-        return len(sides) == len(self.shape) and fixed == self.shape and array.dtype == DTYPES[self.dtype]
+        if array.dtype != DTYPES[self.dtype] or len(sides) != len(self.shape):
+            return False
+        return all(expected in (-1, side) for expected, side in zip(self.shape, sides, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contract:
-    """One served model. `labels` names the classes of a classifier, in order; `steps` are the models that an
-    ensemble asks, one after the other.
+    """One served model. `labels` names the classes of a classifier, in order; `steps` are the models of an
+    ensemble, in order.
 
     `max_batch` is 0 for a model that takes one request at a time, whose tensors then have no batch dimension;
-    `max_pixels` is the most that a picture of free size may have, 0 any.
+    `max_pixels` is the limit for pictures of any size, 0 none.
     """
 
     summary: str

@@ -1,4 +1,4 @@
-"""From a failed gRPC call to an error of the SDK: by its status code or, where that is vague, its words."""
+"""Maps a failed gRPC call to an error of the SDK: by its status code or, where that is vague, its details."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from atelier import errors
 _Kind = type[errors.AtelierError]
 _Code = grpc.StatusCode
 
-OVERLOAD_PAUSE_S: Final = 0.5
-"""When to come back after an overload if the server gives no hint: a quarter of the usual queue timeout."""
+DEFAULT_RETRY_AFTER_S: Final = 0.5
+"""After an overload of which the server says nothing more: a quarter of the usual queue timeout."""
 
 BY_CODE: Final[dict[grpc.StatusCode, _Kind]] = {
     _Code.OK: errors.ServerError,  # as an error it makes no sense
@@ -36,7 +36,7 @@ BY_CODE: Final[dict[grpc.StatusCode, _Kind]] = {
     _Code.DATA_LOSS: errors.ServerError,
 }
 
-BY_WORDS: Final[tuple[tuple[grpc.StatusCode, str, _Kind], ...]] = (  # Triton 2.51's, in lower case
+BY_DETAILS: Final[tuple[tuple[grpc.StatusCode, str, _Kind], ...]] = (  # what Triton 2.51 says in them, in lower case
     (_Code.UNAVAILABLE, "exceeds maximum queue size", errors.Overloaded),
     (_Code.UNAVAILABLE, "request timeout expired", errors.Overloaded),
     (_Code.UNAVAILABLE, "not at ready state", errors.ModelNotReady),
@@ -48,12 +48,12 @@ BY_WORDS: Final[tuple[tuple[grpc.StatusCode, str, _Kind], ...]] = (  # Triton 2.
     (_Code.UNAVAILABLE, "protocol is restricted", errors.AccessDenied),
 )
 
-_UNCONNECTED: Final = ("failed to connect", "connections to all backends failing", "errors resolving")
-"""How gRPC's own account begins of a server that no connection can be made to."""
+_CONNECT_ERRORS: Final = ("failed to connect", "connections to all backends failing", "errors resolving")
+"""How gRPC's details begin if no connection can be made."""
 
 
-class Late(grpc.RpcError):  # type: ignore[misc]
-    """The next answer of a stream did not come in time, which gRPC has no deadline for."""
+class ReadTimeout(grpc.RpcError):  # type: ignore[misc]
+    """The next response of a stream did not come in time: gRPC's own deadline is for the whole stream."""
 
     def code(self) -> grpc.StatusCode:
         return _Code.DEADLINE_EXCEEDED
@@ -63,7 +63,7 @@ class Late(grpc.RpcError):  # type: ignore[misc]
 
 
 class Refused(grpc.RpcError):  # type: ignore[misc]
-    """An answer of a stream that is an error: words, of which the status code is found that other calls would have.
+    """A response of a stream that is an error: a message, from which the status code of a unary call is found.
 
     Triton can be asked to end a stream with the code itself (triton_grpc_error), but 2.51 then ended with signal 11
     at one refusal in 200, and at none of 4,000 without.
@@ -72,11 +72,13 @@ class Refused(grpc.RpcError):  # type: ignore[misc]
     def __init__(self, text: str, inputs: Iterable[str]) -> None:
         super().__init__(text)
         self._text = text
-        head, found, _ = _without_id(text).partition(": ")
-        names = set(head.split(", ")) <= set(inputs) if found else False
-        unavailable = any(code is _Code.UNAVAILABLE and said in text.lower() for code, said, _ in BY_WORDS)
-        about_inputs = _Code.INVALID_ARGUMENT if names else _Code.INTERNAL
-        self._code = _Code.UNAVAILABLE if unavailable else about_inputs
+        subjects, colon, _ = _without_id(text).partition(": ")
+        if any(code is _Code.UNAVAILABLE and part in text.lower() for code, part, _ in BY_DETAILS):
+            self._code = _Code.UNAVAILABLE
+        elif colon and set(subjects.split(", ")) <= set(inputs):
+            self._code = _Code.INVALID_ARGUMENT
+        else:
+            self._code = _Code.INTERNAL
 
     def code(self) -> grpc.StatusCode:
         return self._code
@@ -88,38 +90,39 @@ class Refused(grpc.RpcError):  # type: ignore[misc]
         return None
 
 
-def answered(reply: Any, request: Any) -> Any:
-    """A stream's reply to a request. Raises Refused if it is an error."""
+def raise_for_error(reply: Any, request: Any) -> Any:
+    """A stream's reply to a request, as it is. Raises Refused if it is an error."""
     if reply is not None and reply.error_message:
         raise Refused(reply.error_message, [tensor.name for tensor in request.inputs])
     return reply
 
 
 def kind(code: grpc.StatusCode, details: str) -> _Kind:
-    words = details.lower()
-    return next((kind for c, said, kind in BY_WORDS if c is code and said in words), BY_CODE[code])
+    """The class of the SDK's error for a call that failed with these."""
+    lower = details.lower()
+    return next((kind for c, part, kind in BY_DETAILS if c is code and part in lower), BY_CODE[code])
 
 
-def error(failed: grpc.RpcError, *, address: str, timeout_s: float) -> errors.AtelierError:
+def error(rpc_error: grpc.RpcError, *, address: str, timeout_s: float) -> errors.AtelierError:
     """The SDK's error for a call that failed; its text is one line that says where, why and what to do."""
-    found = kind(failed.code(), failed.details() or "")
-    why = reason(failed)
-    if found is errors.Overloaded:
-        pause_s = _pushback_s(failed) or OVERLOAD_PAUSE_S
-        text = f"{address}: the server has too much to do ({why}); try again in {pause_s:g} s"
-        return errors.Overloaded(text, retry_after_s=pause_s)
-    if found is errors.ServerUnreachable:
-        return found(f"{address}: no server answers there ({why}); `make serve` starts one on this machine")
-    if found is errors.NotATritonServer:
+    cls = kind(rpc_error.code(), rpc_error.details() or "")
+    why = reason(rpc_error)
+    if cls is errors.Overloaded:
+        retry_after_s = _pushback_s(rpc_error) or DEFAULT_RETRY_AFTER_S
+        text = f"{address}: the server has too much to do ({why}); try again in {retry_after_s:g} s"
+        return errors.Overloaded(text, retry_after_s=retry_after_s)
+    if cls is errors.ServerUnreachable:
+        return cls(f"{address}: no server answers there ({why}); `make serve` starts one on this machine")
+    if cls is errors.NotATritonServer:
         return not_triton(address, why)
-    if found is errors.DeadlineExceeded:
-        return found(f"{address}: no answer within {timeout_s:g} s (timeout_s): too busy, or no Triton server")
-    return found(f"{address}: {why or failed.code().name}")
+    if cls is errors.DeadlineExceeded:
+        return cls(f"{address}: no answer within {timeout_s:g} s (timeout_s): too busy, or no Triton server")
+    return cls(f"{address}: {why or rpc_error.code().name}")
 
 
-def unconnected(failed: grpc.RpcError) -> bool:
-    """Whether nobody there has spoken gRPC, and so there are no words of a gateway whose servers are down."""
-    return (failed.details() or "").startswith(_UNCONNECTED)
+def is_connect_error(rpc_error: grpc.RpcError) -> bool:
+    """Whether no gRPC connection was made; "unavailable" is also what a gateway says whose servers are down."""
+    return (rpc_error.details() or "").startswith(_CONNECT_ERRORS)
 
 
 def not_triton(address: str, why: str) -> errors.NotATritonServer:
@@ -134,10 +137,10 @@ def not_triton(address: str, why: str) -> errors.NotATritonServer:
     )
 
 
-def reason(failed: grpc.RpcError) -> str:
-    """The server's or gRPC's words on one line; of gRPC's account of a failed connection, only the last."""
-    text = _without_id(failed.details() or "")
-    if text.startswith(_UNCONNECTED):
+def reason(rpc_error: grpc.RpcError) -> str:
+    """The details on one line; of gRPC's long chain of causes for a failed connection, only the last."""
+    text = _without_id(rpc_error.details() or "")
+    if text.startswith(_CONNECT_ERRORS):
         text = text.removesuffix(": OK").removesuffix(": Invalid certificate verification context")
         _, tls, why = text.partition("OPENSSL_internal:")
         text = why if tls else text.rstrip("] ").rsplit(": ", 1)[-1]
@@ -145,12 +148,12 @@ def reason(failed: grpc.RpcError) -> str:
 
 
 def _without_id(text: str) -> str:
-    """On one line, without the request that Triton puts before its words."""
+    """On one line, without the request id that Triton puts in front."""
     return re.sub(r"^\[request id: [^\]]*\] ", "", " ".join(text.split()))
 
 
-def _pushback_s(failed: grpc.RpcError) -> float | None:
-    """gRPC's own hint when to come back, which gateways send."""
-    hints = dict(iter(failed.trailing_metadata() or ()))  # older grpc.aio's has keys() that are none
-    text = str(hints.get("grpc-retry-pushback-ms", ""))
+def _pushback_s(rpc_error: grpc.RpcError) -> float | None:
+    """gRPC's server pushback, which gateways send: how long to wait before the next attempt."""
+    trailers = dict(iter(rpc_error.trailing_metadata() or ()))  # older grpc.aio's has keys() that are none
+    text = str(trailers.get("grpc-retry-pushback-ms", ""))
     return int(text) / 1000 if text.isdecimal() and int(text) else None

@@ -10,11 +10,11 @@ from numbers import Real
 from typing import Final, TypeGuard
 
 Say = Callable[[str], None]
-"""Is told, in a line, of something beside the result."""
+"""Called with a line for the user: a notice beside the result."""
 
 
 class NotGiven:
-    """Type of NOT_GIVEN: "as the client is set", where None would mean something else."""
+    """Type of NOT_GIVEN: "as the client was made", where None would mean something else."""
 
     def __repr__(self) -> str:
         return "NOT_GIVEN"
@@ -26,15 +26,15 @@ NOT_GIVEN: Final = NotGiven()
 DEFAULT_TIMEOUT_S: Final = 30.0
 """The longest wait for one answer unless the caller says otherwise."""
 
-IN_FLIGHT: Final = 2
-"""Batches under way at once: one for each instance that the shipped models have. More would only wait in a queue that
-Triton, after its timeout, empties by refusing."""
+MAX_IN_FLIGHT: Final = 2
+"""Batches in flight at once: one for each instance that the shipped models have. More would only wait in Triton's
+queue, which refuses what has waited for longer than its timeout."""
 
 
-def per_batch(count: int, most: int) -> int:
-    """How many of `count` go in each batch, at most so many: the batches are alike, and no instance waits idle."""
-    rounds = max(1, math.ceil(count / (most * IN_FLIGHT)))
-    return max(1, math.ceil(count / (rounds * IN_FLIGHT)))
+def batch_size(count: int, max_batch: int) -> int:
+    """How many of `count` go in each batch, `max_batch` at most: batches of one size, and no instance left idle."""
+    rounds = max(1, math.ceil(count / (max_batch * MAX_IN_FLIGHT)))
+    return max(1, math.ceil(count / (rounds * MAX_IN_FLIGHT)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,8 @@ class Model:
     state: str
 
 
-def whole(value: object) -> int | None:
-    """A whole number of Python's or NumPy's, as Python's; None for anything else, a truth among it."""
+def as_int(value: object) -> int | None:
+    """An integer of Python's or NumPy's as an int; None for anything else, bool too."""
     try:
         return None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
     except TypeError:
@@ -55,5 +55,5 @@ def whole(value: object) -> int | None:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether it is one of Python's or NumPy's, and not a truth."""
+    """Whether it is a real number of Python's or NumPy's, and no bool."""
     return isinstance(value, Real) and not isinstance(value, bool)

@@ -12,66 +12,66 @@ from atelier._contract import DTYPES, Array, Contract, Tensors
 from atelier.errors import ServerError
 
 SAY_FINAL = "triton_enable_empty_final_response"
-"""The parameter of a request that has the end of its answers said."""
+"""Request parameter that has Triton end a stream with an empty response, marked as the final one."""
 
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The outputs for one batch, and the version that gave them."""
+class InferResult:
+    """The outputs for one batch, and the model and version that gave them."""
 
     model: str
     version: int
     tensors: Tensors
 
 
-def request(tensors: Tensors, model: str, version: str, wanted: Contract) -> Any:
-    """Asks for every output. `tensors` are what `wanted` takes, 1 to max_batch of each, or 1 if that is 0."""
-    made = pb.ModelInferRequest(model_name=model, model_version=version)
-    for tensor in wanted.inputs:
+def request(tensors: Tensors, model: str, version: str, contract: Contract) -> Any:
+    """Asks for every output. `tensors` are the contract's inputs, 1 to max_batch of each, or 1 if that is 0."""
+    message = pb.ModelInferRequest(model_name=model, model_version=version)
+    for tensor in contract.inputs:
         if tensor.optional and tensor.name not in tensors:
             continue
         array = tensors[tensor.name]
         assert tensor.fits(array), f"{model}: {tensor} is given {array.dtype} {array.shape}"
-        put(made.inputs, made.raw_input_contents, tensor.name, array if wanted.max_batch else array[0])
-    for tensor in wanted.outputs:
-        made.outputs.add(name=tensor.name)
-    return made
+        put(message.inputs, message.raw_input_contents, tensor.name, array if contract.max_batch else array[0])
+    for tensor in contract.outputs:
+        message.outputs.add(name=tensor.name)
+    return message
 
 
-def answer(reply: Any, wanted: Contract, count: int) -> Answer:
-    """The outputs of `wanted`, `count` of each. Raises ServerError for anything else."""
+def result(reply: Any, contract: Contract, count: int) -> InferResult:
+    """The contract's outputs, `count` of each. Raises ServerError for anything else."""
     try:
-        found = tensors(reply.outputs, reply.raw_output_contents)
+        outputs = tensors(reply.outputs, reply.raw_output_contents)
     except (KeyError, ValueError) as exc:
         raise ServerError(f"{reply.model_name}: its answer cannot be read ({exc})") from exc
-    if not wanted.max_batch:
-        found = {name: array[None] for name, array in found.items()}
-    for tensor in wanted.outputs:
-        array = found.get(tensor.name)
+    if not contract.max_batch:
+        outputs = {name: array[None] for name, array in outputs.items()}
+    for tensor in contract.outputs:
+        array = outputs.get(tensor.name)
         if array is None:
             raise ServerError(f"{reply.model_name}: its answer has no output {tensor.name!r}")
         if array.shape[:1] != (count,) or not tensor.fits(array):
-            had, needed = f"{array.dtype} {array.shape}", f"{tensor.dtype} {(count, *tensor.shape)}"
-            raise ServerError(f"{reply.model_name}: output {tensor.name!r} is {had}, and must be {needed}")
-    return Answer(reply.model_name, int(reply.model_version), found)
+            actual, expected = f"{array.dtype} {array.shape}", f"{tensor.dtype} {(count, *tensor.shape)}"
+            raise ServerError(f"{reply.model_name}: output {tensor.name!r} is {actual}, and must be {expected}")
+    return InferResult(reply.model_name, int(reply.model_version), outputs)
 
 
 def is_final(reply: Any) -> bool:
-    """Whether it is no answer, but says that there are no more."""
+    """Whether it is the empty response that ends a stream."""
     return bool(reply.parameters["triton_final_response"].bool_param) and not reply.outputs
 
 
-def put(described: Any, contents: Any, name: str, array: Array) -> None:
-    """Adds a tensor to a message: what it is to `described`, its bytes to `contents`."""
-    described.add(name=name, datatype=_NAMES[array.dtype], shape=array.shape)
+def put(metadata: Any, contents: Any, name: str, array: Array) -> None:
+    """Adds a tensor to a message: its name, type and shape to `metadata`, its bytes to `contents`."""
+    metadata.add(name=name, datatype=_DATATYPES[array.dtype], shape=array.shape)
     contents.append(array.tobytes())
 
 
-def tensors(described: Any, contents: Any) -> dict[str, Array]:
-    """The tensors of a message. Raises KeyError for an unknown type, ValueError for bytes that do not fit."""
+def tensors(metadata: Any, contents: Any) -> dict[str, Array]:
+    """The tensors of a message. Raises KeyError for an unknown type, ValueError for bytes that do not fit its shape."""
     return {
         tensor.name: np.frombuffer(raw, DTYPES[tensor.datatype]).reshape(tuple(tensor.shape))
-        for tensor, raw in zip(described, contents, strict=True)
+        for tensor, raw in zip(metadata, contents, strict=True)
     }

@@ -54,7 +54,7 @@ class Work:
         groups = sizing.groups([each.size for each in originals], contract)
         return cls(tuple(originals), tuple(grays), float(stage), float(saturation), tuple(groups))
 
-    def parts(self) -> list[Tensors]:
+    def batches(self) -> list[Tensors]:
         """A batch for each group."""
         return [
             {

@@ -32,25 +32,25 @@ class InProcessClient(Client):
     def __init__(self, repository: str | Path, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         super().__init__(str(repository), timeout_s=timeout_s)
 
-    def _connect(self, url: str) -> _OnnxRuntime:
-        return _OnnxRuntime(Path(url))
+    def _connect(self, url: str) -> _OnnxRuntimeTransport:
+        return _OnnxRuntimeTransport(Path(url))
 
 
-class _OnnxRuntime:
-    """Answers the requests of `Client` as a Triton with this repository would."""
+class _OnnxRuntimeTransport:
+    """Answers a client's requests as a Triton with this repository would."""
 
     def __init__(self, repository: Path) -> None:
         self.address: Address | str = str(repository)
         self._runtime = _onnxruntime()
         self._folder = repository
         self._sessions: dict[Path, Any] = {}
-        self._turn = threading.Lock()  # one batch at a time, each on every core
+        self._lock = threading.Lock()  # one batch at a time, each on every core
         if not files.is_dir(repository):
             raise errors.InvalidInput(f"{repository}: no such folder of models")
 
     def send(self, step: Send) -> Any:
-        answer: Callable[[Any], Any] = getattr(self, f"_{step.method}")
-        return answer(step.request)
+        method: Callable[[Any], Any] = getattr(self, f"_{step.method}")
+        return method(step.request)
 
     def open(self, step: Open) -> Any:
         raise errors.UnknownModel(f"{self.address}: no {step.request.model_name} in this process; it needs a server")
@@ -67,11 +67,11 @@ class _OnnxRuntime:
         return pb.ModelReadyResponse(ready=ready)
 
     def _RepositoryIndex(self, request: Any) -> Any:
-        answer = pb.RepositoryIndexResponse()
+        response = pb.RepositoryIndexResponse()
         for name in sorted(path.name for path in self._folder.iterdir() if path.is_dir()):
             for version in self._served(name):
-                answer.models.add(name=name, version=str(version), state="READY")
-        return answer
+                response.models.add(name=name, version=str(version), state="READY")
+        return response
 
     def _ModelMetadata(self, request: Any) -> Any:
         return pb.ModelMetadataResponse(name=request.name, versions=map(str, self._versions(request.name)))
@@ -82,33 +82,33 @@ class _OnnxRuntime:
 
     def _ModelInfer(self, request: Any) -> Any:
         version = self._version(request.model_name, request.model_version)
-        feed = _wire.tensors(request.inputs, request.raw_input_contents)
+        inputs = _wire.tensors(request.inputs, request.raw_input_contents)
         names = [output.name for output in request.outputs]
-        answer = pb.ModelInferResponse(model_name=request.model_name, model_version=version)
-        for name, array in self._answer(request.model_name, version, names, feed).items():
-            _wire.put(answer.outputs, answer.raw_output_contents, name, array)
-        return answer
+        response = pb.ModelInferResponse(model_name=request.model_name, model_version=version)
+        for name, array in self._infer(request.model_name, version, names, inputs).items():
+            _wire.put(response.outputs, response.raw_output_contents, name, array)
+        return response
 
-    def _answer(self, model: str, version: str, names: list[str], feed: dict[str, Any]) -> dict[str, Any]:
+    def _infer(self, model: str, version: str, names: list[str], inputs: dict[str, Any]) -> dict[str, Any]:
         """The named outputs of a model, or of an ensemble, whose steps then run one after the other."""
         steps = _repository.steps(self._folder, model)
         if not steps:
-            return self._run(model, version, names, feed)
-        known = dict(feed)
+            return self._run(model, version, names, inputs)
+        tensors = dict(inputs)
         try:
             for step in steps:
-                given = {own: known[name] for own, name in step.input_map.items()}
-                asked = step.model_version if step.model_version > 0 else self._versions(step.model_name)[-1]
-                made = self._run(step.model_name, str(asked), list(step.output_map), given)
-                known |= {step.output_map[own]: array for own, array in made.items()}
-            return {name: known[name] for name in names}
+                feed = {own: tensors[name] for own, name in step.input_map.items()}
+                number = step.model_version if step.model_version > 0 else self._versions(step.model_name)[-1]
+                outputs = self._run(step.model_name, str(number), list(step.output_map), feed)
+                tensors |= {step.output_map[own]: array for own, array in outputs.items()}
+            return {name: tensors[name] for name in names}
         except KeyError as exc:
             raise errors.ServerError(f"{self._folder / model}: no step of its config.pbtxt gives {exc}") from exc
 
     def _run(self, model: str, version: str, names: list[str], feed: dict[str, Any]) -> dict[str, Any]:
         path = self._folder / model / version / "model.onnx"
         try:
-            with self._turn:
+            with self._lock:
                 if path not in self._sessions:
                     self._sessions[path] = self._session(path)
                 return dict(zip(names, self._sessions[path].run(names, feed), strict=True))

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from atelier._contract import Contract, Tensors
-from atelier._types import is_number, whole
+from atelier._types import as_int, is_number
 from atelier.errors import InvalidInput
 from atelier.sizing import SMALLEST_SIDE, colours, sized
 from atelier.styling import recoloured
@@ -60,21 +60,21 @@ class Stroke:
     objective: float
 
 
-class Ending:
-    """Ends the stream of a painting, from any thread or task: at once, or as soon as there is one."""
+class CancelHandle:
+    """Cancels the stream of a painting, from any thread or task: at once, or as soon as there is one."""
 
     def __init__(self) -> None:
         self._stream: Any = None
-        self._over = False
+        self._cancelled = False
 
-    def of(self, stream: Any) -> None:
+    def attach(self, stream: Any) -> None:
         """Says which stream that is."""
         self._stream = stream
-        if self._over:
+        if self._cancelled:
             stream.cancel()
 
-    def __call__(self) -> None:
-        self._over = True
+    def cancel(self) -> None:
+        self._cancelled = True
         if self._stream is not None:
             self._stream.cancel()
 
@@ -85,8 +85,8 @@ class Painting(Iterator[Stroke]):
     Closing it, or leaving its `with` block, ends the painting on the server, too.
     """
 
-    def __init__(self, strokes: Generator[Stroke, None, None], end: Ending) -> None:
-        self._strokes, self._end = strokes, end
+    def __init__(self, strokes: Generator[Stroke, None, None], handle: CancelHandle) -> None:
+        self._strokes, self._handle = strokes, handle
 
     def __next__(self) -> Stroke:
         return next(self._strokes)
@@ -99,7 +99,7 @@ class Painting(Iterator[Stroke]):
 
     def close(self) -> None:
         """Ends it; another thread that waits for a stroke gets Cancelled. Closing again does nothing."""
-        self._end()
+        self._handle.cancel()
         with contextlib.suppress(ValueError):  # that thread is inside, and closes them as it leaves
             self._strokes.close()
 
@@ -107,8 +107,8 @@ class Painting(Iterator[Stroke]):
 class AsyncPainting(AsyncIterator[Stroke]):
     """`Painting` for `async for` and `async with`."""
 
-    def __init__(self, strokes: AsyncGenerator[Stroke, None], end: Ending) -> None:
-        self._strokes, self._end = strokes, end
+    def __init__(self, strokes: AsyncGenerator[Stroke, None], handle: CancelHandle) -> None:
+        self._strokes, self._handle = strokes, handle
 
     async def __anext__(self) -> Stroke:
         return await anext(self._strokes)
@@ -121,7 +121,7 @@ class AsyncPainting(AsyncIterator[Stroke]):
 
     async def close(self) -> None:
         """Ends it; another task that waits for a stroke gets Cancelled. Closing again does nothing."""
-        self._end()
+        self._handle.cancel()
         with contextlib.suppress(RuntimeError):  # that task is inside, and closes them as it leaves
             await self._strokes.aclose()
 
@@ -161,7 +161,7 @@ class Knobs:
 
     def tensors(self) -> dict[str, Any]:
         """As the painter takes them."""
-        whole = {
+        integers = {
             "iterations": self.iterations,
             "every": self.every,
             "seed": self.seed,
@@ -169,15 +169,15 @@ class Knobs:
             "start": STARTS.index(self.start),
             "optimizer": OPTIMIZERS.index(self.optimizer),
         }
-        numbers = {
+        floats = {
             "content_weight": (self.content_weight,),
             "style_weight": (self.style_weight,),
             "tv_weight": (self.tv_weight,),
             "content_layers": [self.content_layers.get(name, 0) for name in CONTENT_LAYERS],
             "style_layers": [self.style_layers.get(name, 0) for name in STYLE_LAYERS],
         }
-        return {name: np.array([[value]], np.int32) for name, value in whole.items()} | {
-            name: np.array([value], np.float32) for name, value in numbers.items()
+        return {name: np.array([[value]], np.int32) for name, value in integers.items()} | {
+            name: np.array([value], np.float32) for name, value in floats.items()
         }
 
 
@@ -255,7 +255,7 @@ def _within(style: Image.Image, pixels: int) -> Image.Image:
 
 
 def _check_whole(name: str, value: object, least: int) -> None:
-    number = whole(value)
+    number = as_int(value)
     if number is None or not least <= number <= MOST[name]:
         raise InvalidInput(f"{name} {value!r}: must be a whole number from {least} to {MOST[name]}")
 

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from atelier._types import whole
+from atelier._types import as_int
 from atelier.errors import InvalidInput
 
 Path = Literal["lerp", "slerp", "spline"]
@@ -65,7 +65,7 @@ def walk(keyframes: npt.ArrayLike, *, steps: int, path: Path = "spline", loop: b
     """
     if path not in PATHS:
         raise InvalidInput(f"path {path!r}: must be one of {', '.join(PATHS)}")
-    each = whole(steps)
+    each = as_int(steps)
     if each is None or each < 1:
         raise InvalidInput(f"steps {steps!r}: must be a whole number, 1 or more")
     points = _keyframes(keyframes)

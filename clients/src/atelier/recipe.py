@@ -15,7 +15,7 @@ from PIL import Image
 
 from atelier import latents, layout, paths
 from atelier._models import MODELS
-from atelier._types import whole
+from atelier._types import as_int
 from atelier.errors import InvalidInput
 from atelier.latents import Latents
 
@@ -52,7 +52,7 @@ class Recipe:
             raise InvalidInput(f"latent scale {self.latent_scale!r}: must be walk or frame")
         for name in ("steps", "seed", "version"):
             value = getattr(self, name)
-            number = whole(value)
+            number = as_int(value)
             if number is None and (value is not None or name == "steps"):
                 raise InvalidInput(f"{name} {value!r}: must be a whole number")
             object.__setattr__(self, name, number)  # NumPy's are no JSON

@@ -12,7 +12,7 @@ from typing import Any, Final
 from PIL import Image
 
 from atelier._contract import Contract
-from atelier._types import per_batch, whole
+from atelier._types import as_int, batch_size
 from atelier.errors import InvalidInput, ServerError
 from atelier.pictures import as_rgb, opaque
 
@@ -31,7 +31,7 @@ def sized(
 
     Raises InvalidInput, beginning with `name`: no picture, a side below SMALLEST_SIDE, or above `most` pixels in all.
     """
-    side = whole(size)
+    side = as_int(size)
     if size is not None and (side is None or side < SMALLEST_SIDE):
         raise InvalidInput(f"size {size!r}: must be a whole number, {SMALLEST_SIDE} or more, or None")
     given = upright(picture, name=name)
@@ -85,7 +85,7 @@ def groups(sizes: Sequence[tuple[int, int]], contract: Contract) -> Iterator[tup
         alike.setdefault(size, []).append(index)
     for (width, height), indices in alike.items():
         fit = max(1, contract.max_pixels // (width * height)) if contract.max_pixels else contract.max_batch
-        members = per_batch(len(indices), min(contract.max_batch, fit))
+        members = batch_size(len(indices), min(contract.max_batch, fit))
         yield from (tuple(indices[start : start + members]) for start in range(0, len(indices), members))
 
 

@@ -58,7 +58,7 @@ class Work:
         groups = sizing.groups([each.size for each in originals], contract)
         return cls(tuple(originals), blends, strength, keep_color, tuple(groups))
 
-    def parts(self, names: Sequence[str]) -> list[Tensors]:
+    def batches(self, names: Sequence[str]) -> list[Tensors]:
         """A batch for each group. Raises InvalidInput for a style that is not among `names`."""
         rows = [_row(blend, names) for blend in self.blends]
         return [

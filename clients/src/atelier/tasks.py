@@ -1,4 +1,4 @@
-"""What the clients can ask of a model: which tensors it takes for that, and what becomes of those it gives."""
+"""What the clients can ask of a model: the tensors that it takes and gives, and the results made of its outputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 from atelier._contract import Contract, Tensor
 from atelier._models import MODELS
-from atelier._wire import Answer
+from atelier._wire import InferResult
 from atelier.classification import Classification
 from atelier.errors import UnknownModel
 from atelier.painting import Stroke
@@ -20,12 +20,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Task(Generic[T]):
-    """`takes`, what must be given, and `gives` are names of tensors. `read` makes of a batch's answer one result for
-    each member. What `streams` answers more than once, and needs a server for that."""
+    """`takes`, the required inputs, and `gives`, the outputs, are names of tensors. `read` turns a batch's outputs into
+    one result for each of its members. What `streams` gives several results to a request, and needs a server."""
 
     takes: tuple[str, ...]
     gives: tuple[str, ...]
-    read: Callable[[Answer, Contract], list[T]]
+    read: Callable[[InferResult, Contract], list[T]]
     streams: bool = False
 
     def contract(self, model: str) -> Contract:
@@ -44,27 +44,27 @@ def _names(tensors: tuple[Tensor, ...]) -> tuple[str, ...]:
     return tuple(tensor.name for tensor in tensors if not tensor.optional)
 
 
-def _pictures(answer: Answer, _: Contract) -> list[Image.Image]:
-    pictures = [Image.fromarray(pixels) for pixels in answer.tensors["image"]]
+def _pictures(result: InferResult, _: Contract) -> list[Image.Image]:
+    pictures = [Image.fromarray(pixels) for pixels in result.tensors["image"]]
     for picture in pictures:
-        picture.info.update(model=answer.model, version=answer.version)
+        picture.info.update(model=result.model, version=result.version)
     return pictures
 
 
-def _classifications(answer: Answer, contract: Contract) -> list[Classification]:
+def _classifications(result: InferResult, contract: Contract) -> list[Classification]:
     return [
         Classification(
             probabilities=dict(zip(contract.labels, row, strict=True)),
-            model=answer.model,
-            version=answer.version,
+            model=result.model,
+            version=result.version,
         )
-        for row in answer.tensors["probabilities"].tolist()
+        for row in result.tensors["probabilities"].tolist()
     ]
 
 
-def _strokes(answer: Answer, contract: Contract) -> list[Stroke]:
-    images = _pictures(answer, contract)
-    numbers = (answer.tensors[name].tolist() for name in ("iteration", "total", "losses", "objective"))
+def _strokes(result: InferResult, contract: Contract) -> list[Stroke]:
+    images = _pictures(result, contract)
+    numbers = (result.tensors[name].tolist() for name in ("iteration", "total", "losses", "objective"))
     return [
         Stroke(image, iteration, total, content, style, variation, objective)
         for image, (iteration,), (total,), (content, style, variation), (objective,) in zip(

@@ -89,7 +89,7 @@ class Mosaic:
         self._batches = _batches([each.size for each in self._originals], contract)
         self._due = deque(tile for batch in self._batches for tile in batch)
 
-    def parts(self) -> list[Tensors]:
+    def batches(self) -> list[Tensors]:
         colours = [sizing.colours(each) for each in self._originals]
         return [
             {"low_res": np.stack([np.asarray(tile.cut(colours[tile.picture])) for tile in batch])}

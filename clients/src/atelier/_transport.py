@@ -1,4 +1,4 @@
-"""What the synchronous client sends its requests to: a Triton at the other end of a gRPC channel."""
+"""What carries the synchronous client's requests: a gRPC channel to a Triton."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ import grpc
 from tritonclient.grpc import service_pb2_grpc
 
 from atelier import _address, _wire
-from atelier._failures import Late, answered
+from atelier._failures import ReadTimeout, raise_for_error
 from atelier._protocol import Open, Send
 from atelier.errors import Cancelled
 
 
-class Server(Protocol):
-    """What a client sends its requests to."""
+class Transport(Protocol):
+    """Carries a client's requests to what answers them."""
 
     @property
     def address(self) -> _address.Address | str: ...
 
     def send(self, step: Send) -> Any:
-        """The answer's protobuf. Raises grpc.RpcError or AtelierError."""
+        """The response's protobuf. Raises grpc.RpcError or AtelierError."""
 
     def open(self, step: Open) -> Any:
-        """A stream: `read(timeout_s)` gives its next protobuf, None at the end, or raises; `cancel()` ends it."""
+        """A stream: `read(timeout_s)` gives its next protobuf, None at the end, or raises; `cancel()` cancels it."""
 
     def close(self) -> None: ...
 
 
-class Grpc:
-    """A server at the other end of a gRPC channel."""
+class GrpcTransport:
+    """A gRPC channel to a server."""
 
     def __init__(self, address: _address.Address) -> None:
         self.address: _address.Address | str = address
@@ -48,42 +48,42 @@ class Grpc:
         try:
             return getattr(self._stub, step.method)(step.request, timeout=step.timeout_s)
         except ValueError as exc:  # gRPC's word for a channel that another thread has closed
-            raise ended(self.address) from exc
+            raise closed_error(self.address) from exc
 
     def open(self, step: Open) -> _Stream:
         try:
             return _Stream(getattr(self._stub, step.method), step.request)
         except ValueError as exc:
-            raise ended(self.address) from exc
+            raise closed_error(self.address) from exc
 
     def close(self) -> None:
         self._channel.close()
 
 
 class _Stream:
-    """Answers under way to one request."""
+    """The stream of responses to one request."""
 
     def __init__(self, method: Any, request: Any) -> None:
         self._ended = threading.Event()
-        self._late = False
+        self._timed_out = False
         self._request = request
         self._call = method(self._requests())
 
     def read(self, timeout_s: float) -> Any:
-        timer = threading.Timer(timeout_s, self._give_up)
+        timer = threading.Timer(timeout_s, self._time_out)
         timer.daemon = True
         timer.start()
         try:
-            reply = answered(next(self._call, None), self._request)
+            reply = raise_for_error(next(self._call, None), self._request)
             if reply is not None and _wire.is_final(reply.infer_response):
-                # Left to end by itself: cancelled just then, it could leave Triton 2.51 unable to unload the model.
+                # It ends by itself: cancelled just now, it could leave Triton 2.51 unable to unload the model.
                 self._ended.set()
                 next(self._call, None)
             return reply
         except BaseException as exc:
             self.cancel()
-            if self._late:
-                raise Late from exc
+            if self._timed_out:
+                raise ReadTimeout from exc
             raise
         finally:
             timer.cancel()
@@ -93,20 +93,24 @@ class _Stream:
         self._ended.set()
 
     def _requests(self) -> Iterator[Any]:
-        """It ends after the answers: of a stream cancelled after its end Triton 2.51 can't unload the model."""
+        """The one request; the stream of requests stays open until the responses have ended, or it is cancelled.
+
+        Half-closed earlier, it could be cancelled after its end, and then Triton 2.51 can't unload the model.
+        """
         yield self._request
         self._ended.wait()
 
-    def _give_up(self) -> None:
-        self._late = True
+    def _time_out(self) -> None:
+        self._timed_out = True
         self.cancel()
 
 
-def ended(address: object) -> Cancelled:
+def closed_error(address: object) -> Cancelled:
     return Cancelled(f"{address}: this client is closed; make another one")
 
 
 def accepts(host: str, port: int, timeout_s: float) -> bool:
+    """Whether TCP connections are accepted there."""
     # UnicodeError is Python's of a host that cannot be one, such as a..b.
     with contextlib.suppress(OSError, UnicodeError), socket.create_connection((host, port), timeout_s):
         return True
