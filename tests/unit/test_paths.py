@@ -170,7 +170,7 @@ def test_the_cubic_is_the_textbook_one(closed, kind, count):
     times = np.linspace(0, count if closed else count - 1, 37)
     all_knots = np.concatenate([knots, knots[: int(closed)]])
     expected = CubicSpline(np.arange(len(all_knots)), all_knots, bc_type=kind)(times)
-    np.testing.assert_allclose(paths._cubic(knots, times, closed), expected, atol=1e-12)
+    np.testing.assert_allclose(paths._cubic_spline(knots, times, closed), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,10 @@ Latents = npt.NDArray[np.float32]
 
 
 def draw(count: int, *, seed: int, width: int = WIDTH) -> Latents:
-    """`count` vectors from N(0, I): float32 (count, width). The same seed gives the same vectors."""
+    """`count` vectors from N(0, I): float32 (count, width). The same seed gives the same vectors, however many.
+
+    Raises InvalidInput for a count below 1 or a negative seed.
+    """
     if count < 1:
         raise InvalidInput(f"count {count}: must be 1 or more")
     if seed < 0:
@@ -32,7 +35,10 @@ def draw(count: int, *, seed: int, width: int = WIDTH) -> Latents:
 
 
 def check(vectors: npt.ArrayLike, *, width: int = WIDTH) -> Latents:
-    """`vectors` as float32 (N, width), or InvalidInput. One vector (width,) counts as N = 1."""
+    """`vectors` as float32 (N, width). One vector (width,) counts as N = 1.
+
+    Raises InvalidInput for another shape, and for what is no number or not finite in float32.
+    """
     try:
         found = np.asarray(vectors, dtype=np.float64)
     except Exception as exc:  # what is like an array may raise anything, as PyTorch's tensors do
@@ -49,7 +55,10 @@ def check(vectors: npt.ArrayLike, *, width: int = WIDTH) -> Latents:
 
 
 def save(path: str | Path, vectors: npt.ArrayLike, *, note: str = "") -> None:
-    """Writes vectors (N, D) as text under a comment with `note`. Nine digits tell every float32 apart."""
+    """Writes vectors (N, D) as text under a comment with `note`. Nine digits tell every float32 apart.
+
+    What is there by that name is replaced. Raises InvalidInput for what `check` refuses, or cannot be written.
+    """
     rows = np.atleast_2d(np.asarray(vectors))
     rows = check(rows, width=rows.shape[-1])
     about = f"# {len(rows)} latent vectors of {rows.shape[1]} numbers, one to a line"

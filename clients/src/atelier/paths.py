@@ -1,9 +1,9 @@
-"""Paths through latent space: straight, spherical, and smooth through many keyframes. numpy only.
+"""Interpolation in latent space: linear, spherical, and by a smooth spline through many keyframes. numpy only.
 
     frames = paths.walk(keyframes, steps=20, path="spline", loop=True)
 
 A generator learns from z ~ N(0, I). In 100 dimensions nearly all of that mass lies in a thin shell: |z| is
-10 ± 0.7, and two draws are nearly at right angles. The middle of the straight line between them has |z| = 7,
+10 ± 0.7, and two draws are nearly orthogonal. The middle of the straight line between them has |z| = 7,
 where the network saw hardly a sample and its pictures fade. So `slerp` and `spline` move along directions and
 carry the radius separately, from one keyframe's to the next one's; `lerp` is for vectors built by hand.
 """
@@ -26,24 +26,28 @@ Vectors = npt.NDArray[np.float32]
 _Reals = npt.NDArray[np.float64]
 
 MOST_FRAMES = 100_000
-"""Of a walk: an hour and a half of 20 a second, and 5 GB of the smallest pictures."""
+"""Of a walk: an hour and a half at 20 frames a second, and 5 GB of the smallest pictures."""
 
 _COLLINEAR = 1e-12
-"""Below this sine, two directions are one line to double precision and span no plane."""
+"""Below this sine of the angle between them, two directions are collinear in double precision and span no plane."""
 _TINY = 1e-300
 
 
 def lerp(a: npt.ArrayLike, b: npt.ArrayLike, t: npt.ArrayLike) -> Vectors:
-    """The straight line from `a` (t = 0) to `b` (t = 1). a, b: (D,); t: scalar or (T,) -> (D,) or (T, D)."""
-    return _between(_straight, a, b, t)
+    """Linear interpolation from `a` (t = 0) to `b` (t = 1). a, b: (D,); t: scalar or (T,) -> float32 (D,) or (T, D).
+
+    At t = 0 and t = 1 exactly the ends. t beyond [0, 1] extrapolates.
+    """
+    return _interpolate(_lerp, a, b, t)
 
 
 def slerp(a: npt.ArrayLike, b: npt.ArrayLike, t: npt.ArrayLike) -> Vectors:
-    """The great arc from `a` to `b` at even speed, the norm going evenly from |a| to |b|. Shapes as `lerp`.
+    """Spherical linear interpolation: the great-circle arc from `a` to `b` at constant speed. Shapes as `lerp`.
 
-    Opposite ends span no plane: a fixed one is taken. A zero end takes the other's direction.
+    The norm goes linearly from |a| to |b|. Opposite ends span no plane: a fixed one is taken. A zero end takes the
+    other's direction.
     """
-    return _between(_spherical, a, b, t)
+    return _interpolate(_slerp, a, b, t)
 
 
 def frame_count(keyframes: int, *, steps: int, loop: bool) -> int:
@@ -58,22 +62,23 @@ def check_count(frames: int) -> None:
 
 
 def walk(keyframes: npt.ArrayLike, *, steps: int, path: Path = "spline", loop: bool = False) -> Vectors:
-    """Every frame of a walk through keyframes (N, D): (frames, D); frame `i * steps` is keyframe i, exactly.
+    """Every frame of a walk through keyframes (N, D): float32 (frames, D); frame `i * steps` is keyframe i, exactly.
 
     `steps` frames lead from each keyframe to the next. A loop also leads from the last to the first, and
-    stops one frame short of it, so that it plays without a stutter. Raises InvalidInput.
+    stops one frame short of it, so that it plays without a stutter. Raises InvalidInput for fewer than 2 keyframes,
+    numbers that are not finite, another path, no step, or more than MOST_FRAMES.
     """
     if path not in PATHS:
         raise InvalidInput(f"path {path!r}: must be one of {', '.join(PATHS)}")
-    each = as_int(steps)
-    if each is None or each < 1:
+    per_leg = as_int(steps)
+    if per_leg is None or per_leg < 1:
         raise InvalidInput(f"steps {steps!r}: must be a whole number, 1 or more")
     points = _keyframes(keyframes)
-    count = frame_count(len(points), steps=each, loop=loop)
+    count = frame_count(len(points), steps=per_leg, loop=loop)
     check_count(count)
-    times = np.arange(count) / each
-    frames = _smooth(points, times, loop) if path == "spline" else _legs(_WAYS[path], points, times)
-    frames[::each] = points
+    times = np.arange(count) / per_leg
+    frames = _spline(points, times, loop) if path == "spline" else _piecewise(_INTERPOLATIONS[path], points, times)
+    frames[::per_leg] = points
     return frames.astype(np.float32)
 
 
@@ -91,100 +96,100 @@ def _keyframes(keyframes: npt.ArrayLike) -> _Reals:
     return points
 
 
-def _between(way: _Way, a: npt.ArrayLike, b: npt.ArrayLike, t: npt.ArrayLike) -> Vectors:
+def _interpolate(interpolation: _Interpolation, a: npt.ArrayLike, b: npt.ArrayLike, t: npt.ArrayLike) -> Vectors:
     first, last = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     times = np.asarray(t, dtype=np.float64)[..., None]
-    found = np.where(times == 0, first, np.where(times == 1, last, way(first, last, times)))
+    found = np.where(times == 0, first, np.where(times == 1, last, interpolation(first, last, times)))
     return found.astype(np.float32)
 
 
-def _straight(a: _Reals, b: _Reals, t: _Reals) -> _Reals:
+def _lerp(a: _Reals, b: _Reals, t: _Reals) -> _Reals:
     return (1 - t) * a + t * b
 
 
-def _spherical(a: _Reals, b: _Reals, t: _Reals) -> _Reals:
-    radius = _straight(_norm(a), _norm(b), t)
-    return radius * _turn(_unit(np.where(_norm(a) > 0, a, b)), _unit(np.where(_norm(b) > 0, b, a)), t)
+def _slerp(a: _Reals, b: _Reals, t: _Reals) -> _Reals:
+    radius = _lerp(_norm(a), _norm(b), t)
+    return radius * _unit_slerp(_unit(np.where(_norm(a) > 0, a, b)), _unit(np.where(_norm(b) > 0, b, a)), t)
 
 
-_Way = Callable[[_Reals, _Reals, _Reals], _Reals]
-_WAYS: dict[Path, _Way] = {"lerp": _straight, "slerp": _spherical}
+_Interpolation = Callable[[_Reals, _Reals, _Reals], _Reals]
+_INTERPOLATIONS: dict[Path, _Interpolation] = {"lerp": _lerp, "slerp": _slerp}
 
 
-def _legs(way: _Way, points: _Reals, times: _Reals) -> _Reals:
-    leg, within = _split(times, len(points))
-    return way(points[leg], points[(leg + 1) % len(points)], within)
+def _piecewise(interpolation: _Interpolation, points: _Reals, times: _Reals) -> _Reals:
+    leg, fraction = _locate(times, len(points))
+    return interpolation(points[leg], points[(leg + 1) % len(points)], fraction)
 
 
-def _split(times: _Reals, points: int) -> tuple[npt.NDArray[np.intp], _Reals]:
-    """Times -> the leg each falls in, and how far along it, as a column."""
+def _locate(times: _Reals, points: int) -> tuple[npt.NDArray[np.intp], _Reals]:
+    """Times (T,), a unit to a leg -> the leg each falls in (T,), and the fraction of it that is done (T, 1)."""
     leg = np.floor(times).astype(np.intp)
     return leg % points, (times - leg)[:, None]
 
 
-def _smooth(points: _Reals, times: _Reals, closed: bool) -> _Reals:
-    """A cubic spline through the keyframes' directions, normalised, times a radius that eases between theirs.
+def _spline(points: _Reals, times: _Reals, closed: bool) -> _Reals:
+    """A cubic spline through the keyframes' directions, normalised, times a radius by smoothstep between theirs.
 
-    The middle of each leg's great arc is a knot too. Knots are then at most a right angle apart, so that the
+    The middle of each leg's great-circle arc is a knot too. Knots are then at most a right angle apart, so that the
     curve keeps clear of the origin, where its direction would flip, even between opposite keyframes; and the
     speed varies by 2 instead of 4 (Catmull-Rom), measured on closed walks through 3 to 8 draws from N(0, I).
     """
     directions = _directions(points)
-    middles = _turn(directions, np.roll(directions, -1, axis=0), np.array(0.5))
+    middles = _unit_slerp(directions, np.roll(directions, -1, axis=0), np.array(0.5))
     knots = np.stack([directions, middles], axis=1).reshape(-1, points.shape[1])
-    curve = _cubic(knots if closed else knots[:-1], 2 * times, closed)
-    leg, within = _split(times, len(points))
+    curve = _cubic_spline(knots if closed else knots[:-1], 2 * times, closed)
+    leg, fraction = _locate(times, len(points))
     norms = _norm(points)
-    radius = _straight(norms[leg], norms[(leg + 1) % len(points)], within**2 * (3 - 2 * within))
+    radius = _lerp(norms[leg], norms[(leg + 1) % len(points)], fraction**2 * (3 - 2 * fraction))
     return radius * _unit(curve)
 
 
 def _directions(points: _Reals) -> _Reals:
     """Unit keyframes; one that is zero takes the direction of the one before it."""
-    some = np.flatnonzero(_norm(points)[:, 0])
-    if not some.size:
+    nonzero = np.flatnonzero(_norm(points)[:, 0])
+    if not nonzero.size:
         return points
-    return _unit(points[some[np.searchsorted(some, np.arange(len(points)), side="right") - 1]])
+    return _unit(points[nonzero[np.searchsorted(nonzero, np.arange(len(points)), side="right") - 1]])
 
 
-def _cubic(knots: _Reals, times: _Reals, closed: bool) -> _Reals:
+def _cubic_spline(knots: _Reals, times: _Reals, closed: bool) -> _Reals:
     """The cubic spline (C2) through `knots` at times 0, 1, 2 ...; its open ends are natural."""
-    bends = _bends(knots, closed)
-    leg, b = _split(times, len(knots))
+    second = _second_derivatives(knots, closed)
+    leg, b = _locate(times, len(knots))
     after = (leg + 1) % len(knots)
     a = 1 - b
-    bent = ((a**3 - a) * bends[leg] + (b**3 - b) * bends[after]) / 6
-    return np.asarray(_straight(knots[leg], knots[after], b) + bent)
+    cubic = ((a**3 - a) * second[leg] + (b**3 - b) * second[after]) / 6
+    return np.asarray(_lerp(knots[leg], knots[after], b) + cubic)
 
 
-def _bends(knots: _Reals, closed: bool) -> _Reals:
+def _second_derivatives(knots: _Reals, closed: bool) -> _Reals:
     """Second derivatives M at the knots: M[i-1] + 4 M[i] + M[i+1] = 6 (y[i-1] - 2 y[i] + y[i+1]).
 
-    On a circle that is a convolution, which the Fourier transform undoes. Natural ends (M = 0) are the same
-    circle, mirrored with its sign turned.
+    On a closed curve that is a circular convolution, which the Fourier transform inverts. An open one with natural
+    ends (M = 0) becomes closed by its odd extension.
     """
     if closed:
-        right = np.roll(knots, -1, axis=0) - 2 * knots + np.roll(knots, 1, axis=0)
+        rhs = np.roll(knots, -1, axis=0) - 2 * knots + np.roll(knots, 1, axis=0)
     else:
         inner, end = np.diff(knots, n=2, axis=0), np.zeros_like(knots[:1])
-        right = np.concatenate([end, inner, end, -inner[::-1]])
-    turns = np.fft.rfftfreq(len(right))[:, None]
-    spectrum = np.fft.rfft(6 * right, axis=0) / (4 + 2 * np.cos(2 * np.pi * turns))
-    return np.asarray(np.fft.irfft(spectrum, n=len(right), axis=0)[: len(knots)])
+        rhs = np.concatenate([end, inner, end, -inner[::-1]])
+    frequencies = np.fft.rfftfreq(len(rhs))[:, None]
+    spectrum = np.fft.rfft(6 * rhs, axis=0) / (4 + 2 * np.cos(2 * np.pi * frequencies))
+    return np.asarray(np.fft.irfft(spectrum, n=len(rhs), axis=0)[: len(knots)])
 
 
-def _turn(a: _Reals, b: _Reals, t: _Reals) -> _Reals:
-    """From unit `a` toward unit `b` along their great circle, t = 1 being b."""
+def _unit_slerp(a: _Reals, b: _Reals, t: _Reals) -> _Reals:
+    """From unit `a` toward unit `b` along their great circle; at t = 1 it is b."""
     cosine = np.sum(a * b, axis=-1, keepdims=True)
-    across = b - cosine * a
-    sine = _norm(across)
-    sideways = np.where(sine < _COLLINEAR, _perpendicular(a), across / np.maximum(sine, _TINY))
+    rejection = b - cosine * a
+    sine = _norm(rejection)
+    tangent = np.where(sine < _COLLINEAR, _orthogonal(a), rejection / np.maximum(sine, _TINY))
     angle = t * np.arctan2(sine, cosine)
-    return np.asarray(np.cos(angle) * a + np.sin(angle) * sideways)
+    return np.asarray(np.cos(angle) * a + np.sin(angle) * tangent)
 
 
-def _perpendicular(a: _Reals) -> _Reals:
-    """A unit vector at a right angle to each `a`: the axis that `a` has least of, made perpendicular."""
+def _orthogonal(a: _Reals) -> _Reals:
+    """A unit vector orthogonal to each `a`: the axis of its smallest component, orthogonalised."""
     axis = np.eye(a.shape[-1])[np.argmin(np.abs(a), axis=-1)]
     return _unit(axis - np.sum(a * axis, axis=-1, keepdims=True) * a)
 
