@@ -54,7 +54,7 @@ def coloured(
 
 
 def compared(job: folders.Job, picture: Image.Image, after: Image.Image) -> Image.Image:
-    before = sizing.veiled(colorizing.grayed(picture).convert("RGB"), picture)
+    before = sizing.with_alpha(colorizing.grayed(picture).convert("RGB"), picture)
     cells = [("before", before), ("after", after)]
     if colorizing.has_colour(picture):
         cells.append(("truth", picture))

@@ -22,12 +22,12 @@ from atelier.errors import InvalidInput
 from atelier.sizing import Groups, Photos, sized
 
 STAGES: Final = (1.0, 2.0)
-"""After regression alone, and after the network's game with a critic, too; between them is a mixture."""
+"""After regression alone, and after adversarial training as well; between them is a mixture."""
 MOST_SATURATION: Final = 3.0
 LUMINANCE: Final = (0.2126, 0.7152, 0.0722)
-"""Shares of red, green and blue light (IEC 61966-2-1)."""
-_STEPS: Final = (1 << 16) - 1
-"""Of light, from black to white; the darkest two levels of sRGB are 20 apart."""
+"""Weights of linear red, green and blue (IEC 61966-2-1)."""
+_WHITE: Final = (1 << 16) - 1
+"""Of linear light in whole steps; the darkest two levels of sRGB are 20 steps apart."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,22 +69,22 @@ class Work:
         return sizing.finished(coloured, self.groups, self._finish)
 
     def _finish(self, index: int, coloured: Image.Image) -> Image.Image:
-        gray, about = self.grays[index], coloured.info
+        gray, info = self.grays[index], coloured.info
         sizing.check_answer(coloured, gray.size)
-        made = sizing.veiled(saturated(coloured, gray, self.saturation), self.originals[index])
-        made.info = {**about, "stage": self.stage}
+        made = sizing.with_alpha(saturated(coloured, gray, self.saturation), self.originals[index])
+        made.info = {**info, "stage": self.stage}
         return made
 
 
 def grayed(picture: Image.Image) -> Image.Image:
     """RGB or RGBA in the gray levels of sRGB (L) with the same luminance, and so the same L* of CIE Lab.
 
-    Unlike Pillow's own gray, which weighs levels rather than light and makes strong colours too dark. What is gray
-    keeps its levels.
+    Pillow's own gray is luma: it weighs gamma-encoded levels rather than linear light, and makes strong colours too
+    dark. What is gray keeps its levels.
     """
     levels = np.asarray(sizing.colours(picture))
-    light = sum(table[levels[..., channel]] for channel, table in enumerate(_LIGHT))
-    return Image.fromarray(_LEVELS[np.rint(light).astype(np.uint16)])
+    luminance = sum(table[levels[..., channel]] for channel, table in enumerate(_TO_LUMINANCE))
+    return Image.fromarray(_TO_SRGB[np.rint(luminance).astype(np.uint16)])
 
 
 def has_colour(picture: Image.Image) -> bool:
@@ -94,30 +94,30 @@ def has_colour(picture: Image.Image) -> bool:
 
 
 def saturated(coloured: Image.Image, gray: Image.Image, factor: float) -> Image.Image:
-    """RGB with so many times the difference to its gray (L): 0 is that, 1 the same picture, 2 twice as colourful."""
+    """RGB with its difference to `gray` (L) multiplied: 0 is the gray, 1 the picture itself, 2 twice as colourful."""
     if factor == 1:
         return coloured
-    ground = np.asarray(gray, np.float32)[..., None]
-    levels = ground + np.float32(factor) * (np.asarray(coloured) - ground)
+    achromatic = np.asarray(gray, np.float32)[..., None]
+    levels = achromatic + np.float32(factor) * (np.asarray(coloured) - achromatic)
     return Image.fromarray(np.rint(levels.clip(0, 255)).astype(np.uint8))
 
 
-# --- light
+# --- look-up tables of sRGB's transfer function
 
 
-def _light() -> npt.NDArray[np.float32]:
-    """(3, 256): how many steps of light each level of red, green and blue adds."""
+def _to_luminance() -> npt.NDArray[np.float32]:
+    """(3, 256): the luminance, in steps, that each level of red, green and blue adds."""
     levels = np.arange(256) / 255
-    light = np.where(levels > 0.04045, ((levels + 0.055) / 1.055) ** 2.4, levels / 12.92)
-    return np.outer(LUMINANCE, _STEPS * light).astype(np.float32)
+    linear = np.where(levels > 0.04045, ((levels + 0.055) / 1.055) ** 2.4, levels / 12.92)
+    return np.outer(LUMINANCE, _WHITE * linear).astype(np.float32)
 
 
-def _levels() -> npt.NDArray[np.uint8]:
-    """The level of sRGB for each step of light."""
-    light = np.arange(_STEPS + 1) / _STEPS
-    levels = np.where(light > 0.0031308, 1.055 * light ** (1 / 2.4) - 0.055, 12.92 * light)
+def _to_srgb() -> npt.NDArray[np.uint8]:
+    """(_WHITE + 1,): the level of sRGB for each step of linear light."""
+    linear = np.arange(_WHITE + 1) / _WHITE
+    levels = np.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
     return np.asarray(np.rint(255 * levels), np.uint8)
 
 
-_LIGHT: Final = _light()
-_LEVELS: Final = _levels()
+_TO_LUMINANCE: Final = _to_luminance()
+_TO_SRGB: Final = _to_srgb()

@@ -17,8 +17,8 @@ from atelier.errors import InvalidInput
 
 Sides = tuple[int, int]
 
-# Blue through paper white to red, after Mondrian: far below zero, zero, far above it.
-_COLOURS = np.array([[54, 79, 179], [244, 241, 232], [185, 33, 19]], dtype=np.float64)
+# Diverging: blue below zero, paper white at it, red above, after Mondrian.
+_COLORMAP = np.array([[54, 79, 179], [244, 241, 232], [185, 33, 19]], dtype=np.float64)
 _BLACK = (0, 0, 0)
 _PAPER = (244, 241, 232)
 
@@ -36,7 +36,7 @@ def heat_map(latent: npt.ArrayLike, *, size: int, scale: float) -> Image.Image:
     pitch = (size - line) // side
     colours = np.zeros((side * side, 3))
     for channel in range(3):
-        colours[: values.size, channel] = np.interp(values / scale, [-1, 0, 1], _COLOURS[:, channel])
+        colours[: values.size, channel] = np.interp(values / scale, [-1, 0, 1], _COLORMAP[:, channel])
     squares = np.rint(colours).astype(np.uint8).reshape(side, side, 3).repeat(pitch, 0).repeat(pitch, 1)
     squares[np.arange(side * pitch) % pitch < line] = 0
     squares[:, np.arange(side * pitch) % pitch < line] = 0

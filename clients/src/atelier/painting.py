@@ -40,8 +40,8 @@ MOST: Final = {
 }  # fmt: skip
 """The painter's limits, above which it would refuse."""
 PIXELS_APART: Final = 1 << 22
-"""Of all iterations from one answer of the painter to the next: a core takes 11 s for them. The client drops answers
-that nobody has asked for, so that its deadline for each need not grow with `every`."""
+"""Pixels times iterations from one response of the painter to the next: a core takes 11 s for them. The client drops
+responses that nobody has asked for, so that its deadline for each need not grow with `every`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,18 +210,18 @@ class Commission:
         return pictures | replace(self.knobs, every=self._apart).tensors()
 
     def wants(self, stroke: Stroke) -> bool:
-        """Whether it is one of those asked for, and not one only to be sure that the painter is at work."""
+        """Whether it is one of those asked for, and not one that only shows that the painter is at work."""
         return stroke.iteration % self.knobs.every == 0 or stroke.iteration == stroke.total
 
     @property
     def _apart(self) -> int:
-        """Iterations from one answer to the next: a part of `every` that takes no longer than PIXELS_APART."""
+        """Iterations from one response to the next: the largest divisor of `every` within PIXELS_APART."""
         most = max(1, PIXELS_APART // (self.content.width * self.content.height))
-        return max(part for part in range(1, min(most, self.knobs.every) + 1) if self.knobs.every % part == 0)
+        return max(count for count in range(1, min(most, self.knobs.every) + 1) if self.knobs.every % count == 0)
 
     def finished(self, stroke: Stroke) -> Stroke:
         """With the colours of the content, where they are to be kept, and its alpha."""
-        image, about = stroke.image, stroke.image.info
+        image, info = stroke.image, stroke.image.info
         original = self.content
         if original.size != image.size:
             original = original.resize(image.size, Image.Resampling.LANCZOS)
@@ -229,7 +229,7 @@ class Commission:
             image = recoloured(image, original.convert("RGB"))
         if original.mode == "RGBA":
             image.putalpha(original.getchannel("A"))
-        image.info = about
+        image.info = info
         return replace(stroke, image=image)
 
 
@@ -243,7 +243,7 @@ def parsed(text: str) -> dict[str, float]:
 
 
 def _within(style: Image.Image, pixels: int) -> Image.Image:
-    """With as many pixels as the content at most: the painter looks at no more."""
+    """Reduced to as many pixels as the content has, but for sides of SMALLEST_SIDE: the painter looks at no more."""
     factor = math.sqrt(pixels / (style.width * style.height))
     if factor >= 1:
         return style

@@ -58,11 +58,11 @@ QUIET: Final = _Quiet()
 """Keeps Pillow's warnings from the user."""
 
 
-def _nobody(line: str) -> None:
+def _say_nothing(line: str) -> None:
     pass
 
 
-def open_picture(path: str | Path, *, alpha: bool = False, say: Say = _nobody) -> Image.Image:
+def open_picture(path: str | Path, *, alpha: bool = False, say: Say = _say_nothing) -> Image.Image:
     """The picture in a file, as `as_rgb` makes it; of several, such as an animation's, the first, and `say` is told.
 
     Raises InvalidInput, one line with the path: missing, a folder, no picture, damaged, too large or too small.
@@ -76,7 +76,7 @@ def open_picture(path: str | Path, *, alpha: bool = False, say: Say = _nobody) -
 def as_rgb(picture: Image.Image, *, alpha: bool = False, name: str = "picture") -> Image.Image:
     """Any picture as sRGB of 8 bits: turned as its EXIF says, transparency over white, 16-bit gray scaled.
 
-    An ICC profile, as phones have for more colours and printers for ink, is applied and then gone.
+    An ICC profile, as phones have for a wider gamut and printers for ink, is applied and dropped.
     `alpha` keeps transparency where there is any: RGBA. Gray of more bits, or of floats, has no fixed white: its
     darkest pixel becomes black and its brightest white.
     Raises InvalidInput, beginning with `name`, if it cannot be decoded or has a side below SMALLEST_SIDE.
@@ -90,15 +90,18 @@ def as_rgb(picture: Image.Image, *, alpha: bool = False, name: str = "picture") 
 
 
 def opaque(picture: Image.Image) -> Image.Image:
-    """RGBA as RGB, where it is transparent in the colours of what is nearest: no edge that a network would see."""
-    layers = [picture]
-    while max(layers[-1].size) > 1:
-        layers.append(_halved(layers[-1]))
-    ground = layers.pop()
-    ground.putalpha(255)
-    for layer in reversed(layers):
-        ground = Image.alpha_composite(ground.resize(layer.size, Image.Resampling.BILINEAR), layer)
-    return ground.convert("RGB")
+    """RGBA as RGB, transparent pixels filled in with the colours of the nearest: no edge that a network would see.
+
+    That is pull-push, on an image pyramid (Gortler et al. 1996).
+    """
+    pyramid = [picture]
+    while max(pyramid[-1].size) > 1:
+        pyramid.append(_halved(pyramid[-1]))
+    filled = pyramid.pop()
+    filled.putalpha(255)
+    for level in reversed(pyramid):
+        filled = Image.alpha_composite(filled.resize(level.size, Image.Resampling.BILINEAR), level)
+    return filled.convert("RGB")
 
 
 # --- files
@@ -161,24 +164,24 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 def _flattened(picture: Image.Image, alpha: bool) -> Image.Image:
     if picture.mode == "F" or picture.mode.startswith("I"):
-        return _scaled(picture)
+        return _to_8_bits(picture)
     if picture.has_transparency_data:
-        seen = _in_srgb(picture.convert("RGBA"))
+        rgba = _in_srgb(picture.convert("RGBA"))
         if alpha:
-            return seen
-        return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+            return rgba
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return _in_srgb(picture if picture.mode == "CMYK" else picture.convert("RGB"))
 
 
 def _in_srgb(picture: Image.Image) -> Image.Image:
-    """RGB or RGBA in the colours that the picture's profile means, without the profile."""
+    """RGB or RGBA converted from the picture's colour profile to sRGB, without the profile."""
     made, mode = picture, "RGBA" if picture.mode == "RGBA" else "RGB"
     with contextlib.suppress(Exception):  # a profile that cannot be read, or is of another mode, changes nothing
         if profile := picture.info.get("icc_profile"):
-            meant = ImageCms.getOpenProfile(io.BytesIO(profile))
-            if "sRGB" not in ImageCms.getProfileDescription(meant):
+            source = ImageCms.getOpenProfile(io.BytesIO(profile))
+            if "sRGB" not in ImageCms.getProfileDescription(source):
                 srgb = ImageCms.createProfile("sRGB")
-                made = ImageCms.profileToProfile(picture, meant, srgb, outputMode=mode) or picture
+                made = ImageCms.profileToProfile(picture, source, srgb, outputMode=mode) or picture
     made = made if made.mode == mode else made.convert(mode)
     made.info.pop("icc_profile", None)
     return made
@@ -192,7 +195,8 @@ def _halved(picture: Image.Image) -> Image.Image:
     return small
 
 
-def _scaled(picture: Image.Image) -> Image.Image:
+def _to_8_bits(picture: Image.Image) -> Image.Image:
+    """Gray of 16 bits over its whole range; of more, or of floats, from its darkest pixel to its brightest."""
     values = np.asarray(picture, dtype=np.float64)
     black, white = float(values.min()), float(values.max())
     if not np.isfinite([black, white]).all():

@@ -79,13 +79,13 @@ def longest(sides: tuple[int, int], most: int) -> int:
 
 
 def groups(sizes: Sequence[tuple[int, int]], contract: Contract) -> Iterator[tuple[int, ...]]:
-    """Indices of pictures of one size that go in one batch."""
-    alike: dict[tuple[int, int], list[int]] = {}
+    """Indices of pictures of one size that go in one batch: max_batch at most, and max_pixels in all of it."""
+    by_size: dict[tuple[int, int], list[int]] = {}
     for index, size in enumerate(sizes):
-        alike.setdefault(size, []).append(index)
-    for (width, height), indices in alike.items():
-        fit = max(1, contract.max_pixels // (width * height)) if contract.max_pixels else contract.max_batch
-        members = batch_size(len(indices), min(contract.max_batch, fit))
+        by_size.setdefault(size, []).append(index)
+    for (width, height), indices in by_size.items():
+        most = max(1, contract.max_pixels // (width * height)) if contract.max_pixels else contract.max_batch
+        members = batch_size(len(indices), min(contract.max_batch, most))
         yield from (tuple(indices[start : start + members]) for start in range(0, len(indices), members))
 
 
@@ -108,13 +108,13 @@ def finished(
     answers: Iterable[Image.Image], batches: Groups, finish: Callable[[int, Image.Image], Image.Image]
 ) -> list[Image.Image]:
     """What `finish` makes of each picture's index and answer, in the pictures' order; answers are in the batches'."""
-    places = [index for batch in batches for index in batch]
-    made = {index: finish(index, answer) for index, answer in zip(places, answers, strict=True)}
+    order = [index for batch in batches for index in batch]
+    made = {index: finish(index, answer) for index, answer in zip(order, answers, strict=True)}
     return [made[index] for index in range(len(made))]
 
 
-def veiled(made: Image.Image, original: Image.Image) -> Image.Image:
-    """RGB with the transparency of another picture, whatever its size; as it is if that has none."""
+def with_alpha(made: Image.Image, original: Image.Image) -> Image.Image:
+    """RGB with the alpha of another picture, resized to it; as it is if that has none."""
     if original.mode == "RGBA":
         alpha = original.getchannel("A")
         made.putalpha(alpha if alpha.size == made.size else alpha.resize(made.size, Image.Resampling.LANCZOS))

@@ -60,11 +60,11 @@ class Work:
 
     def batches(self, names: Sequence[str]) -> list[Tensors]:
         """A batch for each group. Raises InvalidInput for a style that is not among `names`."""
-        rows = [_row(blend, names) for blend in self.blends]
+        weights = [_weight_vector(blend, names) for blend in self.blends]
         return [
             {
                 "content": np.stack([np.asarray(sizing.colours(self.originals[index])) for index in group]),
-                "style_weights": np.stack([rows[index] for index in group]),
+                "style_weights": np.stack([weights[index] for index in group]),
             }
             for group in self.groups
         ]
@@ -74,12 +74,12 @@ class Work:
         return sizing.finished(painted, self.groups, lambda index, made: self._finish(index, made, names))
 
     def _finish(self, index: int, painted: Image.Image, names: Sequence[str]) -> Image.Image:
-        original, about = self.originals[index], painted.info
+        original, info = self.originals[index], painted.info
         sizing.check_answer(painted, original.size)
         plain = original.convert("RGB")
         coloured = recoloured(painted, plain) if self.keep_color else painted
-        made = sizing.veiled(Image.blend(plain, coloured, self.strength), original)
-        made.info = {**about, "style": label(self.blends[index], names)}
+        made = sizing.with_alpha(Image.blend(plain, coloured, self.strength), original)
+        made.info = {**info, "style": label(self.blends[index], names)}
         return made
 
 
@@ -91,14 +91,15 @@ def parsed(text: str) -> dict[str, float]:
         for name, weight in pairs:
             _check_weight(name, float(weight))
             weights[slug(name)] = weights.get(slug(name), 0) + float(weight)
-        return dict(_checked(weights))
+        return dict(_normalised(weights))
     except ValueError as exc:
         raise InvalidInput(f"{text!r} is no blend; give NAME=WEIGHT,NAME=WEIGHT") from exc
 
 
 def label(style: Style, names: Sequence[str]) -> str:
     """The name of a style, or a blend's names with their shares, as `parsed` reads them: "scream=0.7,tableau=0.3"."""
-    shares = {name: share for name, share in zip(names, _row(_checked(style), names).tolist(), strict=True) if share}
+    weights = _weight_vector(_normalised(style), names).tolist()
+    shares = {name: share for name, share in zip(names, weights, strict=True) if share}
     return next(iter(shares)) if len(shares) == 1 else ",".join(f"{name}={share:.3g}" for name, share in shares.items())
 
 
@@ -108,10 +109,10 @@ def label(style: Style, names: Sequence[str]) -> str:
 def _blends(style: Styles, count: int) -> tuple[Blend, ...]:
     """The shares for each of `count` pictures."""
     if isinstance(style, str | Mapping):
-        return (_checked(style),) * count
+        return (_normalised(style),) * count
     if not isinstance(style, Iterable):
         raise _no_style(style)
-    blends = tuple(map(_checked, style))
+    blends = tuple(map(_normalised, style))
     if len(blends) != count:
         raise InvalidInput(f"style: {len(blends)} for {count} pictures; give one for all, or one for each")
     return blends
@@ -122,8 +123,8 @@ def _check_weight(name: str, weight: object) -> None:
         raise InvalidInput(f"style: the weight of {name} is {weight!r}; it must be finite, and 0 or more")
 
 
-def _checked(style: Style) -> Blend:
-    """Weights that add up to 1."""
+def _normalised(style: Style) -> Blend:
+    """A blend whose weights add up to 1. Raises InvalidInput."""
     if isinstance(style, str):
         return {style: 1.0}
     if not (isinstance(style, Mapping) and all(isinstance(name, str) for name in style)):
@@ -136,15 +137,15 @@ def _checked(style: Style) -> Blend:
     return {name: share / sum(shares.values()) for name, share in shares.items()}
 
 
-def _row(blend: Blend, names: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """The weights of all styles. A name is found whatever its case, and with spaces for its hyphens."""
-    places = {slug(name): place for place, name in enumerate(names)}
-    row = np.zeros(len(names), np.float32)
-    for name, share in blend.items():
-        if slug(name) not in places:
+def _weight_vector(blend: Blend, names: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The weights of all styles, (len(names),). A name is found whatever its case, and with spaces for its hyphens."""
+    indices = {slug(name): index for index, name in enumerate(names)}
+    weights = np.zeros(len(names), np.float32)
+    for name, weight in blend.items():
+        if slug(name) not in indices:
             raise InvalidInput(f"no style {name!r}; there are {', '.join(names)}")
-        row[places[slug(name)]] += share
-    return row
+        weights[indices[slug(name)]] += weight
+    return weights
 
 
 def slug(name: str) -> str:
@@ -157,7 +158,7 @@ def _no_style(given: object) -> InvalidInput:
 
 
 def recoloured(painted: Image.Image, original: Image.Image) -> Image.Image:
-    """The brightness of one with the colours of the other."""
-    brightness, _, _ = painted.convert("YCbCr").split()
-    _, blue, red = original.convert("YCbCr").split()
-    return Image.merge("YCbCr", (brightness, blue, red)).convert("RGB")
+    """The luma of one RGB picture with the chroma of another of its size."""
+    luma, _, _ = painted.convert("YCbCr").split()
+    _, cb, cr = original.convert("YCbCr").split()
+    return Image.merge("YCbCr", (luma, cb, cr)).convert("RGB")

@@ -107,7 +107,7 @@ class Mosaic:
     def finished(self) -> list[Image.Image]:
         """The enlarged pictures, when all tiles are there."""
         assert not self._due, f"{len(self._due)} tiles are missing"
-        return [sizing.veiled(*pair) for pair in zip(self._made, self._originals, strict=True)]
+        return [sizing.with_alpha(*pair) for pair in zip(self._made, self._originals, strict=True)]
 
 
 def checked(picture: Any, *, name: str = "picture") -> Image.Image:
