@@ -12,8 +12,8 @@ from PIL import Image
 
 from atelier.errors import InvalidInput, MissingPackage
 
-# Every player wants yuv420p, which has one colour for 2 x 2 pixels: thin coloured lines on black come out gray.
-# Doubled frames keep theirs: the largest error falls from 155 levels to 47, the 99th percentile from 22 to 7.
+# Every player wants yuv420p, whose chroma is subsampled 2 x 2: thin coloured lines on black come out gray.
+# Doubled frames keep their colours: the largest error falls from 155 levels to 47, the 99th percentile from 22 to 7.
 _ENLARGE: Final = 2
 _ENLARGE_UP_TO: Final = 512
 _CRF: Final = "16"
@@ -29,31 +29,32 @@ def require() -> Any:
         ) from exc
 
 
-def write(path: Path, frames: Sequence[Image.Image], fps: float, about: str) -> None:
+def write(path: Path, frames: Sequence[Image.Image], fps: float, comment: str) -> None:
     av = require()
     width, height = _size(frames[0])
-    with av.open(_whole(path), "w", format="mp4", options={"movflags": "+faststart"}) as file:
-        file.metadata["comment"] = about
+    with av.open(_absolute(path), "w", format="mp4", options={"movflags": "+faststart"}) as file:
+        file.metadata["comment"] = comment
         stream = file.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = {"crf": _CRF, "preset": "medium"}
         for frame in frames:
-            shown = frame.resize((width, height), Image.Resampling.NEAREST)
-            file.mux(stream.encode(av.VideoFrame.from_image(shown)))
+            resized = frame.resize((width, height), Image.Resampling.NEAREST)
+            file.mux(stream.encode(av.VideoFrame.from_image(resized)))
         file.mux(stream.encode())
 
 
-def about(path: Path) -> str | None:
+def comment(path: Path) -> str | None:
+    """What `write` was given. Raises InvalidInput if that is no video, MissingPackage without PyAV."""
     av = require()
     try:
-        with av.open(_whole(path)) as file:
+        with av.open(_absolute(path)) as file:
             found: str | None = file.metadata.get("comment")
             return found
     except av.FFmpegError as exc:
         raise InvalidInput(f"{path}: cannot be read as a video ({exc.strerror})") from exc
 
 
-def _whole(path: Path) -> str:
+def _absolute(path: Path) -> str:
     """From the root: of 12:30.mp4 FFmpeg would take the 12 for a protocol."""
     return str(path.absolute())
 

@@ -21,7 +21,7 @@ def replacing(target: Path) -> Iterator[Path]:
     _check_kind(target)
     # By a short name: the target's own may be as long as the system takes.
     beside = target.with_name(f".atelier-{secrets.token_hex(4)}{target.suffix}")
-    with told(target):
+    with map_os_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield beside
@@ -42,7 +42,7 @@ def check_writable(target: Path) -> None:
     there = next(path for path in (target.absolute(), *target.absolute().parents) if exists(path))
     if not is_dir(there):
         there = there.parent if there == target.absolute() else there
-    with told(target), tempfile.TemporaryDirectory(prefix=".atelier-", dir=there):
+    with map_os_errors(target), tempfile.TemporaryDirectory(prefix=".atelier-", dir=there):
         pass
 
 
@@ -55,18 +55,18 @@ def check_apart(target: Path, others: Iterable[str | Path], *, what: str = "a pi
 
 def exists(path: Path) -> bool:
     """As `Path.exists`. Raises InvalidInput where the system does not say, as of a name that is too long."""
-    with told(path, "reached"):
+    with map_os_errors(path, "reached"):
         return path.exists()
 
 
 def is_dir(path: Path) -> bool:
     """As `Path.is_dir`. Raises InvalidInput where the system does not say, as of a name that is too long."""
-    with told(path, "reached"):
+    with map_os_errors(path, "reached"):
         return path.is_dir()
 
 
 @contextlib.contextmanager
-def told(target: Path, done: str = "written") -> Iterator[None]:
+def map_os_errors(target: Path, done: str = "written") -> Iterator[None]:
     """Turns an OSError of the block into InvalidInput that names `target`, which cannot be `done`."""
     try:
         yield

@@ -16,7 +16,7 @@ from typing import Any, Final
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from atelier.errors import InvalidInput
-from atelier.files import check_writable, is_dir, replacing, told
+from atelier.files import check_writable, is_dir, map_os_errors, replacing
 from atelier.pictures import FORMATS, as_rgb
 
 OUT: Final = Path("out")
@@ -134,7 +134,7 @@ def _pictures(folder: Path, *, but: Path) -> Iterator[Path]:
     """
     endings = {ending for ending, form in Image.registered_extensions().items() if form in FORMATS}
     made, out = (each.resolve() if folder.resolve() in each.resolve().parents else None for each in (but, OUT))
-    with told(folder, "searched"):
+    with map_os_errors(folder, "searched"):
         for path in sorted(folder.rglob("*")):
             hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
             if path.suffix.lower() in endings and path.is_file() and not hidden:

@@ -176,7 +176,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 def _with_model(repository: Path, model: str) -> Path:
     made_of = MODELS[model].steps
-    with files.told(repository, "read"):
+    with files.map_os_errors(repository, "read"):
         if not repository.is_dir():
             what = "no such folder of models; start a server elsewhere and give --url"
             raise errors.InvalidInput(f"{repository}: {what}")

@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from atelier import _gif, _video
 from atelier.errors import AtelierError, InvalidInput
-from atelier.files import check_writable, exists, is_dir, replacing, told
+from atelier.files import check_writable, exists, is_dir, map_os_errors, replacing
 from atelier.pictures import QUIET
 from atelier.recipe import Recipe
 
@@ -73,18 +73,19 @@ def check(path: str | Path, *, fps: float, still: bool = False, sides: tuple[int
 def save(path: str | Path, frames: Sequence[Image.Image], *, fps: float = 20.0, recipe: Recipe | None = None) -> None:
     """Writes frames, all of one size, at once or not at all; what is there by that name is replaced.
 
-    In a folder only the frames of an earlier walk are replaced. Raises InvalidInput, MissingPackage.
+    fps: from SLOWEST_FPS to FASTEST_FPS frames a second, a .gif 50 at most. recipe: saved with them, for `read`. In a
+    folder only the frames of an earlier walk are replaced. Raises InvalidInput, MissingPackage for .mp4.
     """
     if not frames or any(frame.size != frames[0].size for frame in frames):
         raise InvalidInput("frames: needs one or more, all of one size")
     check(path, fps=fps, sides=frames[0].size)
     suffix = format_of(path)
-    about = recipe.to_json() if recipe else ""
+    metadata = recipe.to_json() if recipe else ""
     if suffix == FOLDER:
-        _write_folder(Path(path), frames, about)
+        _write_folder(Path(path), frames, metadata)
     else:
         with replacing(Path(path)) as beside:
-            _WRITERS[suffix](beside, frames, fps, about)
+            _WRITERS[suffix](beside, frames, fps, metadata)
 
 
 def read(path: str | Path) -> Recipe:
@@ -92,27 +93,27 @@ def read(path: str | Path) -> Recipe:
     file = Path(path)
     if not exists(file):
         raise InvalidInput(f"{path}: no such file")
-    about = _about(file)
-    if not about or '"atelier"' not in about:
+    metadata = _metadata(file)
+    if not metadata or '"atelier"' not in metadata:
         raise InvalidInput(f"{path}: holds no walk; it was not saved by walk.py")
-    return Recipe.from_json(about, where=str(path))
+    return Recipe.from_json(metadata, where=str(path))
 
 
 # --- writers
 
 
-def _write_png(path: Path, frames: Sequence[Image.Image], fps: float, about: str) -> None:
+def _write_png(path: Path, frames: Sequence[Image.Image], fps: float, metadata: str) -> None:
     info = PngInfo()
-    if about:
-        info.add_text("atelier", about)
+    if metadata:
+        info.add_text("atelier", metadata)
     _animation(path, "PNG", frames, fps, pnginfo=info)
 
 
-def _write_webp(path: Path, frames: Sequence[Image.Image], fps: float, about: str) -> None:
+def _write_webp(path: Path, frames: Sequence[Image.Image], fps: float, metadata: str) -> None:
     exif = Image.Exif()
-    if about:
-        exif[_EXIF_DESCRIPTION] = about
-    # Without loss: flat colour keeps its edges, and costs little.
+    if metadata:
+        exif[_EXIF_DESCRIPTION] = metadata
+    # Lossless: flat colour keeps its edges, and costs little.
     _animation(path, "WEBP", frames, fps, lossless=True, quality=50, method=2, exif=exif)
 
 
@@ -123,9 +124,9 @@ def _animation(path: Path, form: str, frames: Sequence[Image.Image], fps: float,
     frames[0].save(path, format=form, **options)
 
 
-def _write_zip(path: Path, frames: Sequence[Image.Image], fps: float, about: str) -> None:
+def _write_zip(path: Path, frames: Sequence[Image.Image], fps: float, metadata: str) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
-        for name, content in _members(frames, about):
+        for name, content in _members(frames, metadata):
             file.writestr(zipfile.ZipInfo(name, _ZIP_TIME), content)
 
 
@@ -139,11 +140,11 @@ _WRITERS: Final[dict[str, _Writer]] = {
 }
 
 
-def _members(frames: Sequence[Image.Image], about: str) -> list[tuple[str, bytes]]:
+def _members(frames: Sequence[Image.Image], metadata: str) -> list[tuple[str, bytes]]:
     """The files of a folder or zip, walk.json last."""
     digits = max(4, len(str(len(frames) - 1)))
     pictures = [(f"frame-{index:0{digits}}.png", _png(frame)) for index, frame in enumerate(frames)]
-    listed = {**json.loads(about or "{}"), "files": [name for name, _ in pictures]}
+    listed = {**json.loads(metadata or "{}"), "files": [name for name, _ in pictures]}
     return [*pictures, (WALK_JSON, json.dumps(listed, indent=1).encode())]
 
 
@@ -156,11 +157,11 @@ def _png(frame: Image.Image) -> bytes:
 # --- folders
 
 
-def _write_folder(target: Path, frames: Sequence[Image.Image], about: str) -> None:
+def _write_folder(target: Path, frames: Sequence[Image.Image], metadata: str) -> None:
     earlier = _check_folder(target)
     folder = target.absolute()
-    members = _members(frames, about)
-    with told(target):
+    members = _members(frames, metadata)
+    with map_os_errors(target):
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Inside a folder that exists: it may be the root of another filesystem, and nothing moves across.
         with tempfile.TemporaryDirectory(
@@ -214,7 +215,8 @@ def _listed(walk: Path) -> set[str]:
 # --- reading
 
 
-def _about(path: Path) -> str | None:
+def _metadata(path: Path) -> str | None:
+    """The JSON of the recipe as it was saved, or what another program has put there."""
     try:
         if path.is_dir():
             return (path / WALK_JSON).read_text(encoding="utf-8") if (path / WALK_JSON).exists() else None
@@ -222,8 +224,8 @@ def _about(path: Path) -> str | None:
             with zipfile.ZipFile(path) as file:
                 return file.read(WALK_JSON).decode() if WALK_JSON in file.namelist() else None
         if path.suffix.lower() == ".mp4":
-            return _video.about(path)
-        return _picture_about(path)
+            return _video.comment(path)
+        return _picture_metadata(path)
     except AtelierError:
         raise
     except Exception as exc:  # what decoders raise on damaged bytes shares no narrower type
@@ -231,7 +233,7 @@ def _about(path: Path) -> str | None:
         raise InvalidInput(f"{path}: cannot be read ({why})") from exc
 
 
-def _picture_about(path: Path) -> str | None:
+def _picture_metadata(path: Path) -> str | None:
     try:
         with QUIET:
             picture = Image.open(path)  # a long strip may have more pixels than Pillow thinks wise
