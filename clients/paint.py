@@ -68,7 +68,7 @@ def flag(knob: str) -> str:
 
 
 def knobs(options: Namespace) -> dict[str, Any]:
-    """Those that were given, checked."""
+    """Those that were given, checked. Raises InvalidInput, which begins with the flag."""
     given = {name: getattr(options, name) for name in (*NUMBERS, *LAYERS) if getattr(options, name) is not None}
     for name in LAYERS:
         with cli.naming(flag(name)):
@@ -89,8 +89,8 @@ def opened(options: Namespace) -> tuple[Image.Image, Image.Image]:
     return sized, sizing.sized(style, name=options.painting)
 
 
-def watched(strokes: Painting, seen: deque[Stroke]) -> None:
-    """Adds them to `seen` as they come, and shows how far it is."""
+def collect(strokes: Painting, seen: deque[Stroke]) -> None:
+    """Adds strokes to `seen` as they come, and shows the progress."""
     with tqdm(desc="paint", unit="it", disable=None) as bar:
         for stroke in strokes:
             seen.append(stroke)
@@ -99,20 +99,20 @@ def watched(strokes: Painting, seen: deque[Stroke]) -> None:
             bar.update(stroke.iteration - bar.n)
 
 
-def film(seen: deque[Stroke], options: Namespace) -> None:
+def save_film(seen: deque[Stroke], options: Namespace) -> None:
     """Every canvas at the size of the last, which stays for a moment."""
     frames = [pictures.as_rgb(stroke.image.resize(seen[-1].image.size)) for stroke in seen]
     saving.save(options.film, frames + frames[-1:] * round(FILM_HOLDS_S * options.fps), fps=options.fps)
 
 
-def kept(target: Path, seen: deque[Stroke], options: Namespace) -> str:
-    """Saves the last canvas, and the film."""
+def save_last(target: Path, seen: deque[Stroke], options: Namespace) -> str:
+    """Saves the last canvas, and the film; the line that says so."""
     last = seen[-1]
     about = "{model} version {version}".format(**last.image.info)
     folders.write(target, last.image, about=f"{Path(options.painting).stem}; {about}")
     if options.film:
         try:
-            film(seen, options)
+            save_film(seen, options)
         except errors.AtelierError as exc:
             raise errors.InvalidInput(f"--film: {exc}; {target} is saved") from exc
     written = f"{target}, {options.film}" if options.film else str(target)
@@ -140,14 +140,14 @@ def paint(options: Namespace) -> cli.Outcome:
         with local.connect(options.url, task=tasks.PAINT, model=options.model, say=cli.say, **where) as client:
             began = time.monotonic()
             with client.paint(photo, style, **given) as strokes:
-                watched(strokes, seen)
+                collect(strokes, seen)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(kept(job.target, seen, options) if seen else "") from None
+        raise KeyboardInterrupt(save_last(job.target, seen, options) if seen else "") from None
     except errors.AtelierError as exc:
         if not seen:
             raise
-        raise errors.ServerError(f"{exc}; what there was is kept: {kept(job.target, seen, options)}") from exc
-    return cli.Outcome(f"{kept(job.target, seen, options)}, {time.monotonic() - began:.0f} s")
+        raise errors.ServerError(f"{exc}; what there was is kept: {save_last(job.target, seen, options)}") from exc
+    return cli.Outcome(f"{save_last(job.target, seen, options)}, {time.monotonic() - began:.0f} s")
 
 
 if __name__ == "__main__":

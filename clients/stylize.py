@@ -83,8 +83,8 @@ def painted(
 
 
 @contextlib.contextmanager
-def knowing(server: contextlib.AbstractContextManager[Client], options: Namespace) -> Iterator[Client]:
-    """The server, once it is sure that it has the style."""
+def style_checked(server: contextlib.AbstractContextManager[Client], options: Namespace) -> Iterator[Client]:
+    """The server, once it has said that it knows the style."""
     with server as client:
         if not options.all:
             names = client.styles(options.model)
@@ -103,7 +103,7 @@ def stylize(options: Namespace) -> cli.Outcome:
     jobs, most = planned(options), tasks.STYLIZE.contract(options.model).max_pixels
     return series.run(
         jobs,
-        knowing(server, options),
+        style_checked(server, options),
         title="stylize",
         fitted=partial(sizing.sized, size=options.size, most=most),
         made=partial(painted, options=options),

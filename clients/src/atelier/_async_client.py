@@ -83,7 +83,7 @@ class AsyncClient:
         return f"{type(self).__name__}({str(self._address)!r})"
 
     async def close(self) -> None:
-        """Ends the connection; calls under way raise Cancelled. Closing again does nothing."""
+        """Closes the connection; calls in flight raise Cancelled, as every later one. Closing again does nothing."""
         self._closed = True
         if "_channel" in vars(self):
             await self._channel.close()
@@ -99,7 +99,7 @@ class AsyncClient:
         return await self._run(self._core.ready(model, version, timeout_s))
 
     async def models(self, *, timeout_s: float | NotGiven = NOT_GIVEN) -> list[Model]:
-        """What the server holds, by name; of one that keeps its index to itself, what this SDK speaks to."""
+        """What the server holds, sorted by name; see `Client.models`."""
         return await self._run(self._core.models(timeout_s))
 
     async def generate(
@@ -140,7 +140,7 @@ class AsyncClient:
         version: int | None = None,
         timeout_s: float | NotGiven = NOT_GIVEN,
     ) -> AsyncFrames:
-        """A walk through keyframes (N, 100): `steps` frames from each to the next, as `paths.walk` says."""
+        """A walk through keyframes (N, 100), two or more: `steps` frames from each to the next, as by `paths.walk`."""
         latents = paths.walk(keyframes, steps=steps, path=path, loop=loop)
         return self.stream(latents, model=model, version=version, timeout_s=timeout_s)
 

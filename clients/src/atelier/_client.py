@@ -31,7 +31,7 @@ T = TypeVar("T")
 class Frames(Iterator[Image.Image]):
     """Pictures as they come from the server, in order. `len` is how many there are in all.
 
-    `latents` (frames, width) holds the vector of each.
+    `latents`, float32 (frames, width), holds the vector of each. Raises AtelierError as its client does.
     """
 
     def __init__(self, latents: Latents, pictures: Iterator[Image.Image]) -> None:
@@ -50,8 +50,8 @@ class Client:
 
     url: HOST:PORT of its gRPC port ($ATELIER_URL, or localhost:8001); grpcs:// for TLS, dns:/// to balance over all
     addresses of a name.
-    timeout_s: the longest wait for one answer, retries included; every method takes another.
-    patient: also wait, within the timeout, for a server that has too much to do.
+    timeout_s: the deadline of each request in seconds, retries included; every method takes another.
+    patient: also retry, within the timeout, while the server is overloaded.
     Every method raises AtelierError (see errors.py) and nothing else.
     """
 
@@ -76,7 +76,7 @@ class Client:
         return f"{type(self).__name__}({str(self._transport.address)!r})"
 
     def close(self) -> None:
-        """Ends the connection; calls under way raise Cancelled. Closing again does nothing."""
+        """Closes the connection; calls in flight raise Cancelled, as every later one. Closing again does nothing."""
         self._closed = True
         self._transport.close()
 
@@ -91,7 +91,7 @@ class Client:
         return self._run(self._core.ready(model, version, timeout_s))
 
     def models(self, *, timeout_s: float | NotGiven = NOT_GIVEN) -> list[Model]:
-        """What the server holds, by name; of one that keeps its index to itself, what this SDK speaks to."""
+        """What the server holds, sorted by name; if its index is restricted, only the models that this SDK knows."""
         return self._run(self._core.models(timeout_s))
 
     def generate(
@@ -102,10 +102,10 @@ class Client:
         version: int | None = None,
         timeout_s: float | NotGiven = NOT_GIVEN,
     ) -> list[Image.Image]:
-        """Latents (N, 100), any N, to N RGB pictures, in order. version: None is the newest.
+        """Latents (N, 100), any N, to N RGB pictures, in order: 128 x 128 pixels, or 512 x 512 by "wgan_x4".
 
-        They go in batches, several under way at once, all to one version; `timeout_s` is for each batch. A
-        picture's `info` says its model and version.
+        version: None is the newest. They go in batches, several in flight at once, all to one version; `timeout_s` is
+        for each batch. A picture's `info` says its model and version.
         """
         return list(self.stream(latents, model=model, version=version, timeout_s=timeout_s))
 
@@ -133,7 +133,7 @@ class Client:
         version: int | None = None,
         timeout_s: float | NotGiven = NOT_GIVEN,
     ) -> Frames:
-        """A walk through keyframes (N, 100): `steps` frames from each to the next, as `paths.walk` says."""
+        """A walk through keyframes (N, 100), two or more: `steps` frames from each to the next, as by `paths.walk`."""
         latents = paths.walk(keyframes, steps=steps, path=path, loop=loop)
         return self.stream(latents, model=model, version=version, timeout_s=timeout_s)
 
@@ -171,11 +171,12 @@ class Client:
         version: int | None = None,
         timeout_s: float | NotGiven = NOT_GIVEN,
     ) -> list[Image.Image]:
-        """One or more pictures in the manner of paintings, in order: RGB, or RGBA if they have alpha; any sizes.
+        """One or more pictures in the manner of paintings, in order: RGB, or RGBA if they have alpha.
 
-        style: a name of `styles`, weights by names, which blends them, or one of either for each picture. size: the
-        long side in pixels, else each stays as large as it is. strength: from 0, the original, to 1. keep_color:
-        only the brightness changes. A result's `info` says its model, version and style.
+        Both sides need 16 pixels or more; width x height is 2,097,152 at most. style: a name of `styles`, weights by
+        names, which blends them, or one of either for each picture. size: the long side in pixels, else each stays as
+        large as it is. strength: from 0, the original, to 1. keep_color: only the brightness changes. A result's
+        `info` says its model, version and style.
         """
         contract = STYLIZE.contract(model)
         work = styling.Work.of(pictures, style, contract, size=size, strength=strength, keep_color=keep_color)
@@ -214,11 +215,12 @@ class Client:
         version: int | None = None,
         timeout_s: float | NotGiven = NOT_GIVEN,
     ) -> list[Image.Image]:
-        """One or more pictures in colour, in order: RGB, or RGBA if they have alpha; any sizes. Colour ones are grayed.
+        """One or more pictures in colour, in order: RGB, or RGBA if they have alpha. Colour ones are grayed first.
 
-        stage: 1 as regression alone would have it, 2 as after the game with a critic; between, a mixture. saturation:
-        from 0, gray, to 3, times as colourful. size: the long side in pixels, else each stays as large as it is. A
-        result's `info` says its model, version and stage.
+        Both sides need 16 pixels or more; width x height is 4,194,304 at most. stage: from 1, regression alone,
+        to 2, with adversarial training as well; between, a mixture. saturation: from 0, gray, to 3, times as colourful.
+        size: the long side in pixels, else each stays as large as it is. A result's `info` says its model, version and
+        stage.
         """
         contract = COLORIZE.contract(model)
         work = colorizing.Work.of(pictures, contract, stage=stage, saturation=saturation, size=size)
@@ -250,9 +252,11 @@ class Client:
     ) -> Painting:
         """The content painted in the manner of the style, step by step: a `Stroke` every so many iterations.
 
-        Weights and layers: see `painting`. scales: sizes from coarse to fine, 0 as many as the content's size asks
-        for. size: the content's long side in pixels, else it stays as large as it is. keep_color: only the brightness
-        changes. `timeout_s` is for each answer of the painter, which gives some between strokes that are far apart.
+        Both sides of either need 16 pixels or more; width x height of the content is 1,048,576 at most. Iterations,
+        weights, layers, seed and optimizer: see `painting.Knobs`. scales: sizes from coarse to fine, 0 as many as the
+        content's size asks for. size: the content's long side in pixels, else it stays as large as it is. keep_color:
+        only the brightness changes. `timeout_s` is for each response of the painter, which gives some between strokes
+        that are far apart.
         """
         knobs = Knobs(
             iterations=iterations,

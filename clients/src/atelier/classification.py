@@ -29,7 +29,7 @@ Images = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class Classification:
-    """What a model's version makes of one picture. `probabilities` has every class, in the order of its labels."""
+    """A model's prediction for one picture. `probabilities`, 0 to 1, has every class, in the order of its labels."""
 
     probabilities: Mapping[str, float]
     model: str
@@ -46,13 +46,19 @@ class Classification:
         return self.top(1)[0][1]
 
     def top(self, count: int | None = None) -> list[tuple[str, float]]:
-        """The most probable classes, or all, with their probabilities, best first."""
+        """The `count` most probable classes, or all, with their probabilities, best first.
+
+        Raises InvalidInput for a count below 1.
+        """
         if count is not None and count < 1:
             raise InvalidInput(f"top {count}: must be 1 or more")
         return sorted(self.probabilities.items(), key=lambda pair: -pair[1])[:count]
 
     def translated(self, language: str) -> Classification:
-        """The same with the classes' names in another language: "fr", or "en"."""
+        """The same with the classes' names in another language: "fr", or "en".
+
+        Raises InvalidInput for any other, and if it has not all ten classes.
+        """
         if language not in NAMES:
             raise InvalidInput(f"language {language!r}: must be one of {', '.join(NAMES)}")
         if len(self.probabilities) != len(NAMES[language]):
@@ -84,7 +90,7 @@ def images(pictures: Pictures, *, method: Method = "find") -> Images:
     if isinstance(pictures, Image.Image | np.ndarray):
         return _batch(pictures, method)
     if isinstance(pictures, str | bytes) or not isinstance(pictures, Iterable):
-        raise _none(pictures)
+        raise _no_picture(pictures)
     return np.concatenate([np.empty((0, SIZE, SIZE, 1), np.uint8), *(_batch(each, method) for each in pictures)])
 
 
@@ -97,14 +103,14 @@ def _batch(picture: Any, method: Method) -> Images:
     if isinstance(picture, Image.Image):
         picture = prepared(picture, method=method)
     if not isinstance(picture, np.ndarray):
-        raise _none(picture)
-    deep = picture if picture.shape[-1:] == (1,) else picture[..., None]
-    batch = deep[None] if deep.ndim == 3 else deep
+        raise _no_picture(picture)
+    with_channel = picture if picture.shape[-1:] == (1,) else picture[..., None]
+    batch = with_channel[None] if with_channel.ndim == 3 else with_channel
     if batch.dtype != np.uint8 or batch.shape[1:] != (SIZE, SIZE, 1):
         kind = f"{picture.dtype} {picture.shape}"
         raise InvalidInput(f"pictures: {kind} must be uint8 (N, {SIZE}, {SIZE}), white garments on black")
     return batch
 
 
-def _none(given: object) -> InvalidInput:
+def _no_picture(given: object) -> InvalidInput:
     return InvalidInput(f"pictures: {given!r:.60} is not one; atelier.pictures.open_picture reads a file")

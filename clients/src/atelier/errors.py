@@ -34,7 +34,7 @@ class ModelNotReady(AtelierError):
 
 
 class Overloaded(AtelierError):
-    """The server is up but its queue is full or too slow. Come back after `retry_after_s` seconds."""
+    """The server is up, but its queue is full or too slow. Try again after `retry_after_s` seconds."""
 
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)

@@ -24,7 +24,7 @@ OUT: Final = Path("out")
 MARK: Final = "Made with Atelier"
 """The beginning of the EXIF description of what `write` has written."""
 _JPEG: Final = {"quality": 95, "subsampling": 0}
-_WRITTEN: Final[dict[str, dict[str, Any]]] = {
+_SAVE_OPTIONS: Final[dict[str, dict[str, Any]]] = {
     ".png": {},
     ".jpg": _JPEG,
     ".jpeg": _JPEG,
@@ -33,7 +33,7 @@ _WRITTEN: Final[dict[str, dict[str, Any]]] = {
     ".tiff": {"compression": "tiff_lzw"},
 }
 """Endings that a result can have, and Pillow's options for them."""
-_LONGEST: Final = {".jpg": 65500, ".jpeg": 65500, ".webp": 16383}
+_MAX_SIDE: Final = {".jpg": 65500, ".jpeg": 65500, ".webp": 16383}
 """Pixels of a side that these can have."""
 
 
@@ -69,8 +69,8 @@ def plan(given: Sequence[str | Path], *, out: str | Path | None, tag: str) -> li
 def check_holds(target: Path, sides: tuple[int, int]) -> None:
     """Raises InvalidInput if a file of that ending cannot hold a picture of so many pixels."""
     ending = target.suffix.lower()
-    if ending in _LONGEST and max(sides) > _LONGEST[ending]:
-        most = f"{ending} can have {_LONGEST[ending]:,} pixels a side, and this would have {sides[0]} x {sides[1]}"
+    if ending in _MAX_SIDE and max(sides) > _MAX_SIDE[ending]:
+        most = f"{ending} can have {_MAX_SIDE[ending]:,} pixels a side, and this would have {sides[0]} x {sides[1]}"
         raise InvalidInput(f"{target}: {most}; do it by itself, with an --out that ends in .png")
 
 
@@ -86,7 +86,7 @@ def write(target: Path, picture: Image.Image, *, about: str) -> None:
     Raises InvalidInput.
     """
     check_holds(target, picture.size)
-    options = _WRITTEN[target.suffix.lower()]
+    options = _SAVE_OPTIONS[target.suffix.lower()]
     exif = Image.Exif()
     exif[ExifTags.Base.ImageDescription] = f"{MARK}: {about}"
     with replacing(target) as beside:
@@ -101,8 +101,8 @@ def _is_picture(out: str | Path) -> bool:
     ending = Path(out).suffix.lower()
     if not ending or str(out).endswith(("/", os.sep)) or is_dir(Path(out)):
         return False
-    if ending not in _WRITTEN:
-        known = " ".join(_WRITTEN)
+    if ending not in _SAVE_OPTIONS:
+        known = " ".join(_SAVE_OPTIONS)
         raise InvalidInput(f"--out: {out}: unknown format {ending}; use {known}, or no ending for a folder")
     return True
 
@@ -121,10 +121,10 @@ def _jobs(path: Path, out: Path | None, tag: str, several: bool) -> Iterator[Job
     target = OUT / f"{name}-{tag}" if out is None else out / name if several else out
     found = list(_pictures(path, but=target))
     if not found:
-        raise InvalidInput(f"{path}: holds no pictures (looked for {' '.join(_WRITTEN)} and others)")
+        raise InvalidInput(f"{path}: holds no pictures (looked for {' '.join(_SAVE_OPTIONS)} and others)")
     for source in found:
         same = target / source.relative_to(path)
-        yield Job(source, same if same.suffix.lower() in _WRITTEN else same.with_suffix(".png"))
+        yield Job(source, same if same.suffix.lower() in _SAVE_OPTIONS else same.with_suffix(".png"))
 
 
 def _pictures(folder: Path, *, but: Path) -> Iterator[Path]:

@@ -31,10 +31,10 @@ NAMES: Final[dict[str, tuple[str, ...]]] = {
 Garment = npt.NDArray[np.uint8]
 
 _SOURCE_SIDE: Final = 20
-_SLIMMER: Final = 0.9
+_WIDTH_FACTOR: Final = 0.9
 """Laid flat, garments are 1.1 to 1.4 times as wide as Fashion-MNIST's, whose sleeves hang down."""
-_LONG: Final = 1.6
-"""Times as wide as high is a shoe, which keeps its shape."""
+_SHOE_ASPECT: Final = 1.6
+"""What is more than so many times as wide as high is a shoe, and keeps its shape."""
 
 
 def preprocess_garment(picture: Image.Image, *, method: Literal["find", "source"] = "find") -> Garment:
@@ -50,7 +50,7 @@ def preprocess_garment(picture: Image.Image, *, method: Literal["find", "source"
 
 
 def _as_the_source(picture: Image.Image) -> Garment:
-    """The longest side becomes 20, sharpened, in the middle of a white canvas, then inverted."""
+    """The longer side becomes 20 pixels, sharpened, in the middle of a white canvas, then inverted."""
     gray = picture.convert("L")
     width, height = (max(1, round(_SOURCE_SIDE / max(gray.size) * side)) for side in gray.size)
     small = gray.resize((width, height), Image.Resampling.LANCZOS).filter(ImageFilter.SHARPEN)
@@ -68,11 +68,11 @@ def _found(picture: Image.Image) -> Garment:
     return _centred(alone.resize(size, Image.Resampling.LANCZOS, box=box))
 
 
-def _fitted(proportion: float) -> tuple[int, int]:
-    """Width and height in the frame of what is `proportion` times as wide as high."""
-    if proportion > _LONG:
-        return SIZE, max(1, round(SIZE / proportion))
-    return max(1, round(SIZE * min(1, _SLIMMER * proportion))), SIZE
+def _fitted(aspect: float) -> tuple[int, int]:
+    """Width and height in the frame of a garment whose width is `aspect` times its height."""
+    if aspect > _SHOE_ASPECT:
+        return SIZE, max(1, round(SIZE / aspect))
+    return max(1, round(SIZE * min(1, _WIDTH_FACTOR * aspect))), SIZE
 
 
 def _centred(picture: Image.Image) -> Garment:

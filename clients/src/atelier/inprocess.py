@@ -24,9 +24,9 @@ from atelier._types import DEFAULT_TIMEOUT_S
 class InProcessClient(Client):
     """A `Client` that needs no server: the same methods, answers and errors. Needs the package onnxruntime.
 
-    Only `paint` is not to be had, as its model streams: it raises UnknownModel, and the model is not among `models`.
-    Raises InvalidInput if `repository` is not a folder, MissingPackage without onnxruntime. `timeout_s` does
-    not interrupt a batch that is being computed.
+    Only `paint` is missing, as its model streams: it raises UnknownModel, and the model is not among `models`.
+    Raises InvalidInput if `repository` is not a folder, MissingPackage without onnxruntime. `timeout_s` does not
+    interrupt a batch that is being computed.
     """
 
     def __init__(self, repository: str | Path, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:

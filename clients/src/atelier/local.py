@@ -27,11 +27,11 @@ from atelier.inprocess import InProcessClient
 from atelier.tasks import Task
 
 GREETING_TIMEOUT_S: Final = 3.0
-"""How long the default address has to answer before it counts as empty."""
+"""How long the server at the default address has to answer before there counts as none."""
 ANSWER_TIMEOUT_S: Final = 10.0
 """How long an address that was asked for has to answer before any work is sent there."""
 TIMEOUT_S: Final = 120.0
-"""For each batch: whoever has asked for many would rather wait than start again."""
+"""For each batch: who has asked for many would rather wait than start again."""
 START_TIMEOUT_S: Final = 150.0
 STOP_TIMEOUT_S: Final = 40.0
 
@@ -59,19 +59,19 @@ def connect(
     folder = repository or checkout / "serving" / "model_repository"
     chosen: contextlib.AbstractContextManager[Client]
     if url is not None:
-        chosen = _reached(url)
+        chosen = _connected(url)
     elif in_process:
         chosen = InProcessClient(_with_model(folder, model))
-    elif repository is None and (there := _default(say)):
-        chosen = there
+    elif repository is None and (default := _default(say)):
+        chosen = default
     else:
         chosen = _started(checkout, _with_model(folder, model), task, model, say)
     with chosen as client:
         yield client
 
 
-def _reached(url: str) -> Client:
-    """A client to a server that answers. Raises what it meets instead, after closing."""
+def _connected(url: str) -> Client:
+    """A client to a server that answers. Closes it and raises AtelierError if it does not."""
     client = Client(url, timeout_s=TIMEOUT_S, patient=True)
     try:
         client.models(timeout_s=ANSWER_TIMEOUT_S)
@@ -82,6 +82,7 @@ def _reached(url: str) -> Client:
 
 
 def _default(say: Say) -> Client | None:
+    """A client to the default address, if a server is ready there."""
     client = Client(DEFAULT_URL, timeout_s=TIMEOUT_S, patient=True)
     try:
         if client.ready(timeout_s=GREETING_TIMEOUT_S):
@@ -134,9 +135,9 @@ def _embedded(checkout: Path, repository: Path, model: str) -> Iterator[str]:
         )
         with process:
             try:
-                yield _address(process) or _refuse(log)
+                yield _address(process) or _start_failed(log)
             finally:
-                _end(process)
+                _stop(process)
 
 
 def _cannot_embed() -> str | None:
@@ -150,22 +151,22 @@ def _cannot_embed() -> str | None:
 
 def _address(process: subprocess.Popen[str]) -> str | None:
     assert process.stdout is not None
-    late = threading.Timer(START_TIMEOUT_S, process.kill)
-    late.start()
+    timer = threading.Timer(START_TIMEOUT_S, process.kill)
+    timer.start()
     try:
         line = process.stdout.readline()
     finally:
-        late.cancel()
+        timer.cancel()
     return str(json.loads(line)["grpc"]) if line else None
 
 
-def _refuse(log: IO[str]) -> str:
+def _start_failed(log: IO[str]) -> str:
     log.seek(0)
     last = (log.read().strip().splitlines() or ["it said nothing"])[-1]
     raise errors.ServerUnreachable(f"the embedded Triton did not start ({last})")
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _stop(process: subprocess.Popen[str]) -> None:
     assert process.stdin is not None
     process.stdin.close()
     try:
@@ -175,13 +176,14 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def _with_model(repository: Path, model: str) -> Path:
-    made_of = MODELS[model].steps
+    """The folder itself. Raises InvalidInput if there is none, UnknownModel if it lacks the model or a step of it."""
+    steps = MODELS[model].steps
     with files.map_os_errors(repository, "read"):
         if not repository.is_dir():
             what = "no such folder of models; start a server elsewhere and give --url"
             raise errors.InvalidInput(f"{repository}: {what}")
-        if made_of and not (repository / model).is_dir():
-            there = f"copy its folder from a checkout's serving/model_repository, beside {' and '.join(made_of)}"
+        if steps and not (repository / model).is_dir():
+            there = f"copy its folder from a checkout's serving/model_repository, beside {' and '.join(steps)}"
             raise errors.UnknownModel(f"{repository}: has no {model}; {there}")
         absent = _repository.lacking(repository, model)
     if absent:

@@ -38,7 +38,7 @@ MOST: Final = {
     "iterations": 1000, "every": 1000, "seed": 2**31 - 1, "scales": 6,
     "content_weight": 1e6, "style_weight": 1e6, "tv_weight": 1e6, "content_layers": 1e3, "style_layers": 1e3,
 }  # fmt: skip
-"""The painter's limits, above which it would refuse."""
+"""The painter's limits, above which it refuses."""
 PIXELS_APART: Final = 1 << 22
 """Pixels times iterations from one response of the painter to the next: a core takes 11 s for them. The client drops
 responses that nobody has asked for, so that its deadline for each need not grow with `every`."""
@@ -46,7 +46,7 @@ responses that nobody has asked for, so that its deadline for each need not grow
 
 @dataclass(frozen=True, eq=False)
 class Stroke:
-    """The canvas after `iteration` of `total`; the losses are unweighted, `objective` is what is made small.
+    """The canvas after `iteration` of `total`. `objective`, which is minimised, is the losses' weighted sum.
 
     `image` is RGB, or RGBA if the content has alpha; while a large picture is painted coarsely it is smaller.
     """
@@ -80,7 +80,7 @@ class CancelHandle:
 
 
 class Painting(Iterator[Stroke]):
-    """Strokes as they are painted, the start first, the finished picture last.
+    """Strokes as they are painted, the start first, the finished picture last. Raises AtelierError as its client does.
 
     Closing it, or leaving its `with` block, ends the painting on the server, too.
     """
@@ -128,9 +128,12 @@ class AsyncPainting(AsyncIterator[Stroke]):
 
 @dataclass(frozen=True, kw_only=True)
 class Knobs:
-    """What `Client.paint` can be told beside the pictures, as the painter has it by itself.
+    """The options of `Client.paint`, with the painter's own defaults.
 
-    Raises InvalidInput, which begins with the knob's name.
+    iterations: of the optimizer, 0 to 1000. every: iterations from one stroke to the next, 1 to 1000. content_weight,
+    style_weight, tv_weight (total variation): 0 to 1e6. content_layers, style_layers: weights by names of
+    CONTENT_LAYERS and STYLE_LAYERS, 0 to 1000. start: the first canvas. seed: of the noise, 0 to 2**31 - 1.
+    scales: 1 to 6, or 0. optimizer: l-bfgs or adam. Raises InvalidInput, which begins with the option's name.
     """
 
     iterations: int = 100
@@ -201,7 +204,7 @@ class Commission:
         size: int | None,
         keep_color: bool,
     ) -> Commission:
-        """What `Client.paint` is given. Raises InvalidInput."""
+        """What `Client.paint` is given, checked and resized. Raises InvalidInput."""
         photo = sized(content, size=size, most=contract.max_pixels, name="content", done="painted")
         return cls(photo, _within(sized(style, name="style"), photo.width * photo.height), knobs, keep_color)
 

@@ -29,7 +29,10 @@ _FORMAT = 1
 class Recipe:
     """A walk through `keyframes` (N, 100) and how it is shown. Raises InvalidInput for what cannot be walked.
 
-    `pairs` walks from keyframe 0 to 1, from 2 to 3, and so on. `seed` only tells where the keyframes came from.
+    steps: frames from each keyframe to the next. fps: frames a second. pairs: walks from keyframe 0 to 1, from 2 to 3,
+    and so on. seed: only tells where the keyframes came from. version: None is the newest. latent: a heat map of the
+    vector beside each frame, in colours of one scale for the walk or for each frame (latent_scale). strip: all frames
+    in one picture.
     """
 
     keyframes: Latents
@@ -96,8 +99,8 @@ class Recipe:
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
         vectors = plain.pop("keyframes").astype("<f4")
         counts = {"keyframes": len(vectors), "width": vectors.shape[1], "frames": len(self.latents())}
-        packed = base64.b64encode(vectors.tobytes()).decode("ascii")
-        return json.dumps({"atelier": _FORMAT, **plain, **counts, "vectors_float32_base64": packed})
+        encoded = base64.b64encode(vectors.tobytes()).decode("ascii")
+        return json.dumps({"atelier": _FORMAT, **plain, **counts, "vectors_float32_base64": encoded})
 
     @classmethod
     def from_json(cls, text: str, *, where: str) -> Recipe:
@@ -106,7 +109,7 @@ class Recipe:
             found = json.loads(text)
             if found["atelier"] != _FORMAT:
                 raise InvalidInput(f"{where}: was made by another version of atelier")
-            options = {name: _checked(name, found[name]) for name in _KINDS}
+            options = {name: _checked(name, found[name]) for name in _TYPES}
             raw = base64.b64decode(found["vectors_float32_base64"], validate=True)
             vectors = np.frombuffer(raw, "<f4").reshape(found["keyframes"], found["width"])
             return cls(keyframes=latents.check(vectors, width=found["width"]), **options)
@@ -127,7 +130,7 @@ def _with_heat_map(picture: Image.Image, latent: Latents, scale: float | None) -
     return layout.beside(picture, layout.heat_map(latent, size=picture.height, scale=scale))
 
 
-_KINDS: dict[str, tuple[type, ...]] = {
+_TYPES: dict[str, tuple[type, ...]] = {
     "model": (str,),
     "version": (int, type(None)),
     "seed": (int, type(None)),
@@ -143,6 +146,6 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 
 def _checked(name: str, value: Any) -> Any:
-    if not isinstance(value, _KINDS[name]) or (isinstance(value, bool) and bool not in _KINDS[name]):
+    if not isinstance(value, _TYPES[name]) or (isinstance(value, bool) and bool not in _TYPES[name]):
         raise TypeError(f"{name} is {value!r}")
     return value

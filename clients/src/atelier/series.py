@@ -60,8 +60,8 @@ def run(
         return cli.Outcome("", partial=True)
     done: list[Path] = []
     with cli.counting(done, len(jobs)), server as client:
-        for handful in _handfuls(itertools.chain([first], looks), scale):
-            for (job, _), picture in zip(handful, made(client, handful, version), strict=True):
+        for batch in _batches(itertools.chain([first], looks), scale):
+            for (job, _), picture in zip(batch, made(client, batch, version), strict=True):
                 info: dict[Any, Any] = picture.info
                 version, said = info["version"], about.format(**info)
                 if _holds(job, picture.size):
@@ -85,6 +85,7 @@ def _opened(jobs: Sequence[Job], fitted: Fit, title: str, scale: int) -> Iterato
 
 
 def _holds(job: Job, sides: tuple[int, int]) -> bool:
+    """Whether the job's file can hold so many pixels; says why if not."""
     try:
         folders.check_holds(job.target, sides)
     except errors.InvalidInput as exc:
@@ -93,17 +94,18 @@ def _holds(job: Job, sides: tuple[int, int]) -> bool:
     return True
 
 
-def _handfuls(looks: Iterable[Look], scale: int) -> Iterator[list[Look]]:
-    held: list[Look] = []
-    pixels = 0
+def _batches(looks: Iterable[Look], scale: int) -> Iterator[list[Look]]:
+    """Pictures that are in memory together."""
+    batch: list[Look] = []
+    total = 0
     for job, picture in looks:
-        more = scale**2 * picture.width * picture.height
-        if held and (len(held) == AT_ONCE or pixels + more > PIXELS_AT_ONCE):
-            yield held
-            held, pixels = [], 0
-        held.append((job, picture))
-        pixels += more
-    yield held
+        pixels = scale**2 * picture.width * picture.height
+        if batch and (len(batch) == AT_ONCE or total + pixels > PIXELS_AT_ONCE):
+            yield batch
+            batch, total = [], 0
+        batch.append((job, picture))
+        total += pixels
+    yield batch
 
 
 def _place(done: Sequence[Path], jobs: Sequence[Job]) -> str:

@@ -25,8 +25,8 @@ SCALE: Final = 4
 MOST: Final = 1 << 26
 """Pixels of a result: 8,192 x 8,192, which are 256 MB in Pillow's memory."""
 OVERLAP: Final = 16
-"""Pixels between what is kept of a tile and its edge, beyond which the picture goes on. The network looks no further,
-so it makes of them what it would make in the whole picture, and no seam can be seen."""
+"""Pixels between what is kept of a tile and its edge, beyond which the picture goes on. The network's receptive field
+reaches no further, so what is kept is as of the whole picture, and no seam can be seen."""
 TILE: Final = 256
 """The longest side of a tile. Eight of 256 x 256, a batch, are all the pixels that the upscaler takes at once, and
 two cores share even a small photo. On a core a pixel that is kept takes 7.3 us; in tiles of 512 6.2, of 128 9.6."""
@@ -34,7 +34,7 @@ two cores share even a small photo. On a core a pixel that is kept takes 7.3 us;
 
 @dataclass(frozen=True)
 class Span:
-    """Of one side of a picture: the tile from `start` to `stop`, of which `first` to `last` are kept."""
+    """A tile along one side of a picture, in pixels: from `start` to `stop`, of which `first` to `last` are kept."""
 
     start: int
     stop: int
@@ -87,7 +87,7 @@ class Mosaic:
         self._originals = [checked(each, name=name) for name, each in sizing.named(pictures)]
         self._made = [Image.new("RGB", (SCALE * each.width, SCALE * each.height)) for each in self._originals]
         self._batches = _batches([each.size for each in self._originals], contract)
-        self._due = deque(tile for batch in self._batches for tile in batch)
+        self._pending = deque(tile for batch in self._batches for tile in batch)
 
     def batches(self) -> list[Tensors]:
         colours = [sizing.colours(each) for each in self._originals]
@@ -98,7 +98,7 @@ class Mosaic:
 
     def add(self, made: Image.Image) -> None:
         """The network's answer to the next tile. Raises ServerError if it is of another size."""
-        tile = self._due.popleft()
+        tile = self._pending.popleft()
         sizing.check_answer(made, tile.size, scale=SCALE)
         whole = self._made[tile.picture]
         tile.paste(made, into=whole)
@@ -106,7 +106,7 @@ class Mosaic:
 
     def finished(self) -> list[Image.Image]:
         """The enlarged pictures, when all tiles are there."""
-        assert not self._due, f"{len(self._due)} tiles are missing"
+        assert not self._pending, f"{len(self._pending)} tiles are missing"
         return [sizing.with_alpha(*pair) for pair in zip(self._made, self._originals, strict=True)]
 
 
