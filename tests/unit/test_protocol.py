@@ -210,6 +210,19 @@ def test_a_gateway_s_hint_when_to_come_back_is_passed_on(kind):
     assert found.retry_after_s == 1.5
 
 
+@pytest.mark.parametrize("uniform", [0.0, 1.0], ids=["early", "late"])
+@pytest.mark.parametrize("code", [Code.RESOURCE_EXHAUSTED, Code.UNAVAILABLE], ids=lambda code: code.name)
+def test_nobody_comes_back_before_a_gateway_s_hint(code, uniform):
+    """Whatever the cap on backoff and the jitter; a hint beyond the deadline is the error at once."""
+    failed = Failed(code, "quota", (("grpc-retry-pushback-ms", "5000"),))
+    found, steps = drive(generate(core(patient=True, uniform=uniform)), failed, answer())
+    assert len(found) == 3
+    assert pauses(steps) == [5.0]
+    found, steps = drive(generate(core(patient=True, timeout_s=4.0)), failed)
+    assert isinstance(found, errors.Overloaded | errors.ServerUnreachable)
+    assert not pauses(steps)
+
+
 def test_a_patient_client_waits_out_an_overload_until_its_deadline():
     """It keeps asking, at a capped pace, and gives up inside the timeout."""
     clock = Clock(call_s=0.01)

@@ -108,7 +108,7 @@ def error(rpc_error: grpc.RpcError, *, address: str, timeout_s: float) -> errors
     cls = kind(rpc_error.code(), rpc_error.details() or "")
     why = reason(rpc_error)
     if cls is errors.Overloaded:
-        retry_after_s = _pushback_s(rpc_error) or DEFAULT_RETRY_AFTER_S
+        retry_after_s = pushback_s(rpc_error) or DEFAULT_RETRY_AFTER_S
         text = f"{address}: the server has too much to do ({why}); try again in {retry_after_s:g} s"
         return errors.Overloaded(text, retry_after_s=retry_after_s)
     if cls is errors.ServerUnreachable:
@@ -152,7 +152,7 @@ def _without_id(text: str) -> str:
     return re.sub(r"^\[request id: [^\]]*\] ", "", " ".join(text.split()))
 
 
-def _pushback_s(rpc_error: grpc.RpcError) -> float | None:
+def pushback_s(rpc_error: grpc.RpcError) -> float | None:
     """gRPC's server pushback, which gateways send: how long to wait before the next attempt."""
     trailers = dict(iter(rpc_error.trailing_metadata() or ()))  # older grpc.aio's has keys() that are none
     text = str(trailers.get("grpc-retry-pushback-ms", ""))

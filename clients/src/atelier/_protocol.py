@@ -229,6 +229,8 @@ class Core:
             except grpc.RpcError as exc:
                 error = yield from self._map_error(exc, limit_s)
                 backoff_s = self._backoff_s(error, attempt, max_attempts)
+                if backoff_s is not None:
+                    backoff_s = max(backoff_s, _failures.pushback_s(exc) or 0.0)
                 if backoff_s is None or self._clock() + backoff_s >= deadline:
                     raise error from exc
                 yield Sleep(backoff_s)
