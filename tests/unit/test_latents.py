@@ -95,12 +95,13 @@ def test_no_file_or_a_folder_is_refused(name, tmp_path):
         latents.load(tmp_path / name)
 
 
-def test_a_refused_save_leaves_the_file_as_it_was(tmp_path):
-    """Vectors that are not finite are not written, and nothing is left beside."""
+@pytest.mark.parametrize("vectors", [[[1.0, np.nan]], [[1.0], [1.0, 2.0]], None], ids=["nan", "ragged", "none"])
+def test_a_refused_save_leaves_the_file_as_it_was(vectors, tmp_path):
+    """What are no finite vectors is not written, and nothing is left beside."""
     path = tmp_path / "z.txt"
     path.write_text("precious")
     with pytest.raises(InvalidInput):
-        latents.save(path, np.array([[1.0, np.nan]]))
+        latents.save(path, vectors)
     assert [p.name for p in tmp_path.iterdir()] == ["z.txt"]
     assert path.read_text() == "precious"
 

@@ -179,6 +179,7 @@ def test_the_cubic_is_the_textbook_one(closed, kind, count):
         pytest.param(np.ones((1, 4)), {}, "2 keyframes or more, and there is 1", id="one-keyframe"),
         pytest.param(np.ones(4), {}, "shape", id="one-dimension"),
         pytest.param(np.array([[1, np.nan], [1, 1]]), {}, "finite", id="nan"),
+        pytest.param(np.full((2, 4), 1e300), {}, "within the range of float32", id="beyond-float32"),
         pytest.param(np.ones((2, 4)), {"steps": 0}, "steps 0", id="no-steps"),
         pytest.param(np.ones((2, 4)), {"steps": -1}, "steps -1", id="negative-steps"),
         pytest.param(np.ones((2, 4)), {"steps": 20.0}, r"steps 20\.0: must be a whole number", id="steps-a-float"),

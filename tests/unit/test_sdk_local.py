@@ -8,6 +8,7 @@ import pytest
 
 from atelier import local, tasks
 from atelier.errors import InvalidInput
+from atelier.inprocess import InProcessClient
 
 
 def test_a_folder_of_models_that_may_not_be_read_is_named(tmp_path, monkeypatch):
@@ -24,3 +25,13 @@ def test_a_folder_of_models_that_may_not_be_read_is_named(tmp_path, monkeypatch)
         local.connect(task=tasks.GENERATE, model="wgan", say=print, **where),
     ):
         pass
+
+
+def test_a_folder_of_models_that_is_gone_is_named(tmp_path):
+    """After the client was made: an error of the SDK, as of every method."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    with InProcessClient(folder) as client:
+        folder.rmdir()
+        with pytest.raises(InvalidInput, match=f"{folder}: cannot be read: No such file or directory"):
+            client.models()

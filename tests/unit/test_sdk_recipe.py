@@ -76,6 +76,7 @@ def test_the_json_tells_people_what_they_see():
         pytest.param({"path": "zigzag"}, id="unknown-path"),
         pytest.param({"fps": 0}, id="no-fps"),
         pytest.param({"fps": None}, id="fps-none"),
+        pytest.param({"fps": 10**400}, id="fps-beyond-float64"),
         pytest.param({"latent_scale": "x"}, id="unknown-scale"),
         pytest.param({"keyframes": 3}, id="fewer-keyframes"),
         pytest.param({"width": 0}, id="no-width"),

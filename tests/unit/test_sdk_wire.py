@@ -103,9 +103,10 @@ def test_an_answer_that_is_not_what_was_asked_is_the_server_s_error(changes, say
     assert str(caught.value).startswith("some: ")
 
 
-def test_an_answer_without_its_bytes_is_the_server_s_error():
-    """An output that is named and not sent."""
+@pytest.mark.parametrize("field", ["raw_output_contents", "model_version"])
+def test_an_answer_without_its_bytes_or_its_version_is_the_server_s_error(field):
+    """An output that is named and not sent, or that no version is said to have made."""
     sent = pictures()
-    del sent.raw_output_contents[:]
+    sent.ClearField(field)
     with pytest.raises(errors.ServerError, match="cannot be read"):
         _wire.result(sent, WGAN, 3)

@@ -44,6 +44,7 @@ def result(reply: Any, contract: Contract, count: int) -> InferResult:
     """The contract's outputs, `count` of each. Raises ServerError for anything else."""
     try:
         outputs = tensors(reply.outputs, reply.raw_output_contents)
+        version = int(reply.model_version)
     except (KeyError, ValueError) as exc:
         raise ServerError(f"{reply.model_name}: its answer cannot be read ({exc})") from exc
     if not contract.max_batch:
@@ -55,7 +56,7 @@ def result(reply: Any, contract: Contract, count: int) -> InferResult:
         if array.shape[:1] != (count,) or not tensor.fits(array):
             actual, expected = f"{array.dtype} {array.shape}", f"{tensor.dtype} {(count, *tensor.shape)}"
             raise ServerError(f"{reply.model_name}: output {tensor.name!r} is {actual}, and must be {expected}")
-    return InferResult(reply.model_name, int(reply.model_version), outputs)
+    return InferResult(reply.model_name, version, outputs)
 
 
 def is_final(reply: Any) -> bool:

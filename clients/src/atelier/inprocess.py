@@ -50,7 +50,8 @@ class _OnnxRuntimeTransport:
 
     def send(self, step: Send) -> Any:
         method: Callable[[Any], Any] = getattr(self, f"_{step.method}")
-        return method(step.request)
+        with files.map_os_errors(self._folder, "read"):
+            return method(step.request)
 
     def open(self, step: Open) -> Any:
         raise errors.UnknownModel(f"{self.address}: no {step.request.model_name} in this process; it needs a server")

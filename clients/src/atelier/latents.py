@@ -39,10 +39,7 @@ def check(vectors: npt.ArrayLike, *, width: int = WIDTH) -> Latents:
 
     Raises InvalidInput for another shape, and for what is no number or not finite in float32.
     """
-    try:
-        found = np.asarray(vectors, dtype=np.float64)
-    except Exception as exc:  # what is like an array may raise anything, as PyTorch's tensors do
-        raise InvalidInput(f"latents: must be an array of numbers, shape (N, {width})") from exc
+    found = _as_floats(vectors, width)
     if found.ndim == 1 and found.size:
         found = found[None]
     if found.ndim != 2 or found.shape[1] != width:
@@ -59,8 +56,8 @@ def save(path: str | Path, vectors: npt.ArrayLike, *, note: str = "") -> None:
 
     What is there by that name is replaced. Raises InvalidInput for what `check` refuses, or cannot be written.
     """
-    rows = np.atleast_2d(np.asarray(vectors))
-    rows = check(rows, width=rows.shape[-1])
+    found = np.atleast_2d(_as_floats(vectors, "D"))
+    rows = check(found, width=found.shape[-1])
     about = f"# {len(rows)} latent vectors of {rows.shape[1]} numbers, one to a line"
     header = [about, *(f"# {line}" for line in note.splitlines())]
     lines = [" ".join(f"{value:.9g}" for value in row) for row in rows]
@@ -82,6 +79,13 @@ def load(path: str | Path, *, width: int = WIDTH) -> Latents:
     if not rows:
         raise InvalidInput(f"{path}: empty, holds no vectors; --save-vectors writes such a file")
     return np.stack(rows)
+
+
+def _as_floats(vectors: npt.ArrayLike, width: int | str) -> npt.NDArray[np.float64]:
+    try:
+        return np.asarray(vectors, dtype=np.float64)
+    except Exception as exc:  # what is like an array may raise anything, as PyTorch's tensors do
+        raise InvalidInput(f"latents: must be an array of numbers, shape (N, {width})") from exc
 
 
 def _text(path: Path) -> str:

@@ -66,7 +66,7 @@ def walk(keyframes: npt.ArrayLike, *, steps: int, path: Path = "spline", loop: b
 
     `steps` frames lead from each keyframe to the next. A loop also leads from the last to the first, and
     stops one frame short of it, so that it plays without a stutter. Raises InvalidInput for fewer than 2 keyframes,
-    numbers that are not finite, another path, no step, or more than MOST_FRAMES.
+    numbers that are not finite in float32, another path, no step, or more than MOST_FRAMES.
     """
     if path not in PATHS:
         raise InvalidInput(f"path {path!r}: must be one of {', '.join(PATHS)}")
@@ -91,8 +91,10 @@ def _keyframes(keyframes: npt.ArrayLike) -> _Reals:
         raise InvalidInput(f"keyframes: need the shape (N, D), have {points.shape}")
     if len(points) < 2:
         raise InvalidInput(f"a walk needs 2 keyframes or more, and there is {len(points)}")
-    if not np.isfinite(points).all():
-        raise InvalidInput("keyframes: every number must be finite")
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(points.astype(np.float32)).all()
+    if not finite:
+        raise InvalidInput("keyframes: every number must be finite, within the range of float32")
     return points
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import math
 from collections.abc import Sequence
@@ -115,7 +114,7 @@ class Recipe:
             return cls(keyframes=latents.check(vectors, width=found["width"]), **options)
         except InvalidInput as exc:
             raise InvalidInput(f"{where}: {exc}") from exc
-        except (ValueError, KeyError, TypeError, binascii.Error) as exc:
+        except (ValueError, KeyError, TypeError, OverflowError) as exc:
             raise InvalidInput(f"{where}: its description of the walk is damaged ({exc})") from exc
 
     @property
