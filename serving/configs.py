@@ -29,29 +29,31 @@ def read(folder: Path) -> pb.ModelConfig:
         return pb.ModelConfig()
 
 
-def fitted(text: str, members: Members, before: Members | None) -> str:
-    """The text for a version with these members, the newest; `before` has those of the version before, None for none.
+def fitted(text: str, members: Members, previous: Members | None) -> str:
+    """The text for a newest version with these members; `previous` are those of the version before, None for no such.
 
-    Two versions with other members are not served side by side: one would be asked by the names of the other, and
-    could not be warmed up. Where no version has members of its own, the text stays as it is.
+    Versions whose members differ are not served side by side: one would be asked by the names of the other, and could
+    not be warmed up. Where no version has members of its own, the text stays as it is.
     """
     config = _parsed(text)
-    if config is None or not (members or before):
+    if config is None or not (members or previous):
         return text
-    for given in config.input:
-        if given.name not in members:
+    for tensor in config.input:
+        if tensor.name not in members:
             continue
-        names = members[given.name]
-        config.parameters[given.name].string_value = ",".join(names)
+        names = members[tensor.name]
+        config.parameters[tensor.name].string_value = ",".join(names)
         for warmup in config.model_warmup:
-            warmup.inputs[given.name].dims[:] = [len(names) if size < 0 else size for size in given.dims]
-    config.version_policy.latest.num_versions = 1 if before is not None and before != members else VERSIONS_SERVED
+            warmup.inputs[tensor.name].dims[:] = [len(names) if size < 0 else size for size in tensor.dims]
+    config.version_policy.latest.num_versions = 1 if previous is not None and previous != members else VERSIONS_SERVED
     return _text(config, text)
 
 
-def between(text: str) -> str:
-    """The same for the moment in which the newest version changes: a server that starts then serves either, and warms
-    neither up. After a publisher that was killed in it, the next publication puts it right."""
+def transitional(text: str) -> str:
+    """The text while the newest version changes: a server that starts then serves either, and warms neither up.
+
+    A publisher that is killed meanwhile leaves it; the next publication puts it right.
+    """
     if (config := _parsed(text)) is None:
         return text
     config.version_policy.latest.num_versions = 1
@@ -67,6 +69,6 @@ def _parsed(text: str) -> pb.ModelConfig | None:
 
 
 def _text(config: pb.ModelConfig, like: str) -> str:
-    """With the comments at the head of `like`."""
+    """Its text, with the comments at the head of `like`."""
     head = [line for line in like.splitlines(keepends=True) if line.startswith("#")]
     return "".join(head) + str(text_format.MessageToString(config))

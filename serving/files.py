@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and that are on disk once that is said."""
+"""Atomic and durable writes: a file is written whole or not at all, and is on disk when the call returns."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import uuid
 from pathlib import Path
 
 
-def replace(path: Path, content: str | bytes, mode: int = 0o666) -> None:
+def write_atomically(path: Path, content: str | bytes, mode: int = 0o666) -> None:
     """Writes the whole content, text as UTF-8, or leaves the file as it was."""
-    beside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     try:
-        beside.touch(mode)
+        temporary.touch(mode)
         if isinstance(content, str):
-            beside.write_text(content, encoding="utf-8")
+            temporary.write_text(content, encoding="utf-8")
         else:
-            beside.write_bytes(content)
-        sync(beside)
-        beside.replace(path)
+            temporary.write_bytes(content)
+        fsync(temporary)
+        temporary.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def sync(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Returns when the file's or folder's content is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

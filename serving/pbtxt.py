@@ -15,8 +15,8 @@ from serving.spec import ANY, Batching, Ensemble, ModelSpec, Served, Step, Tenso
 LABELS = "labels.txt"
 MAX_PIXELS, MAX_STREAMS, GPU_ATOL = plans.MAX_PIXELS, "max_streams", "gpu_atol"
 NEWEST = -1
-KEPT = "1/.gitkeep"
-"""Triton loads no ensemble without the folder of a version, empty as it is, and Git keeps no empty one."""
+GITKEEP = "1/.gitkeep"
+"""Triton loads an ensemble only if it has a version folder, though that is empty; and Git keeps no empty folder."""
 WARMUP_SIDE = 64
 """Pixels that stand for a free dimension while warming up."""
 HEADER = "# Generated from the model's spec.py by `python -m training.generate`; edit that instead.\n"
@@ -25,7 +25,7 @@ HEADER = "# Generated from the model's spec.py by `python -m training.generate`;
 def files(spec: Served) -> dict[str, str]:
     """What stands beside a model's versions, by file name; a file comes before the one that names it."""
     if isinstance(spec, Ensemble):
-        return {KEPT: "", CONFIG: render(spec)}
+        return {GITKEEP: "", CONFIG: render(spec)}
     labels = {LABELS: "".join(f"{label}\n" for label in spec.labels)} if spec.labels else {}
     return labels | {CONFIG: render(spec)}
 
@@ -41,18 +41,18 @@ def render(spec: Served) -> str:
 
 
 def config(spec: Served) -> pb.ModelConfig:
-    """Triton's configuration of one model, complete, so that the server has nothing to guess."""
+    """Triton's configuration of one model, complete, as the server does not auto-complete any."""
     made = pb.ModelConfig(
         name=spec.name,
         max_batch_size=spec.max_batch,
         input=[pb.ModelInput(name=t.name, data_type=_dtype(t), dims=t.shape, optional=t.optional) for t in spec.inputs],
         output=[_output(t, spec) for t in spec.outputs],
     )
-    made.MergeFrom(_stepping(spec) if isinstance(spec, Ensemble) else _running(spec))
+    made.MergeFrom(_ensemble_fields(spec) if isinstance(spec, Ensemble) else _model_fields(spec))
     return made
 
 
-def _stepping(spec: Ensemble) -> pb.ModelConfig:
+def _ensemble_fields(spec: Ensemble) -> pb.ModelConfig:
     return pb.ModelConfig(
         platform="ensemble", ensemble_scheduling=pb.ModelEnsembling(step=[_step(step) for step in spec.steps])
     )
@@ -64,7 +64,7 @@ def _step(step: Step) -> pb.ModelEnsembling.Step:
     )
 
 
-def _running(spec: ModelSpec) -> pb.ModelConfig:
+def _model_fields(spec: ModelSpec) -> pb.ModelConfig:
     return pb.ModelConfig(
         backend=spec.backend,
         version_policy=pb.ModelVersionPolicy(latest=pb.ModelVersionPolicy.Latest(num_versions=configs.VERSIONS_SERVED)),
@@ -78,12 +78,12 @@ def _running(spec: ModelSpec) -> pb.ModelConfig:
 
 
 def _parameters(spec: ModelSpec) -> dict[str, str]:
-    """What Triton's own ONNX Runtime backend reads, and what ours and the clients do."""
-    named = {tensor.name: ",".join(tensor.members) for tensor in spec.inputs if tensor.members}
+    """What Triton's own ONNX Runtime backend, our backends and the clients read there."""
+    members = {tensor.name: ",".join(tensor.members) for tensor in spec.inputs if tensor.members}
     limit = {MAX_PIXELS: str(spec.max_pixels)} if spec.max_pixels else {}
     streams = {MAX_STREAMS: str(spec.streams)} if spec.decoupled else {}
-    rounded = {GPU_ATOL: f"{spec.gpu_atol:g}"} if spec.gpu_atol else {}
-    return {"intra_op_thread_count": str(spec.threads)} | limit | streams | rounded | named
+    atol = {GPU_ATOL: f"{spec.gpu_atol:g}"} if spec.gpu_atol else {}
+    return {"intra_op_thread_count": str(spec.threads)} | limit | streams | atol | members
 
 
 def _dtype(tensor: Tensor) -> int:

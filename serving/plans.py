@@ -18,7 +18,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from serving import configs
-from serving.files import replace
+from serving.files import write_atomically
 
 NAME = "tensorrt"
 """For --model-config-name."""
@@ -51,7 +51,7 @@ def target(repository: Path) -> Target | None:
 
 def set_target(repository: Path, wanted: Target) -> None:
     """For the Triton that is to serve: from now on no other plans are good."""
-    replace(repository / TARGET, json.dumps(asdict(wanted)) + "\n")
+    write_atomically(repository / TARGET, json.dumps(asdict(wanted)) + "\n")
 
 
 # --- plans
@@ -72,7 +72,7 @@ def is_good(version: Path, wanted: Target, config: pb.ModelConfig) -> bool:
 
 def record(version: Path, wanted: Target, config: pb.ModelConfig) -> None:
     """Says of a plan that has just been put there what it was built for."""
-    replace(version / RECORD, json.dumps(_record(version, wanted, config), indent=2) + "\n")
+    write_atomically(version / RECORD, json.dumps(_record(version, wanted, config), indent=2) + "\n")
 
 
 def forget(version: Path) -> None:
@@ -139,7 +139,7 @@ def _tell(path: Path, text: str | None) -> None:
         path.unlink(missing_ok=True)
     elif not path.is_file() or path.read_text(encoding="utf-8") != text:
         path.parent.mkdir(exist_ok=True)
-        replace(path, text)
+        write_atomically(path, text)
 
 
 def _read(path: Path) -> Mapping[str, Any]:

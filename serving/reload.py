@@ -81,7 +81,7 @@ class Reloader:
         Raises Withdrawn where that is not the newest, which has been taken out of service; another ServingError where
         nothing has changed.
         """
-        with repo.held(self.repository, model):
+        with repo.locked(self.repository, model):
             version = repo.newest(self.repository, model)
             if not repo.steps(self.repository, model):
                 self._try_out(model, version)

@@ -135,25 +135,26 @@ def publish(candidate: Path, repository: Path, model: str, *, beside: Mapping[st
     """Adds `candidate` (a folder with model.onnx, card.json, golden.npz) as the next version; returns that.
 
     A reader sees the whole version or none of it, whatever happens meanwhile; no number is used twice. A candidate's
-    TensorRT plan comes along. `beside` are the texts of files beside the versions, pbtxt.files(spec); config.pbtxt
-    follows the newest version's members, see configs.fitted. Raises RepositoryError, having changed nothing.
+    TensorRT plan comes along. `beside` are the texts of the files beside the versions, by name: pbtxt.files(spec).
+    config.pbtxt follows the newest version's members, see configs.fitted. Raises RepositoryError, having changed
+    nothing.
     """
     check(candidate, model)
     folder = repository / model
-    with _clear_errors(f"publishing {model} in {repository}"):
+    with _translating_os_errors(f"publishing {model} in {repository}"):
         folder.mkdir(parents=True, exist_ok=True)
-        with _staged(candidate, folder, [*FILES, *plans.files(candidate)]) as staged, _locked(folder):
+        with _staged(candidate, folder, [*FILES, *plans.files(candidate)]) as staged, _flocked(folder):
             number = max(_numbers_used(folder), default=0) + 1
-            _number(staged, number)
-            files.sync(staged)
+            _assign_version(staged, number)
+            files.fsync(staged)
             for name, text in beside.items():
                 if name != CONFIG:
-                    files.replace(folder / name, text)
+                    files.write_atomically(folder / name, text)
             present = [folder / str(each) for each in versions(repository, model)]
             with _configured(folder, [*present, staged], beside.get(CONFIG)):
                 plans.settle(folder, coming=[staged])
                 staged.rename(folder / str(number))
-                files.sync(folder)
+                files.fsync(folder)
             plans.settle(folder)
     return number
 
@@ -162,7 +163,7 @@ def rollback(repository: Path, model: str) -> int:
     """Takes the newest version out of service and returns its number.
 
     Its folder stays, as `withdrawn(…)`; renaming it back restores it. Raises RepositoryError for an only version, an
-    ensemble, and where another version has become the newest while it waited: that one was not meant.
+    ensemble, and where another version has become the newest while it waited for the lock: that one was not meant.
     """
     folder = repository / model
     if not folder.is_dir():
@@ -170,48 +171,51 @@ def rollback(repository: Path, model: str) -> int:
     if made_of := steps(repository, model):
         raise RepositoryError(f"{folder}: always the newest {' and '.join(made_of)}; roll back one of these")
     meant = newest(repository, model)
-    with held(repository, model):
+    with locked(repository, model):
         if (now := newest(repository, model)) != meant:
             raise RepositoryError(f"{folder}: {now} has become the newest in place of {meant}; nothing was rolled back")
         return withdraw(repository, model)
 
 
 def withdraw(repository: Path, model: str) -> int:
-    """What rollback does, for a caller that holds the model."""
+    """What rollback does, for a caller that holds the model's lock."""
     folder, present = repository / model, versions(repository, model)
     if len(present) < 2:
         raise RepositoryError(f"{folder}: versions {present}; rolling back would leave nothing to serve")
-    with _clear_errors(f"rolling back {model} in {repository}"):
+    with _translating_os_errors(f"rolling back {model} in {repository}"):
         with _configured(folder, [folder / str(each) for each in present[:-1]]):
             plans.settle(folder, going=1)
             (folder / str(present[-1])).rename(withdrawn(repository, model, present[-1]))
-            files.sync(folder)
+            files.fsync(folder)
         plans.settle(folder)
     return present[-1]
 
 
 @contextlib.contextmanager
-def _configured(folder: Path, coming: Sequence[Path], text: str | None = None) -> Iterator[None]:
-    """Meanwhile the versions in service become `coming`, oldest first. From then on config.pbtxt says `text`, or what
-    it does already, fitted to the newest of them; after an error it is as it was."""
+def _configured(folder: Path, in_service: Sequence[Path], text: str | None = None) -> Iterator[None]:
+    """Around the change after which `in_service` are the versions, oldest first.
+
+    config.pbtxt ends as `text`, or else as it is, fitted to the newest of them. While the block runs it suits a server
+    that finds either newest version; after an error it is as it was.
+    """
     path = folder / CONFIG
     was = path.read_text(encoding="utf-8") if path.is_file() else None
     if (text := was if text is None else text) is None:
         yield
         return
-    *older, newest = map(_members, coming)
+    *older, newest = map(_members, in_service)
     fitted = configs.fitted(text, newest, older[-1] if older else None)
     if fitted == was:
         yield
         return
-    files.replace(path, fitted if was is None else configs.between(was))
+    files.write_atomically(path, fitted if was is None else configs.transitional(was))
     try:
         yield
     except BaseException:
-        path.unlink() if was is None else files.replace(path, was)
+        path.unlink() if was is None else files.write_atomically(path, was)
         plans.settle(folder)
         raise
-    files.replace(path, fitted)
+    files.write_atomically(path, fitted)
 
 
 def _members(version: Path) -> configs.Members:
@@ -224,11 +228,11 @@ def _members(version: Path) -> configs.Members:
 
 
 @contextlib.contextmanager
-def held(repository: Path, model: str) -> Iterator[None]:
-    """Nobody else publishes, rolls back or hands over versions of this model meanwhile; they wait."""
+def locked(repository: Path, model: str) -> Iterator[None]:
+    """Holds the model's lock: whoever else publishes, rolls back or hands over its versions waits."""
     with contextlib.ExitStack() as stack:
-        with _clear_errors(f"locking {model} in {repository}"):
-            stack.enter_context(_locked(repository / model))
+        with _translating_os_errors(f"locking {model} in {repository}"):
+            stack.enter_context(_flocked(repository / model))
         yield
 
 
@@ -243,7 +247,7 @@ def seed(source: Path, repository: Path) -> list[str]:
     What is there stays as it is, a withdrawn version included; any number of callers may seed at once. Makes the
     control key, too, if there is none. Raises RepositoryError; what was not copied by then is absent, not half there.
     """
-    with _clear_errors(f"seeding {repository}", "each model there is whole"):
+    with _translating_os_errors(f"seeding {repository}", "each model there is whole"):
         repository.mkdir(parents=True, exist_ok=True)
         added = [f"{model} {version}" for model in models(source) if (version := _seed(source, repository, model))]
         if not (repository / KEY).exists():
@@ -252,26 +256,29 @@ def seed(source: Path, repository: Path) -> list[str]:
 
 
 def _seed(source: Path, repository: Path, model: str) -> int | None:
-    version, folder = _newest_whole(source, model), repository / model
+    version, folder = _newest_complete(source, model), repository / model
     if version is None or _numbers_used(folder):
         return None
     folder.mkdir(exist_ok=True)
     given = source / model / str(version)
-    with _staged(given, folder, [path.name for path in given.iterdir()]) as staged, _locked(folder):
+    with _staged(given, folder, [path.name for path in given.iterdir()]) as staged, _flocked(folder):
         if _numbers_used(folder):  # another replica was first
             return None
         for path in _beside(source / model):
             target = folder / path.relative_to(source / model)
             target.parent.mkdir(exist_ok=True)
-            files.replace(target, path.read_bytes())
+            files.write_atomically(target, path.read_bytes())
         with _configured(folder, [staged]):
             staged.rename(folder / str(version))
-            files.sync(folder)
+            files.fsync(folder)
     return version
 
 
-def _newest_whole(source: Path, model: str) -> int | None:
-    """A source may be written to meanwhile, file by file: a bucket's copy. An ensemble's version holds no files."""
+def _newest_complete(source: Path, model: str) -> int | None:
+    """The newest version that is complete: somebody may be copying into the source, file by file, as from a bucket.
+
+    An ensemble's version holds no files.
+    """
     for version in reversed(versions(source, model)):
         with contextlib.suppress(RepositoryError):
             if not steps(source, model):
@@ -286,9 +293,9 @@ def _beside(folder: Path) -> list[Path]:
 
 
 def _make_key(repository: Path) -> None:
-    with _locked(repository):
+    with _flocked(repository):
         if not (repository / KEY).exists():
-            files.replace(repository / KEY, secrets.token_hex(32), mode=0o640)
+            files.write_atomically(repository / KEY, secrets.token_hex(32), mode=0o640)
 
 
 def control_key(repository: Path) -> str:
@@ -338,14 +345,14 @@ def sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def _staged(candidate: Path, folder: Path, names: Iterable[str]) -> Iterator[Path]:
-    """A copy on the repository's own filesystem, flushed to disk; gone afterwards unless renamed."""
+    """A copy on the repository's own filesystem, for one atomic rename, and flushed to disk; gone unless renamed."""
     _remove_abandoned(folder)
     staged = folder / f"{STAGING}{uuid.uuid4().hex}"
     try:
         staged.mkdir()
         for name in names:
             shutil.copyfile(candidate / name, staged / name)
-            files.sync(staged / name)
+            files.fsync(staged / name)
             if sha256(staged / name) != sha256(candidate / name):
                 raise RepositoryError(f"{staged / name}: the copy differs from {candidate / name}; check the disk")
         yield staged
@@ -361,8 +368,8 @@ def _remove_abandoned(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One publisher or rollback at a time. The kernel lets go of the lock if its holder dies."""
+def _flocked(folder: Path) -> Iterator[None]:
+    """One publisher or rollback at a time. The kernel releases the lock if its holder dies."""
     import fcntl  # missing on Windows, where the rest of this module works
 
     with (folder / ".lock").open("a") as lock:
@@ -370,15 +377,15 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _number(staged: Path, number: int) -> None:
+def _assign_version(staged: Path, number: int) -> None:
     data = dict(Card.read(staged / CARD).data)
     data["version"] = number
     data["published"] = datetime.now(UTC).isoformat(timespec="seconds")
-    files.replace(staged / CARD, json.dumps(data, indent=2) + "\n")
+    files.write_atomically(staged / CARD, json.dumps(data, indent=2) + "\n")
 
 
 @contextlib.contextmanager
-def _clear_errors(doing: str, state: str = "nothing has changed there") -> Iterator[None]:
+def _translating_os_errors(doing: str, state: str = "nothing has changed there") -> Iterator[None]:
     try:
         yield
     except OSError as exc:

@@ -38,7 +38,7 @@ class Tensor:
         _require(plain, f"tensor {self.name}: members {self.members}: lower-case letters, digits and -")
 
     def feeds(self, other: Tensor) -> bool:
-        """Whether what this one holds can be what `other` takes."""
+        """Whether the value of this tensor can be that of `other`: the same type and rank, and sizes that agree."""
         if self.dtype != other.dtype or len(self.shape) != len(other.shape):
             return False
         return all(ANY in pair or pair[0] == pair[1] for pair in zip(self.shape, other.shape, strict=True))
@@ -97,7 +97,7 @@ class Threshold:
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """What model.onnx itself takes and gives, where a backend of ours puts more around it."""
+    """The inputs and outputs of model.onnx itself, where a backend of ours puts more around it."""
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
@@ -107,14 +107,13 @@ class Graph:
 class ModelSpec:
     """One served model, from the wire to its gate.
 
-    `batching` is None for a model that takes one request at a time; a `decoupled` one answers each with a stream.
-    Shapes have no batch dimension then; `streams` are under way at once, and one more is refused. `max_pixels` is the
-    most that a picture of free size may have, 0 any.
-    `threads` are intra-op threads of each of `instances`; `golden_atol` is the largest difference, in the
-    output's own unit, by which an answer may differ from the golden batch, and `gpu_atol` the same where a GPU computes
-    it in half precision or TF32 (0: no other). Of a `quantized` model CPUs compute the convolutions in 8-bit integers;
-    its golden batch is theirs. A version that misses a threshold is not published; one that misses an aim says so in
-    its card.
+    `batching` is None for a model that takes one request at a time, in tensors without a batch dimension. A `decoupled`
+    one answers each request with a stream; `streams` are under way at once, and one more is refused. `max_pixels` is
+    the most that a picture of free size may have, 0 for any. `threads` are the intra-op threads of each of `instances`.
+    `golden_atol` is the largest difference allowed between an answer and the golden batch, in the output's own unit,
+    and `gpu_atol` the one where a GPU answers, in half precision or TF32; 0 is no other than on a CPU. On a CPU a
+    `quantized` model's convolutions run in 8-bit integers, and its golden batch has their rounding. A version that
+    misses a threshold is not published; one that misses an aim says so in its card.
     """
 
     name: str
@@ -137,7 +136,7 @@ class ModelSpec:
     aims: tuple[Threshold, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_face(self.name, self.inputs, self.outputs)
+        _check_signature(self.name, self.inputs, self.outputs)
         widths = [t.shape for t in self.outputs] if self.labels else []
         named = f"{self.name}: {len(self.labels)} labels for outputs of {widths}"
         _require(all(width == (len(self.labels),) for width in widths), named)
@@ -153,7 +152,7 @@ class ModelSpec:
 
     @property
     def core(self) -> Graph:
-        """What model.onnx takes and gives."""
+        """The inputs and outputs of model.onnx."""
         return self.graph or Graph(inputs=self.inputs, outputs=self.outputs)
 
     @property
@@ -164,7 +163,7 @@ class ModelSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One model of an ensemble. `inputs` and `outputs` say what its tensors are called there, by their own names."""
+    """One model of an ensemble. `inputs` and `outputs` map its tensors' names to those in the ensemble."""
 
     model: ModelSpec
     inputs: Mapping[str, str]
@@ -178,13 +177,13 @@ class Step:
         _require(needed <= set(self.inputs), f"{name}: a step must give it {', '.join(sorted(needed))}")
 
     @property
-    def taken(self) -> list[tuple[str, Tensor]]:
-        """What it takes, each with its name in the ensemble."""
+    def consumed(self) -> list[tuple[str, Tensor]]:
+        """What it consumes, each with its name in the ensemble."""
         return [(self.inputs[t.name], t) for t in self.model.inputs if t.name in self.inputs]
 
     @property
-    def given(self) -> list[tuple[str, Tensor]]:
-        """What it gives, each with its name in the ensemble."""
+    def produced(self) -> list[tuple[str, Tensor]]:
+        """What it produces, each with its name in the ensemble."""
         return [(self.outputs[t.name], t) for t in self.model.outputs if t.name in self.outputs]
 
 
@@ -193,7 +192,7 @@ class Ensemble:
     """Models that answer a request one after the other, inside the server.
 
     It has no weights, no versions and no batcher of its own: each step runs the newest version of its model, and
-    batches as that does. Its inputs have fixed sizes, as it has no limit of its own for others.
+    batches as that does. Its inputs have fixed sizes, as it has no max_pixels to bound others.
     """
 
     name: str
@@ -203,16 +202,16 @@ class Ensemble:
     steps: tuple[Step, ...]
 
     def __post_init__(self) -> None:
-        _check_face(self.name, self.inputs, self.outputs)
+        _check_signature(self.name, self.inputs, self.outputs)
         _require(bool(self.steps), f"{self.name}: needs a step")
         free = [t.name for t in self.inputs if ANY in t.shape]
         _require(not free, f"{self.name}: inputs of free size: {', '.join(free)}")
         known, used = {t.name: t for t in self.inputs}, {t.name for t in self.outputs}
         for step in self.steps:
-            for name, tensor in step.taken:
+            for name, tensor in step.consumed:
                 self._check_fit(known, name, tensor, f"the {tensor.name} of {step.model.name}")
                 used.add(name)
-            for name, tensor in step.given:
+            for name, tensor in step.produced:
                 _require(name not in known, f"{self.name}: {name} is given twice")
                 known[name] = tensor
         for tensor in self.outputs:
@@ -227,22 +226,22 @@ class Ensemble:
 
     @property
     def max_batch(self) -> int:
-        """That of its least step: Triton 2.51 loads no ensemble that allows more."""
+        """The least of its steps': Triton 2.51 loads no ensemble that allows more."""
         return min(step.model.max_batch for step in self.steps)
 
 
 Served = ModelSpec | Ensemble
 
 
-def _check_face(name: str, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
+def _check_signature(name: str, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
     _require(_is_name(name), f"model name {name!r}: lower-case letters, digits and _")
     _require(bool(inputs) and bool(outputs), f"{name}: needs an input and an output")
     names = [t.name for t in (*inputs, *outputs)]
     _require(len(set(names)) == len(names), f"{name}: tensor names repeat: {names}")
 
 
-def _check_names(model: str, kind: str, named: set[str], there: tuple[Tensor, ...]) -> None:
-    strange = sorted(named - {t.name for t in there})
+def _check_names(model: str, kind: str, names: set[str], tensors: tuple[Tensor, ...]) -> None:
+    strange = sorted(names - {t.name for t in tensors})
     _require(not strange, f"{model}: has no {', '.join(strange)} among its {kind}")
 
 

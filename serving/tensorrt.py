@@ -144,7 +144,7 @@ def build(version: Path, config: pb.ModelConfig, by: Builder, timings: Path, lim
                 shutil.copyfile(timings, measured)
             _run(by.command(graph, made, measured, shapes), made, limit_s)
             if measured.is_file():  # without timings the next plan only takes longer
-                files.replace(timings, measured.read_bytes())
+                files.write_atomically(timings, measured.read_bytes())
         with made.open("rb") as file:
             os.fsync(file.fileno())
         made.replace(version / plans.PLAN)
@@ -279,11 +279,11 @@ def settle(repository: Path, models: Sequence[str], limit_s: float = LIMIT_S) ->
 
 def _settle(repository: Path, model: str, by: Builder, limit_s: float) -> bool:
     folder, config = repository / model, repo.config(repository, model)
-    with repo.held(repository, model), _writing(repository):
+    with repo.locked(repository, model), _writing(repository):
         plans.settle(folder)  # what was built for another GPU is not served while a plan for this one is built
     for version in plans.in_service(folder, config):
         _ensure(version, config, by, repository / TIMINGS, limit_s)
-    with repo.held(repository, model), _writing(repository):
+    with repo.locked(repository, model), _writing(repository):
         for version in plans.in_service(folder, config, more=sys.maxsize):
             if not plans.is_good(version, by.target, config):
                 plans.forget(version)
@@ -294,7 +294,7 @@ def _ensure(version: Path, config: pb.ModelConfig, by: Builder, timings: Path, l
     """Another replica that starts beside this one waits here for the plan, and finds it."""
     model = version.parent.name
     try:
-        with repo.held(version.parent, version.name):
+        with repo.locked(version.parent, version.name):
             if plans.is_good(version, by.target, config):
                 return
             began = time.monotonic()

@@ -348,7 +348,7 @@ def main() -> int:
             card["note"] = args.note
         if args.beside:
             card["seeds"] = over_seeds([args.run, *args.beside])
-        files.replace(path, json.dumps(card, indent=2) + "\n")
+        files.write_atomically(path, json.dumps(card, indent=2) + "\n")
         print(f"published {model} version {publish(model, candidate, args.publish)} in {args.publish}")
         return 0
     except (BadInput, ServingError) as error:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from serving import pbtxt
-from serving.files import replace
+from serving.files import write_atomically
 from serving.spec import Ensemble, Served, Tensor
 from training import catalog, jobs
 from training.errors import BAD_INPUT
@@ -42,7 +42,7 @@ def write(root: Path, made: dict[Path, str]) -> list[Path]:
     changed = drifted(root, made)
     for path in changed:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
-        replace(root / path, made[path])
+        write_atomically(root / path, made[path])
     return changed
 
 

@@ -235,7 +235,7 @@ def test_note_on_a_full_disk_leaves_the_card_as_it_was(
     def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(files, "sync", full)
+    monkeypatch.setattr(files, "fsync", full)
     monkeypatch.setattr(sys, "argv", ["export", str(asked), "--publish", str(tmp_path / "repository"), "--note", "new"])
     assert export.main() == 2
     said = capsys.readouterr().err

@@ -158,9 +158,9 @@ def test_read_only_volume(candidate: Path, small_disk: Path) -> None:
 
 
 def test_publisher_waits_for_a_hand_over(candidate: Path, repository: Path) -> None:
-    """While a model is held no version of it appears; then it does, with the next number."""
+    """While a model is locked no version of it appears; then it does, with the next number."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        with repo.held(repository, "wgan"):
+        with repo.locked(repository, "wgan"):
             number = pool.apply_async(repo.publish, (candidate, repository, "wgan"))
             while not list((repository / "wgan").glob(f"{repo.STAGING}*")):
                 time.sleep(0.01)
@@ -210,7 +210,7 @@ def test_rollback_means_the_version_that_was_newest(
     change: str, candidate: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two who roll one bad version back, or serving.reload and somebody, take one back; one that came is not meant."""
-    held = repo.held
+    locked = repo.locked
 
     @contextlib.contextmanager
     def late(models: Path, model: str) -> Iterator[None]:
@@ -218,10 +218,10 @@ def test_rollback_means_the_version_that_was_newest(
             repo.withdraw(models, model)
         else:
             repo.publish(candidate, models, model)
-        with held(models, model):
+        with locked(models, model):
             yield
 
-    monkeypatch.setattr(repo, "held", late)
+    monkeypatch.setattr(repo, "locked", late)
     repo.publish(candidate, repository, "wgan")
     with pytest.raises(RepositoryError, match=r"[24] has become the newest in place of 3; nothing was rolled back"):
         repo.rollback(repository, "wgan")

@@ -160,7 +160,7 @@ def test_a_step_may_leave_out_what_is_optional() -> None:
     """An input that requests may leave out, a step may, too."""
     knob = Tensor(name="knob", dtype="FP32", shape=(1,), optional=True)
     step = Step(**vars(FIRST) | {"model": ModelSpec(**GOOD | {"inputs": (LATENT, knob)})})
-    assert step.taken == [("latent", LATENT)]
+    assert step.consumed == [("latent", LATENT)]
 
 
 @pytest.mark.parametrize(
