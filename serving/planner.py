@@ -15,22 +15,22 @@ from pathlib import Path
 import tensorrt_bindings as trt
 
 Shape = Sequence[int]
-Range = tuple[Shape, Shape, Shape]
-"""The smallest shape of an input, the usual one that kernels are chosen for, and the largest."""
+ShapeRange = tuple[Shape, Shape, Shape]
+"""An input's minimum, optimum and maximum in an optimization profile; kernels are chosen for the optimum."""
 
 
-class NoPlan(Exception):
-    """TensorRT's reasons, a line each."""
+class BuildError(Exception):
+    """No plan was built: TensorRT's reasons, a line each."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What to build, and where to put it. `timings` is a file of what kernels took, and spares measuring again."""
+    """What to build, and where to put it. `timing_cache` is a file of how long kernels took, read and written back."""
 
     graph: str
     plan: str
-    timings: str
-    shapes: Mapping[str, Range]
+    timing_cache: str
+    shapes: Mapping[str, ShapeRange]
 
     @classmethod
     def read(cls, path: Path) -> Order:
@@ -41,7 +41,7 @@ class Order:
 
 
 def build(order: Order) -> None:
-    """Writes the plan. Raises NoPlan."""
+    """Writes the plan. Raises BuildError."""
     logger = trt.Logger(trt.Logger.ERROR)  # its errors go to standard error
     builder = _builder(logger)
     # TensorRT 10 has to be told that the graph's types are meant; TensorRT 11 knows nothing else.
@@ -49,36 +49,36 @@ def build(order: Order) -> None:
     _parse(trt.OnnxParser(network, logger), order.graph)
     config = builder.create_builder_config()
     config.add_optimization_profile(_profile(builder, order.shapes))
-    _use_timings(config, Path(order.timings))
+    _use_timing_cache(config, Path(order.timing_cache))
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise NoPlan("TensorRT built none")
+        raise BuildError("TensorRT built none")
     Path(order.plan).write_bytes(memoryview(plan))
-    Path(order.timings).write_bytes(memoryview(config.get_timing_cache().serialize()))
+    Path(order.timing_cache).write_bytes(memoryview(config.get_timing_cache().serialize()))
 
 
 def _builder(logger: trt.Logger) -> trt.Builder:
     try:
         return trt.Builder(logger)
     except TypeError as exc:  # what the bindings make of no builder
-        raise NoPlan("TensorRT does not start; is there a GPU, and a driver that is new enough?") from exc
+        raise BuildError("TensorRT does not start; is there a GPU, and a driver that is new enough?") from exc
 
 
 def _parse(parser: trt.OnnxParser, graph: str) -> None:
     if not parser.parse_from_file(graph):
         errors = (parser.get_error(k) for k in range(parser.num_errors))
-        raise NoPlan("\n".join(f"{error.node_operator() or 'graph'}: {error.desc()}" for error in errors))
+        raise BuildError("\n".join(f"{error.node_operator() or 'graph'}: {error.desc()}" for error in errors))
 
 
-def _profile(builder: trt.Builder, shapes: Mapping[str, Range]) -> trt.IOptimizationProfile:
+def _profile(builder: trt.Builder, shapes: Mapping[str, ShapeRange]) -> trt.IOptimizationProfile:
     profile = builder.create_optimization_profile()
-    for name, (smallest, usual, largest) in shapes.items():
-        profile.set_shape(name, trt.Dims(smallest), trt.Dims(usual), trt.Dims(largest))
+    for name, (minimum, optimum, maximum) in shapes.items():
+        profile.set_shape(name, trt.Dims(minimum), trt.Dims(optimum), trt.Dims(maximum))
     return profile
 
 
-def _use_timings(config: trt.IBuilderConfig, path: Path) -> None:
-    """Those of another GPU or TensorRT it does not take; they are measured anew then."""
+def _use_timing_cache(config: trt.IBuilderConfig, path: Path) -> None:
+    """TensorRT refuses the cache of another GPU or version; it measures anew then."""
     known = path.read_bytes() if path.is_file() else b""
     if not config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False):
         config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
@@ -87,7 +87,7 @@ def _use_timings(config: trt.IBuilderConfig, path: Path) -> None:
 def main(arguments: Sequence[str]) -> int:
     try:
         build(Order.read(Path(arguments[0])))
-    except (NoPlan, OSError) as exc:
+    except (BuildError, OSError) as exc:
         print(exc, file=sys.stderr)
         return 1
     return 0

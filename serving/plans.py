@@ -42,7 +42,7 @@ class Target:
 
 
 def target(repository: Path) -> Target | None:
-    """What its plans are for, as the Triton that serves them has said; None where there has been none on a GPU."""
+    """The target of the Triton that serves this repository, as serving.tensorrt noted; None before any on a GPU."""
     try:
         return Target(**json.loads((repository / TARGET).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -50,7 +50,7 @@ def target(repository: Path) -> Target | None:
 
 
 def set_target(repository: Path, wanted: Target) -> None:
-    """For the Triton that is to serve: from now on no other plans are good."""
+    """Notes the target of the Triton that is to serve: from now on plans for any other are not good."""
     write_atomically(repository / TARGET, json.dumps(asdict(wanted)) + "\n")
 
 
@@ -70,12 +70,12 @@ def is_good(version: Path, wanted: Target, config: pb.ModelConfig) -> bool:
         return False
 
 
-def record(version: Path, wanted: Target, config: pb.ModelConfig) -> None:
-    """Says of a plan that has just been put there what it was built for."""
+def write_record(version: Path, wanted: Target, config: pb.ModelConfig) -> None:
+    """Notes beside a plan that has just been put there what it was built for."""
     write_atomically(version / RECORD, json.dumps(_record(version, wanted, config), indent=2) + "\n")
 
 
-def forget(version: Path) -> None:
+def remove(version: Path) -> None:
     for name in (RECORD, PLAN):
         (version / name).unlink(missing_ok=True)
 
@@ -100,18 +100,19 @@ def max_pixels(config: pb.ModelConfig) -> int:
 # --- what Triton is told
 
 
-def settle(folder: Path, *, coming: Iterable[Path] = (), going: int = 0) -> bool:
+def reconcile(folder: Path, *, incoming: Iterable[Path] = (), outgoing: int = 0) -> bool:
     """Has Triton serve the plans of a model if all versions in service have good ones, its ONNX graphs otherwise.
 
-    Called before a change, `coming` are folders of versions to be, and `going` is how many will be withdrawn: what is
-    told then holds before and after. Returns whether plans are served. Where no GPU has served, it changes nothing.
+    Before a change, `incoming` are the folders of the versions that it brings, and `outgoing` is how many it takes out
+    of service: what Triton is told then holds before and after. Returns whether plans are served. Where no GPU has
+    served, it changes nothing.
     """
     wanted, config = target(folder.parent), configs.read(folder)
     if wanted is None:
         return False
-    served = in_service(folder, config, going) + list(coming)
+    served = in_service(folder, config, outgoing) + list(incoming)
     good = takes_plans(config) and bool(served) and all(is_good(version, wanted, config) for version in served)
-    _tell(folder / CONFIG, render(config) if good else None)
+    _write(folder / CONFIG, render(config) if good else None)
     return good
 
 
@@ -122,7 +123,7 @@ def in_service(folder: Path, config: pb.ModelConfig, more: int = 0) -> list[Path
 
 
 def render(config: pb.ModelConfig) -> str:
-    """The text of configs/tensorrt.pbtxt: the same face, batches and queue, over plans on GPUs."""
+    """The text of configs/tensorrt.pbtxt: the same tensors, batches and queue, over plans on GPUs."""
     made = pb.ModelConfig()
     made.CopyFrom(config)
     made.backend, made.default_model_filename = NAME, PLAN
@@ -134,7 +135,7 @@ def render(config: pb.ModelConfig) -> str:
     return HEADER + str(text_format.MessageToString(made))
 
 
-def _tell(path: Path, text: str | None) -> None:
+def _write(path: Path, text: str | None) -> None:
     if text is None:
         path.unlink(missing_ok=True)
     elif not path.is_file() or path.read_text(encoding="utf-8") != text:

@@ -152,10 +152,10 @@ def publish(candidate: Path, repository: Path, model: str, *, beside: Mapping[st
                     files.write_atomically(folder / name, text)
             present = [folder / str(each) for each in versions(repository, model)]
             with _configured(folder, [*present, staged], beside.get(CONFIG)):
-                plans.settle(folder, coming=[staged])
+                plans.reconcile(folder, incoming=[staged])
                 staged.rename(folder / str(number))
                 files.fsync(folder)
-            plans.settle(folder)
+            plans.reconcile(folder)
     return number
 
 
@@ -184,10 +184,10 @@ def withdraw(repository: Path, model: str) -> int:
         raise RepositoryError(f"{folder}: versions {present}; rolling back would leave nothing to serve")
     with _translating_os_errors(f"rolling back {model} in {repository}"):
         with _configured(folder, [folder / str(each) for each in present[:-1]]):
-            plans.settle(folder, going=1)
+            plans.reconcile(folder, outgoing=1)
             (folder / str(present[-1])).rename(withdrawn(repository, model, present[-1]))
             files.fsync(folder)
-        plans.settle(folder)
+        plans.reconcile(folder)
     return present[-1]
 
 
@@ -213,7 +213,7 @@ def _configured(folder: Path, in_service: Sequence[Path], text: str | None = Non
         yield
     except BaseException:
         path.unlink() if was is None else files.write_atomically(path, was)
-        plans.settle(folder)
+        plans.reconcile(folder)
         raise
     files.write_atomically(path, fitted)
 

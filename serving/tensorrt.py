@@ -44,27 +44,27 @@ from serving.repository import REPOSITORY
 if TYPE_CHECKING:
     import onnx
 
-TIMINGS = ".tensorrt-timings"
-"""At the repository's root: what the builder has measured, for the next plan."""
+TIMING_CACHE = ".tensorrt-timings"
+"""At the repository's root: TensorRT's timing cache, how long kernels took, which spares the next build measuring."""
 LIMIT_S = 900.0
 TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
 """Where NVIDIA's images have it, beside the PATH."""
-SMALLEST_SIDE, USUAL_SIDE, LARGEST_SIDE = 16, 512, 2048
-"""Of a picture of free size. The largest is that of a model with no max_pixels; of others it follows from these."""
-LONGEST = 2
-"""How many times as long as it is wide a picture of max_pixels may be."""
+MIN_SIDE, OPT_SIDE, MAX_SIDE = 16, 512, 2048
+"""Sides of a picture of free size, in pixels. MAX_SIDE is for a model without max_pixels, else it follows from that."""
+MAX_ASPECT_RATIO = 2
+"""Of a picture of max_pixels."""
 ERRORS_SHOWN = 5
 
-Range = tuple[list[int], list[int], list[int]]
-"""The smallest shape of an input, the usual one that kernels are chosen for, and the largest."""
+ShapeRange = tuple[list[int], list[int], list[int]]
+"""An input's minimum, optimum and maximum in an optimization profile; kernels are chosen for the optimum."""
 
 log = logging.getLogger("atelier.tensorrt")
 
 
 # --- what builds, and for which GPU
 
-Command = Callable[[Path, Path, Path, dict[str, Range]], list[str]]
-"""What builds a plan, from the paths of its graph, of the plan and of the timings, and the shapes of its inputs."""
+BuildCommand = Callable[[Path, Path, Path, dict[str, ShapeRange]], list[str]]
+"""The command line of a build: from the paths of graph, plan and timing cache, and the optimization profile."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Builder:
     """TensorRT as it is here, and the GPU it builds for."""
 
     target: Target
-    command: Command
+    command: BuildCommand
 
 
 def builder() -> Builder:
@@ -86,7 +86,7 @@ def builder() -> Builder:
     return Builder(Target(gpu(), version), command)
 
 
-def _trtexec() -> tuple[Command, str]:
+def _trtexec() -> tuple[BuildCommand, str]:
     found = shutil.which("trtexec") or shutil.which(TRTEXEC)
     version = os.environ.get("TRT_VERSION", "").partition("+")[0]  # which NVIDIA's images set
     if not found or not version:
@@ -95,21 +95,23 @@ def _trtexec() -> tuple[Command, str]:
     return partial(_trtexec_command, found), version
 
 
-def _api_command(graph: Path, plan: Path, timings: Path, shapes: dict[str, Range]) -> list[str]:
+def _api_command(graph: Path, plan: Path, timing_cache: Path, shapes: dict[str, ShapeRange]) -> list[str]:
     from serving.planner import Order
 
     order = graph.with_suffix(".json")
-    Order(str(graph), str(plan), str(timings), shapes).write(order)
+    Order(str(graph), str(plan), str(timing_cache), shapes).write(order)
     return [sys.executable, "-m", "serving.planner", str(order)]
 
 
-def _trtexec_command(trtexec: str, graph: Path, plan: Path, timings: Path, shapes: dict[str, Range]) -> list[str]:
-    def said(which: int) -> str:
+def _trtexec_command(
+    trtexec: str, graph: Path, plan: Path, timing_cache: Path, shapes: dict[str, ShapeRange]
+) -> list[str]:
+    def listed(which: int) -> str:
         return ",".join(f"{name}:{'x'.join(map(str, limits[which]))}" for name, limits in shapes.items())
 
-    files = [f"--onnx={graph}", f"--saveEngine={plan}", f"--timingCacheFile={timings}"]
-    ranges = [f"--minShapes={said(0)}", f"--optShapes={said(1)}", f"--maxShapes={said(2)}"]
-    return [trtexec, *files, *ranges, "--stronglyTyped", "--skipInference"]
+    paths = [f"--onnx={graph}", f"--saveEngine={plan}", f"--timingCacheFile={timing_cache}"]
+    profile = [f"--minShapes={listed(0)}", f"--optShapes={listed(1)}", f"--maxShapes={listed(2)}"]
+    return [trtexec, *paths, *profile, "--stronglyTyped", "--skipInference"]
 
 
 def gpu() -> str:
@@ -130,46 +132,46 @@ def gpu() -> str:
 # --- a plan
 
 
-def build(version: Path, config: pb.ModelConfig, by: Builder, timings: Path, limit_s: float = LIMIT_S) -> None:
+def build(version: Path, config: pb.ModelConfig, by: Builder, timing_cache: Path, limit_s: float = LIMIT_S) -> None:
     """Puts a plan, and a record of what it is for, beside the graph. Raises PlanError; then there is neither."""
-    made = version / f".{plans.PLAN}-{uuid.uuid4().hex}"
+    built = version / f".{plans.PLAN}-{uuid.uuid4().hex}"
     try:
         _clear(version)
         with tempfile.TemporaryDirectory(prefix="atelier-plan-") as scratch:
             graph = Path(scratch) / repo.MODEL
             graph.write_bytes(half(version / repo.MODEL))
-            shapes = ranges(config, version / repo.GOLDEN)
-            measured = Path(scratch) / TIMINGS  # a copy, which no other builder reads half written
+            shapes = profile(config, version / repo.GOLDEN)
+            copy = Path(scratch) / TIMING_CACHE  # so that no other builder reads it half written
             with contextlib.suppress(FileNotFoundError):
-                shutil.copyfile(timings, measured)
-            _run(by.command(graph, made, measured, shapes), made, limit_s)
-            if measured.is_file():  # without timings the next plan only takes longer
-                files.write_atomically(timings, measured.read_bytes())
-        with made.open("rb") as file:
+                shutil.copyfile(timing_cache, copy)
+            _run(by.command(graph, built, copy, shapes), built, limit_s)
+            if copy.is_file():  # without it the next plan only takes longer
+                files.write_atomically(timing_cache, copy.read_bytes())
+        with built.open("rb") as file:
             os.fsync(file.fileno())
-        made.replace(version / plans.PLAN)
-        plans.record(version, by.target, config)
+        built.replace(version / plans.PLAN)
+        plans.write_record(version, by.target, config)
     except OSError as exc:
         with contextlib.suppress(OSError):
-            plans.forget(version)
+            plans.remove(version)
         raise PlanError(f"{exc.strerror} ({exc.filename})") from exc
     finally:
-        made.unlink(missing_ok=True)
+        built.unlink(missing_ok=True)
 
 
 def _clear(version: Path) -> None:
-    """Of a plan that is no good any more, and of what a builder that was killed has left."""
-    plans.forget(version)
+    """Removes a plan that is no good any more, and what a builder that was killed has left."""
+    plans.remove(version)
     for path in version.glob(f".{plans.PLAN}-*"):
         path.unlink(missing_ok=True)
 
 
-def _run(command: list[str], made: Path, limit_s: float) -> None:
+def _run(command: list[str], plan: Path, limit_s: float) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=limit_s, check=False)
     except subprocess.TimeoutExpired as exc:
         raise PlanError(f"not built in {limit_s:g} s; --limit-s allows more") from exc
-    if done.returncode or not made.is_file() or not made.stat().st_size:
+    if done.returncode or not plan.is_file() or not plan.stat().st_size:
         raise PlanError(_reasons(done))
 
 
@@ -182,7 +184,7 @@ def _reasons(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def half(graph: Path) -> bytes:
-    """The graph with floats of 16 bits inside, of 8-bit integers, too; what it takes and gives keeps its types.
+    """The graph in half precision, with no 8-bit integers left either; its inputs and outputs keep their types.
 
     TensorRT computes in a graph's own types: since 11 there is no switch that lets it choose.
     """
@@ -194,7 +196,7 @@ def half(graph: Path) -> bytes:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of weights too small for 16 bits
             # No operator is left out: TensorRT computes all in halves, unlike ONNX Runtime on a CPU.
-            model = in_floats(onnx.load(graph))
+            model = dequantized(onnx.load(graph))
             made = OnnxModel(convert_float_to_float16(model, keep_io_types=True, op_block_list=[]))
         made.topological_sort()
         return bytes(made.model.SerializeToString())
@@ -202,19 +204,19 @@ def half(graph: Path) -> bytes:
         raise PlanError(f"{graph.name} can't be read ({' '.join(str(exc).split())})") from exc
 
 
-def in_floats(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph as it was before training.quantize had its tensors rounded to 8 bits, as is only fast on a CPU.
+def dequantized(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph without the QuantizeLinear and DequantizeLinear nodes of training.quantize, which are for CPUs.
 
-    It is `model` itself, changed. TensorRT would take such rounding only of signed integers around 0, in which ONNX
-    Runtime is slow.
+    It is `model` itself, changed. TensorRT would take such nodes only with signed integers and a zero point of 0, in
+    which ONNX Runtime is slow.
     """
     from onnx.numpy_helper import from_array, to_array
 
     graph, kept = model.graph, []
     stored = {weights.name: to_array(weights) for weights in graph.initializer}
-    same: dict[str, str] = {}  # what a tensor is but for its rounding
+    unrounded: dict[str, str] = {}  # the tensor that a quantized or dequantized one was made from
     for node in graph.node:
-        node.input[:] = [same.get(name, name) for name in node.input]
+        node.input[:] = [unrounded.get(name, name) for name in node.input]
         source = node.input[0] if node.input else ""
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             kept.append(node)
@@ -222,7 +224,7 @@ def in_floats(model: onnx.ModelProto) -> onnx.ModelProto:
             floats = stored[source].astype(np.float32) * stored[node.input[1]]
             graph.initializer.append(from_array(floats, node.output[0]))
         else:
-            same[node.output[0]] = source
+            unrounded[node.output[0]] = source
     used = {name for node in kept for name in node.input}
     weights = [each for each in graph.initializer if each.name in used]
     del graph.node[:], graph.initializer[:], graph.value_info[:]
@@ -231,29 +233,29 @@ def in_floats(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def ranges(config: pb.ModelConfig, golden: Path) -> dict[str, Range]:
-    """Between which shapes each input may be, from config.pbtxt; a vector of free length is as long as in `golden`."""
-    largest = config.max_batch_size
-    batch = ([1], [largest], [largest]) if largest else ([], [], [])
-    made: dict[str, Range] = {}
+def profile(config: pb.ModelConfig, golden: Path) -> dict[str, ShapeRange]:
+    """The optimization profile: each input's shapes, from config.pbtxt; a vector of free length has `golden`'s."""
+    most = config.max_batch_size
+    batch = ([1], [most], [most]) if most else ([], [], [])
+    shapes: dict[str, ShapeRange] = {}
     for tensor in config.input:
-        sizes = [_sizes(tensor, k, config, golden) for k in range(len(tensor.dims))]
-        smallest, usual, most = (batch[k] + [each[k] for each in sizes] for k in range(3))
-        made[tensor.name] = (smallest, usual, most)
-    return made
+        sizes = [_sizes(tensor, axis, config, golden) for axis in range(len(tensor.dims))]
+        minimum, optimum, maximum = (batch[k] + [each[k] for each in sizes] for k in range(3))
+        shapes[tensor.name] = (minimum, optimum, maximum)
+    return shapes
 
 
-def _sizes(tensor: pb.ModelInput, k: int, config: pb.ModelConfig, golden: Path) -> tuple[int, int, int]:
-    if tensor.dims[k] > 0:
-        return (tensor.dims[k],) * 3
+def _sizes(tensor: pb.ModelInput, axis: int, config: pb.ModelConfig, golden: Path) -> tuple[int, int, int]:
+    if tensor.dims[axis] > 0:
+        return (tensor.dims[axis],) * 3
     if len(tensor.dims) == 1:
-        return (_width(tensor.name, golden),) * 3
+        return (_length(tensor.name, golden),) * 3
     pixels = plans.max_pixels(config)
-    most = math.isqrt(LONGEST * pixels) if pixels else LARGEST_SIDE
-    return SMALLEST_SIDE, min(USUAL_SIDE, most), most
+    most = math.isqrt(MAX_ASPECT_RATIO * pixels) if pixels else MAX_SIDE
+    return MIN_SIDE, min(OPT_SIDE, most), most
 
 
-def _width(name: str, golden: Path) -> int:
+def _length(name: str, golden: Path) -> int:
     try:
         return int(verify.read(golden)[name].shape[-1])
     except (RepositoryError, KeyError, IndexError) as exc:
@@ -263,7 +265,7 @@ def _width(name: str, golden: Path) -> int:
 # --- a repository
 
 
-def settle(repository: Path, models: Sequence[str], limit_s: float = LIMIT_S) -> dict[str, bool]:
+def build_missing(repository: Path, models: Sequence[str], limit_s: float = LIMIT_S) -> dict[str, bool]:
     """Builds the plans that `models` lack, and has Triton serve those of each model that has all of them.
 
     Returns for each whether it does; the log says why one does not. Raises PlanError where no plan can be built at
@@ -272,26 +274,26 @@ def settle(repository: Path, models: Sequence[str], limit_s: float = LIMIT_S) ->
     by = builder()
     with _writing(repository):
         if plans.target(repository) != by.target:
-            (repository / TIMINGS).unlink(missing_ok=True)
+            (repository / TIMING_CACHE).unlink(missing_ok=True)
             plans.set_target(repository, by.target)
-    return {model: _settle(repository, model, by, limit_s) for model in models}
+    return {model: _build_missing(repository, model, by, limit_s) for model in models}
 
 
-def _settle(repository: Path, model: str, by: Builder, limit_s: float) -> bool:
+def _build_missing(repository: Path, model: str, by: Builder, limit_s: float) -> bool:
     folder, config = repository / model, repo.config(repository, model)
     with repo.locked(repository, model), _writing(repository):
-        plans.settle(folder)  # what was built for another GPU is not served while a plan for this one is built
+        plans.reconcile(folder)  # what was built for another GPU is not served while a plan for this one is built
     for version in plans.in_service(folder, config):
-        _ensure(version, config, by, repository / TIMINGS, limit_s)
+        _ensure(version, config, by, repository / TIMING_CACHE, limit_s)
     with repo.locked(repository, model), _writing(repository):
         for version in plans.in_service(folder, config, more=sys.maxsize):
             if not plans.is_good(version, by.target, config):
-                plans.forget(version)
-        return plans.settle(folder)
+                plans.remove(version)
+        return plans.reconcile(folder)
 
 
-def _ensure(version: Path, config: pb.ModelConfig, by: Builder, timings: Path, limit_s: float) -> None:
-    """Another replica that starts beside this one waits here for the plan, and finds it."""
+def _ensure(version: Path, config: pb.ModelConfig, by: Builder, timing_cache: Path, limit_s: float) -> None:
+    """Builds the version's plan unless it has a good one. Another replica that starts meanwhile waits here for it."""
     model = version.parent.name
     try:
         with repo.locked(version.parent, version.name):
@@ -299,7 +301,7 @@ def _ensure(version: Path, config: pb.ModelConfig, by: Builder, timings: Path, l
                 return
             began = time.monotonic()
             repo.check(version, model)
-            build(version, config, by, timings, limit_s)
+            build(version, config, by, timing_cache, limit_s)
             log.info("%s %s: plan for %s, %.0f s", model, version.name, by.target, time.monotonic() - began)
     except (PlanError, RepositoryError) as exc:
         reasons = str(exc).splitlines() if version.is_dir() else ["withdrawn meanwhile"]
@@ -344,7 +346,7 @@ def _parser() -> cli.Parser:
 
 def _plan(options: argparse.Namespace) -> str:
     models = plannable(options.repository, options.model)
-    served = settle(options.repository, models, options.limit_s)
+    served = build_missing(options.repository, models, options.limit_s)
     return "\n".join(f"{model}: {'plans' if good else 'ONNX'} will be served" for model, good in served.items())
 
 

@@ -173,7 +173,7 @@ def add_plan(model: str, candidate: Path, into: Path | None) -> str:
         by = tensorrt.builder()
         if served_by not in (None, by.target):
             return f"no plan: {into} is served by {served_by}, and this is {by.target}"
-        tensorrt.build(candidate, config, by, candidate.parent / tensorrt.TIMINGS)
+        tensorrt.build(candidate, config, by, candidate.parent / tensorrt.TIMING_CACHE)
     except ServingError as error:
         return f"no plan, so that the ONNX graph is served: {'; '.join(str(error).splitlines())}"
     return f"plan: {candidate / plans.PLAN}, for {by.target}"
@@ -222,7 +222,7 @@ def parity_reasons(candidate: Path, spec: ModelSpec) -> list[str]:
     try:
         graph = (candidate / repository.MODEL).read_bytes()
         if spec.quantized:
-            graph = tensorrt.in_floats(onnx.load_from_string(graph)).SerializeToString()
+            graph = tensorrt.dequantized(onnx.load_from_string(graph)).SerializeToString()
         session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnx and onnxruntime have no base class for their errors
         return [f"ONNX Runtime can't load model.onnx: {' '.join(str(error).split())}"]
@@ -266,7 +266,7 @@ def graph_reasons(path: Path, spec: ModelSpec) -> list[str]:
             fixed = [(d.dim_value, s) for d, s in zip(dims, tensor.shape, strict=False) if s > 0 and d.dim_value]
             if len(dims) != len(tensor.shape) or any(d != s for d, s in fixed):
                 reasons.append(f"{tensor.name}: its shape is not {tensor.shape}")
-    return reasons + operators.reasons(tensorrt.in_floats(model))
+    return reasons + operators.reasons(tensorrt.dequantized(model))
 
 
 def metric_reasons(candidate: Path, spec: ModelSpec, into: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """Convolutions in 8-bit integers, which a CPU computes two to three times as fast as floats.
 
 The graph keeps its floats: each tensor that is rounded passes a QuantizeLinear and a DequantizeLinear, from which ONNX
-Runtime makes integer operators. TensorRT is given the graph without them, serving.tensorrt.in_floats.
+Runtime makes integer operators. TensorRT is given the graph without them, serving.tensorrt.dequantized.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def quantize(graph: Path, inputs: Mapping[str, np.ndarray]) -> None:
         graph, graph, Calibration(inputs), quant_format=QuantFormat.QDQ,
         activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, reduce_range=True, per_channel=True,
         op_types_to_quantize=OPERATORS,
-        # The floats stay, and so do activations that rounding alone would do: in_floats finds all as it was.
+        # The floats stay, and so do activations that rounding alone would do: dequantized() finds all as it was.
         extra_options={"AddQDQPairToWeight": True, "QDQKeepRemovableActivations": True},
     )  # fmt: skip
 

@@ -63,7 +63,7 @@ def test_a_version_without_a_plan_reaches_a_server_that_serves_plans(
 ) -> None:
     """Told of plans, this Triton loads nothing, as it has no TensorRT; after the new version it serves graphs."""
     fake.install(tmp_path / "tools", monkeypatch)
-    tensorrt.settle(repository, ["wgan"])
+    tensorrt.build_missing(repository, ["wgan"])
     with pytest.raises(InferenceServerException, match="tensorrt"):
         looking.load_model("wgan")
     version = repo.publish(stand_in.candidate(tmp_path / "new", 3), repository, "wgan")

@@ -19,7 +19,7 @@ import onnx
 
 from serving import cli
 from serving.repository import MODEL, REPOSITORY
-from serving.tensorrt import in_floats
+from serving.tensorrt import dequantized
 from tests.load import tables
 from tests.load.questions import folder, open_session
 from training.catalog import spec
@@ -34,7 +34,7 @@ def main() -> None:
     told: dict[str, object] = {"bench": "quantized", "model": model.name, "cores": os.cpu_count()}
     with tempfile.TemporaryDirectory() as scratch:
         floats = Path(scratch) / MODEL
-        floats.write_bytes(in_floats(onnx.load(served)).SerializeToString())
+        floats.write_bytes(dequantized(onnx.load(served)).SerializeToString())
         sessions = {"integers": open_session(served, model), "floats": open_session(floats, model)}
     for batch in asked.batch:
         pictures = np.random.default_rng(0).integers(0, 256, (batch, 28, 28, 1), np.uint8)

@@ -102,7 +102,7 @@ def type_errors(done: subprocess.CompletedProcess[str]) -> list[str]:
 def test_without_tensorrt_it_ends_with_one_line(bindings: dict[str, str], tmp_path: Path) -> None:
     """NVIDIA's own builder, which finds no TensorRT: no plan, and no plan file."""
     order = tmp_path / "order.json"
-    order.write_text(f'{{"graph": "g", "plan": "{tmp_path}/plan", "timings": "t", "shapes": {{}}}}')
+    order.write_text(f'{{"graph": "g", "plan": "{tmp_path}/plan", "timing_cache": "t", "shapes": {{}}}}')
     done = run(bindings, sys.executable, "-m", "serving.planner", str(order))
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("TensorRT does not start")

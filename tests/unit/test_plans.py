@@ -27,7 +27,7 @@ CONFIG = Path("wgan") / plans.CONFIG
 def planned(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository whose versions 1 and 2 have plans that Triton is told of."""
     fake.install(tmp_path / "tools", monkeypatch)
-    tensorrt.settle(repository, ["wgan"])
+    tensorrt.build_missing(repository, ["wgan"])
     assert (repository / CONFIG).is_file()
     return repository
 
@@ -67,7 +67,7 @@ def test_a_version_without_a_plan_is_served_by_its_graph(watched: Path, tmp_path
     """From the moment it is there; until plans are built again, so is the one before."""
     repo.publish(candidate(tmp_path / "new", 3, plan=False), watched, "wgan")
     assert not (watched / CONFIG).exists()
-    tensorrt.settle(watched, ["wgan"])
+    tensorrt.build_missing(watched, ["wgan"])
     assert (watched / CONFIG).is_file()
 
 
@@ -92,7 +92,7 @@ def test_after_a_rollback_plans_are_served_if_the_older_version_has_one(
     """Versions 1 and 2 are in service again."""
     repo.publish(candidate(tmp_path / "new", 3, plan=True), watched, "wgan")
     if not kept:
-        plans.forget(watched / "wgan" / "1")
+        plans.remove(watched / "wgan" / "1")
     assert (watched / CONFIG).is_file()
     repo.rollback(watched, "wgan")
     assert (watched / CONFIG).is_file() == kept
@@ -131,7 +131,7 @@ def test_a_fresh_volume_is_not_told_of_plans_before_there_are_any(
     repo.seed(repo.REPOSITORY, volume)
     assert (volume / CONFIG).is_file()
     models = tensorrt.plannable(volume)
-    assert tensorrt.settle(volume, models) == dict.fromkeys(models, False)
+    assert tensorrt.build_missing(volume, models) == dict.fromkeys(models, False)
     assert not list(volume.glob(f"*/{plans.CONFIG}"))
 
 
@@ -139,7 +139,7 @@ def test_a_fresh_volume_is_not_told_of_plans_before_there_are_any(
 
 
 @pytest.mark.parametrize("spec", SERVED, ids=lambda spec: spec.name)
-def test_plans_have_the_face_of_the_graph(spec: ModelSpec) -> None:
+def test_plans_have_the_signature_of_the_graph(spec: ModelSpec) -> None:
     """Same tensors, batches, queue and limits; another backend, on GPUs, which prefer no batch size.
 
     The painter and ensembles have no plans.
@@ -172,7 +172,7 @@ def test_a_candidate_gets_a_plan_where_that_is_of_use(
     """On a GPU of the type that serves, or before any has; elsewhere a line says what serves."""
     fake.install(tmp_path / "tools", monkeypatch, gpu=fake.H100 if place == "another GPU" else fake.L4)
     if place != "none yet":
-        tensorrt.settle(repository, ["wgan"])
+        tensorrt.build_missing(repository, ["wgan"])
     fake.install(tmp_path / "tools", monkeypatch)
     made = stand_in.candidate(tmp_path / "run" / "candidate", 3)
     said = export.add_plan("wgan", made, repository)

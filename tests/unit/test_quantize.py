@@ -92,7 +92,7 @@ def test_products_of_two_fit_16_bits(graphs: tuple[Path, Path]) -> None:
 def test_floats_come_back(graphs: tuple[Path, Path], images: np.ndarray) -> None:
     """The operators are those from before, and so are the answers, but for biases."""
     before = onnx.load(graphs[0])
-    after = tensorrt.in_floats(onnx.load(graphs[1]))
+    after = tensorrt.dequantized(onnx.load(graphs[1]))
     onnx.checker.check_model(after, full_check=True)
     assert sorted(node.op_type for node in after.graph.node) == sorted(node.op_type for node in before.graph.node)
     differences = np.abs(answers(after.SerializeToString(), images) - answers(graphs[0], images))
@@ -100,7 +100,7 @@ def test_floats_come_back(graphs: tuple[Path, Path], images: np.ndarray) -> None
 
 
 def test_graph_without_rounding_stays_as_it_is(graphs: tuple[Path, Path], images: np.ndarray) -> None:
-    after = tensorrt.in_floats(onnx.load(graphs[0])).SerializeToString()
+    after = tensorrt.dequantized(onnx.load(graphs[0])).SerializeToString()
     assert np.array_equal(answers(after, images), answers(graphs[0], images))
 
 

@@ -96,10 +96,10 @@ def test_a_plan_for_something_else_is_built_anew(
 def test_timings_are_kept_for_the_same_gpu_only(repository: Path, tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What kernels took on one GPU says nothing of another."""
     run(repository)
-    assert (repository / tensorrt.TIMINGS).read_text() == "measured\n" * 2
+    assert (repository / tensorrt.TIMING_CACHE).read_text() == "measured\n" * 2
     fake.install(tools, monkeypatch, gpu=fake.H100)
     run(repository)
-    assert (repository / tensorrt.TIMINGS).read_text() == "measured\n" * 2
+    assert (repository / tensorrt.TIMING_CACHE).read_text() == "measured\n" * 2
 
 
 def test_a_plan_without_timings_is_as_good(repository: Path, tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +107,7 @@ def test_a_plan_without_timings_is_as_good(repository: Path, tools: Path, monkey
     fake.install(tools, monkeypatch, trtexec=fake.NO_TIMINGS)
     assert run(repository) == 0
     assert (planned(repository), told(repository)) == (["1", "2"], True)
-    assert not (repository / tensorrt.TIMINGS).exists()
+    assert not (repository / tensorrt.TIMING_CACHE).exists()
 
 
 def test_a_builder_that_is_killed_leaves_the_timings_whole(
@@ -120,8 +120,8 @@ def test_a_builder_that_is_killed_leaves_the_timings_whole(
     fake.install(tools, monkeypatch, trtexec=fake.CRASHES)
     run(repository)
     assert len(fake.orders(tools)) == 3
-    assert (repository / tensorrt.TIMINGS).read_text() == "measured\n" * 2
-    assert list(repository.glob(f"*{tensorrt.TIMINGS}*")) == [repository / tensorrt.TIMINGS]
+    assert (repository / tensorrt.TIMING_CACHE).read_text() == "measured\n" * 2
+    assert list(repository.glob(f"*{tensorrt.TIMING_CACHE}*")) == [repository / tensorrt.TIMING_CACHE]
 
 
 def test_versions_out_of_service_lose_plans_that_no_server_can_load(
@@ -352,14 +352,14 @@ def test_bad_arguments(
 
 
 @of_shipped
-def test_half_precision_keeps_the_face_and_what_tensorrt_takes(model: str) -> None:
+def test_half_precision_keeps_the_signature_and_what_tensorrt_takes(model: str) -> None:
     """What ships, in halves: the same inputs and outputs, a valid graph, operators and types of TensorRT's table."""
     version = repo.REPOSITORY / model / str(repo.newest(repo.REPOSITORY, model))
     graph, made = onnx.load(version / repo.MODEL), onnx.load_from_string(tensorrt.half(version / repo.MODEL))
     onnx.checker.check_model(made, full_check=True)
     for before, after in ((graph.graph.input, made.graph.input), (graph.graph.output, made.graph.output)):
-        faces = [[(v.name, v.type.tensor_type.elem_type) for v in values] for values in (before, after)]
-        assert faces[0] == faces[1]
+        signatures = [[(v.name, v.type.tensor_type.elem_type) for v in values] for values in (before, after)]
+        assert signatures[0] == signatures[1]
     assert [reason for reason in operators.reasons(made) if "at the graph's edge" not in reason] == []
     convolved = {node.input[0] for node in made.graph.node if node.op_type == "Conv"}
     types = operators.tensor_types(made)
@@ -372,7 +372,7 @@ def test_half_precision_agrees_with_the_golden_batch(model: str) -> None:
     spec = catalog.spec(model)
     version = repo.REPOSITORY / model / str(repo.newest(repo.REPOSITORY, model))
     golden = dict(np.load(version / repo.GOLDEN))
-    graph = rounded(tensorrt.in_floats(onnx.load(version / repo.MODEL)))
+    graph = rounded(tensorrt.dequantized(onnx.load(version / repo.MODEL)))
     session = onnxruntime.InferenceSession(graph.SerializeToString())
     names = [tensor.name for tensor in spec.outputs]
     answers = session.run(names, {tensor.name: golden[tensor.name] for tensor in spec.inputs})
@@ -384,7 +384,7 @@ def test_halves_of_a_quantized_graph_agree_with_its_floats() -> None:
     """What 16 bits alone move: `gpu_atol` has to allow for the integers of the golden batch, too, and would hide it."""
     version = repo.REPOSITORY / "classifier" / str(repo.newest(repo.REPOSITORY, "classifier"))
     images = np.load(version / repo.GOLDEN)["image"]
-    floats, halves = (tensorrt.in_floats(onnx.load(version / repo.MODEL)) for _ in range(2))
+    floats, halves = (tensorrt.dequantized(onnx.load(version / repo.MODEL)) for _ in range(2))
     answers = [
         onnxruntime.InferenceSession(graph.SerializeToString()).run(None, {"image": images})[0]
         for graph in (floats, rounded(halves))
@@ -434,5 +434,5 @@ def test_a_graph_that_can_not_be_read_is_a_reason(tmp_path: Path) -> None:
 def test_a_model_with_no_limit_has_one_in_its_plan() -> None:
     """A free side must end somewhere."""
     config = pbtxt.config(replace(stand_in.UPSCALER, max_pixels=0))
-    ((smallest, _, largest),) = tensorrt.ranges(config, Path("none")).values()
+    ((smallest, _, largest),) = tensorrt.profile(config, Path("none")).values()
     assert (smallest, largest) == ([1, 16, 16, 3], [8, 2048, 2048, 3])
