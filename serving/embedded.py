@@ -17,25 +17,25 @@ from pathlib import Path
 
 from serving import cli, local, wheel
 from serving.errors import ServerError
-from serving.local import EVERY_INTERFACE, START_TIMEOUT_S, Local, Ports, Run, servable, taken
+from serving.local import EVERY_INTERFACE, START_TIMEOUT_S, LocalServer, Ports, Run, port_taken, servable
 from serving.repository import CONTROL_HEADER, REPOSITORY, control_key
 
-EXIT_TIMEOUT_S = 15  # for requests that run; shorter than the keeper's patience
+EXIT_TIMEOUT_S = 15  # for requests that run; shorter than the keeper's grace period
 REASONS = (  # in tritonserver's log, the most telling first
     r"(failed to load '.+' version \d+: .*)\"",
     r'(Poll failed .*)"',
     r"error: creating server: (.+)",
     r"tritonserver: (unrecognized option .+|option .+ requires an argument)",
 )
-RESTRICTED = "model-repository,shared-memory,trace,logging"
-"""What a control key is asked for: whatever changes the server or reaches into its memory. Who may load models may run
-Python of their own in it."""
+RESTRICTED_APIS = "model-repository,shared-memory,trace,logging"
+"""APIs for which a control key is needed: what changes the server or reaches into its memory. Who may load models may
+run Python of their own in it."""
 
 
 FREE = Ports(0, 0, 0)
 
 
-class Embedded(Local[Ports]):
+class Embedded(LocalServer[Ports]):
     """A tritonserver that serves `repository`: `with Embedded(path) as server: connect(server.grpc)`.
 
     `models` names what to load, all by default. `http`, `grpc`, `metrics` are addresses ("127.0.0.1:8001"),
@@ -84,25 +84,25 @@ class Embedded(Local[Ports]):
         if lost := re.search(r"failed to start (\w+) service: Unavailable - Socket", text):
             name = lost[1].lower()
             run.log.unlink(missing_ok=True)
-            return taken(name, vars(run.ports)[name])
+            return port_taken(name, vars(run.ports)[name])
         for pattern in REASONS:
             if reason := re.search(pattern, text):
                 return ServerError(f"{_readable(reason[1])}; {self.program}'s log: {run.log}")
         return None
 
 
-def _arguments(plan: Embedded, ports: Ports, server_id: str, backends: Path) -> list[str]:
+def _arguments(server: Embedded, ports: Ports, run_id: str, backends: Path) -> list[str]:
     options = {
-        "id": server_id,
-        "model-repository": plan.repository.resolve(),
+        "id": run_id,
+        "model-repository": server.repository.resolve(),
         "backend-directory": backends,
-        "backend-config": f"python,shm-region-prefix-name={server_id}",
+        "backend-config": f"python,shm-region-prefix-name={run_id}",
         "model-control-mode": "explicit",
-        "strict-readiness": "false",  # strict, a server that changes versions is not ready, and never after a refusal
+        "strict-readiness": "false",  # a strict server is not ready while it changes versions, or after a failed load
         "exit-timeout-secs": EXIT_TIMEOUT_S,
-        "http-address": plan.host,
-        "grpc-address": plan.host,
-        "metrics-address": plan.host,
+        "http-address": server.host,
+        "grpc-address": server.host,
+        "metrics-address": server.host,
         "http-port": ports.http,
         "grpc-port": ports.grpc,
         "metrics-port": ports.metrics,
@@ -110,17 +110,17 @@ def _arguments(plan: Embedded, ports: Ports, server_id: str, backends: Path) -> 
         "allow-gpu-metrics": "false",
         "pinned-memory-pool-byte-size": 0,
     }
-    loads = [f"--load-model={name}" for name in plan.models]
+    loads = [f"--load-model={name}" for name in server.models]
     given = [f"--{key}={value}" for key, value in options.items()]
-    return ["--disable-auto-complete-config", *given, *_restricted(plan), *loads, *plan.options]
+    return ["--disable-auto-complete-config", *given, *_restricted(server), *loads, *server.options]
 
 
-def _restricted(plan: Embedded) -> list[str]:
-    """HTTP is never left open, as any page in a browser can post to it, nor is gRPC beyond this machine. Where there is
-    no key, nobody has the one that is asked for."""
-    rule = f"{RESTRICTED}:{CONTROL_HEADER}={plan.control_key or secrets.token_hex(32)}"
+def _restricted(server: Embedded) -> list[str]:
+    """HTTP is never left open, as any page in a browser can post to it, nor is gRPC beyond this machine. Without a
+    control key these APIs need a random one, which nobody has."""
+    rule = f"{RESTRICTED_APIS}:{CONTROL_HEADER}={server.control_key or secrets.token_hex(32)}"
     arguments = [f"--http-restricted-api={rule}"]
-    if plan.control_key or not ipaddress.ip_address(plan.host).is_loopback:
+    if server.control_key or not ipaddress.ip_address(server.host).is_loopback:
         arguments.append(f"--grpc-restricted-protocol={rule}")
     return arguments
 
@@ -163,7 +163,7 @@ def _serve(options: argparse.Namespace) -> None:
         options.repository,
         models=options.model,
         host=options.host,
-        ports=local.asked(options, Ports()),
+        ports=local.requested_ports(options, Ports()),
         control_key=control_key(options.repository) if options.guarded else None,
         options=options.options,
         show_log=options.show_log,

@@ -1,10 +1,10 @@
-"""Keeps one server: whichever of parent, keeper and server ends first, nothing of it stays behind.
+"""Supervises one server: whichever of parent, keeper and server ends first, nothing of it stays behind.
 
 Run by serving.local: python -I -S serving/keeper.py SHM_PREFIX FOLDER COMMAND...   (ends the server when
 standard input closes; then removes its process group, /dev/shm/SHM_PREFIX* and FOLDER)
 
-What cannot be kept is where all are killed at once, as where memory runs out. The next keeper removes that shared
-memory: a pod's outlives its containers, and would fill up.
+Where keeper and server are killed at once, as by the kernel when memory runs out, the server's shared memory stays. The
+next keeper removes it: a pod's /dev/shm outlives its containers, and would fill up.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 GRACE_S = 20
 SHM = Path("/dev/shm")
 LOCK = ".lock"
-"""Of a prefix: held by its keeper as long as that lives."""
+"""Suffix of a file that a keeper has locked as long as it lives."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -33,15 +33,15 @@ def main(prefix: str, folder: str, *command: str) -> int:
     _remove_abandoned()
     with (SHM / f"{prefix}{LOCK}").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return _keep(prefix, folder, command)
+        return _supervise(prefix, folder, command)
 
 
-def _keep(prefix: str, folder: str, command: Sequence[str]) -> int:
+def _supervise(prefix: str, folder: str, command: Sequence[str]) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until there is something to end
-    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_as_server)
-    signal.signal(signal.SIGTERM, lambda *_: _in_background(_end, server.pid))
+    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_before_exec)
+    signal.signal(signal.SIGTERM, lambda *_: _in_thread(_terminate, server.pid))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    _in_background(_end_with_input, server.pid)
+    _in_thread(_terminate_at_eof, server.pid)
     os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)  # not reaped yet, so its number stays its own
     with contextlib.suppress(ProcessLookupError):
         os.killpg(server.pid, signal.SIGKILL)
@@ -63,11 +63,11 @@ def _remove(prefix: str) -> None:
         region.unlink(missing_ok=True)
 
 
-def _as_server() -> None:
-    """In the server, before it starts: should the keeper itself be killed, the kernel ends the server.
+def _before_exec() -> None:
+    """In the server's process: should the keeper itself be killed, the kernel sends the server SIGTERM.
 
-    No thread of it preempts the one that wakes it. Triton's batcher is woken just before an instance is free: where it
-    looks at once, it finds none, and sleeps on until the next request comes, or for 500 ms.
+    By SCHED_BATCH a thread that is woken does not preempt the one that wakes it. Triton's batcher is woken just before
+    an instance is free: if it looked at once it would find none, and sleep until the next request, or for 500 ms.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     with contextlib.suppress(OSError):  # a sandbox may forbid it
@@ -75,19 +75,19 @@ def _as_server() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def _end_with_input(pid: int) -> None:
+def _terminate_at_eof(pid: int) -> None:
     while os.read(0, 1):
         pass
-    _end(pid)
+    _terminate(pid)
 
 
-def _end(pid: int) -> None:
+def _terminate(pid: int) -> None:
     os.kill(pid, signal.SIGTERM)
     time.sleep(GRACE_S)
     os.kill(pid, signal.SIGKILL)
 
 
-def _in_background(function: Callable[[int], None], pid: int) -> None:
+def _in_thread(function: Callable[[int], None], pid: int) -> None:
     threading.Thread(target=function, args=(pid,), daemon=True).start()
 
 

@@ -29,7 +29,7 @@ from serving.errors import PortTaken, RepositoryError, ServerError, ServingError
 from serving.repository import REPOSITORY, lacking, models
 
 KEEPER = Path(__file__).with_name("keeper.py")
-ENDING = (signal.SIGINT, signal.SIGTERM)
+TERMINATION_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 FREE_PORT_ATTEMPTS = 5
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 30.0
@@ -57,8 +57,8 @@ class Ports:
             *others, last = map(flag, vars(self))
             raise ServerError(f"ports {astuple(self)}: {', '.join(others)} and {last} must differ")
 
-    def chosen(self, host: str) -> Self:
-        """These, with a free one in place of each 0. Raises PortTaken for one that something listens on."""
+    def resolved(self, host: str) -> Self:
+        """These, with a free port in place of each 0. Raises PortTaken for one that something listens on."""
         with contextlib.ExitStack() as held:  # all at once, so that they differ
             return type(self)(*(_free_port(held, name, host, port) for name, port in vars(self).items()))
 
@@ -66,13 +66,13 @@ class Ports:
 P = TypeVar("P", bound=Ports)
 
 
-class Local(ABC, Generic[P]):
+class LocalServer(ABC, Generic[P]):
     """A server that `with` starts and ends; derived classes say what it runs, and when that is ready."""
 
     program: ClassVar[str]
     """What messages call it."""
-    in_folder: ClassVar[bool] = False
-    """Whether it leaves files where it is started."""
+    writes_to_cwd: ClassVar[bool] = False
+    """Whether it writes files into its working directory, which is then `Run.folder`."""
 
     def __init__(self, *, host: str, ports: P, timeout_s: float, show_log: bool = False) -> None:
         self.host = _ipv4(host)
@@ -128,9 +128,9 @@ class Local(ABC, Generic[P]):
         for left in reversed(range(attempts)):
             run = None
             try:
-                # A signal that comes while the keeper starts strikes when the keeper is known, and is ended.
-                with _signals_later():
-                    run = Run(self, self.ports.chosen(self.host))
+                # A signal that comes while the keeper starts is handled when there is a run to stop.
+                with _deferred_signals():
+                    run = Run(self, self.ports.resolved(self.host))
                 run.wait_until_ready(time.monotonic() + self.timeout_s)
             except BaseException as exc:
                 if run is not None:
@@ -157,9 +157,9 @@ class Local(ABC, Generic[P]):
 
 
 class Run(Generic[P]):
-    """One run of a server. All its traces carry its `id`; its `folder` ends with it."""
+    """One run of a server. Whatever it leaves on the machine has its `id` in the name; its `folder` goes with it."""
 
-    def __init__(self, server: Local[P], ports: P) -> None:
+    def __init__(self, server: LocalServer[P], ports: P) -> None:
         self._server = server
         self.ports = ports
         self.id = f"atelier-{uuid.uuid4().hex[:12]}"
@@ -170,9 +170,9 @@ class Run(Generic[P]):
         except BaseException:
             self._remove()
             raise
-        self._shown = threading.Thread(target=_show, args=(self.log, self._keeper), daemon=True)
+        self._tailing = threading.Thread(target=_tail, args=(self.log, self._keeper), daemon=True)
         if server.show_log:
-            self._shown.start()
+            self._tailing.start()
 
     def _launch(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
         keeper = [sys.executable, "-I", "-S", str(KEEPER), self.id, str(self.folder)]
@@ -183,23 +183,23 @@ class Run(Generic[P]):
                 stdout=log,
                 stderr=log,
                 env=environment,
-                cwd=self.folder if self._server.in_folder else None,
+                cwd=self.folder if self._server.writes_to_cwd else None,
                 start_new_session=True,  # Ctrl-C reaches this process alone, which ends the server in order
             )
 
     def wait_until_ready(self, deadline: float) -> None:
         while not self._server.is_ready(self):
             if self._keeper.poll() is not None:
-                raise self._server.failure(self) or self._ended()
+                raise self._server.failure(self) or self._exit_error()
             if time.monotonic() > deadline:
                 raise ServerError(f"{self._server.program} is not ready in time; its log: {self.log}")
             time.sleep(POLL_S)
 
     def check(self) -> None:
         if self._keeper.poll() is not None:
-            raise self._ended()
+            raise self._exit_error()
 
-    def _ended(self) -> ServerError:
+    def _exit_error(self) -> ServerError:
         status = self._keeper.poll()
         return ServerError(f"{self._server.program} ended by itself with status {status}; its log: {self.log}")
 
@@ -211,12 +211,12 @@ class Run(Generic[P]):
         assert self._keeper.stdin is not None
         by_itself = not self._keeper.stdin.closed and self._keeper.poll() is not None
         keep_log = keep_log or by_itself
-        with _signals_later():
+        with _deferred_signals():
             try:
                 self._keeper.stdin.close()
                 self._keeper.wait(STOP_TIMEOUT_S)
-                if self._shown.is_alive():
-                    self._shown.join(STOP_TIMEOUT_S)  # nobody may read what it writes
+                if self._tailing.is_alive():
+                    self._tailing.join(STOP_TIMEOUT_S)  # nobody may read what it writes
             except subprocess.TimeoutExpired as exc:
                 keep_log = True
                 raise ServerError(f"{self._server.program} does not end in time; its log: {self.log}") from exc
@@ -244,19 +244,19 @@ class Run(Generic[P]):
 
 
 @contextlib.contextmanager
-def _signals_later() -> Iterator[None]:
-    """Ctrl-C and SIGTERM strike when the block has ended. In a thread that is not the main one they strike none."""
+def _deferred_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM are handled when the block has ended. Python runs handlers in the main thread alone."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
-    usual = {each: signal.signal(each, lambda number, _: came.append(number)) for each in ENDING}
+    received: list[int] = []
+    previous = {each: signal.signal(each, lambda number, _: received.append(number)) for each in TERMINATION_SIGNALS}
     try:
         yield
     finally:
-        for each, handler in usual.items():
+        for each, handler in previous.items():
             signal.signal(each, handler)
-        for number in came[:1]:
+        for number in received[:1]:
             signal.raise_signal(number)
 
 
@@ -275,11 +275,11 @@ def servable(repository: Path, names: Sequence[str] = ()) -> list[str]:
     return [name for name in wanted if name not in missing]
 
 
-def _show(log: Path, keeper: subprocess.Popen[bytes]) -> None:
-    """Copies what comes into the log to stderr, until the server has ended."""
+def _tail(log: Path, keeper: subprocess.Popen[bytes]) -> None:
+    """Copies the log to stderr as it grows, until the server has ended."""
     with log.open("rb") as text:
         while True:
-            ended = keeper.poll() is not None  # looked at before the last reading, which then misses nothing
+            ended = keeper.poll() is not None  # before reading, so that the last reading misses nothing
             shutil.copyfileobj(text, sys.stderr.buffer)
             sys.stderr.flush()
             if ended:
@@ -310,7 +310,7 @@ def _free_port(held: contextlib.ExitStack, name: str, host: str, port: int) -> i
 
 def _unavailable(name: str, host: str, port: int, exc: OSError) -> ServerError:
     if exc.errno == errno.EADDRINUSE:
-        return taken(name, port)
+        return port_taken(name, port)
     if exc.errno == errno.EACCES:
         return ServerError(f"{flag(name)} {port}: {exc.strerror}; choose one above 1023")
     return _no_address(host, exc)
@@ -320,12 +320,12 @@ def _no_address(host: str, exc: OSError) -> ServerError:
     return ServerError(f"--host {host}: not an IPv4 address of this machine ({exc.strerror})")
 
 
-def taken(name: str, port: int) -> PortTaken:
+def port_taken(name: str, port: int) -> PortTaken:
     return PortTaken(f"{flag(name)} {port}: in use by another program; choose another, or use --free-ports")
 
 
 def flag(name: str) -> str:
-    """The option that sets this one of the ports."""
+    """The option that sets the port of this name."""
     return f"--{name.replace('_', '-')}-port"
 
 
@@ -344,7 +344,7 @@ def add_options(parser: cli.Parser, ports: Ports) -> None:
     parser.add_argument("--show-log", action="store_true", help="copy the server's log to standard error")
 
 
-def asked(options: argparse.Namespace, ports: P) -> P:
+def requested_ports(options: argparse.Namespace, ports: P) -> P:
     """The ports that the options give, of the type of `ports`."""
     return type(ports)(*(0 if options.free_ports else getattr(options, f"{name}_port") for name in vars(ports)))
 
@@ -361,7 +361,7 @@ def run(serve: Callable[[argparse.Namespace], None], options: argparse.Namespace
     return 0
 
 
-def wait(server: Local[P], with_parent: bool) -> None:
+def wait(server: LocalServer[P], with_parent: bool) -> None:
     """Returns when the parent has gone; Ctrl-C and SIGTERM come as KeyboardInterrupt."""
     parent, watched = os.getppid(), [0] if with_parent else []
     while True:

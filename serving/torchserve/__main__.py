@@ -26,7 +26,7 @@ def _parser() -> cli.Parser:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    ports, began = local.asked(options, Ports()), time.monotonic()
+    ports, began = local.requested_ports(options, Ports()), time.monotonic()
     with TorchServe(options.repository, models=options.model, ports=ports, show_log=options.show_log) as server:
         if options.json:
             print(json.dumps(_addresses(server)), flush=True)

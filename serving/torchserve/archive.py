@@ -20,7 +20,7 @@ from serving.repository import MODEL
 
 SERVING = Path(__file__).parents[1]
 BESIDE = ("torchserve/handler.py", "torchserve/triton_python_backend_utils.py")
-"""What lies at the top of an archive, where a worker looks first."""
+"""What lies at the top of an archive, which comes first on a worker's sys.path."""
 IMPORTED = ("__init__.py", "backends/onnxruntime/model.py", "torchserve/__init__.py", "torchserve/tensors.py")
 """What lies there under serving/, and is imported by the same names as here."""
 SETTINGS = "model-config.yaml"

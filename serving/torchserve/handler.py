@@ -1,4 +1,4 @@
-"""TorchServe's handler for every model: what runs it is Triton's backend of this project, the rest is bytes.
+"""TorchServe's handler for every model: it decodes requests, runs them by this project's Triton backend, and encodes.
 
 An archive holds this file and, beside it, the modules that it imports.
 """
@@ -21,7 +21,7 @@ class Handler:
 
     def initialize(self, context: Any) -> None:
         config = context.model_yaml_config["triton"]
-        self._inputs, self._most = config["input"], config["max_batch_size"]
+        self._inputs, self._max_batch = config["input"], config["max_batch_size"]
         pb_utils.model_dir = context.system_properties["model_dir"]
         self._model = TritonPythonModel()
         try:
@@ -60,14 +60,14 @@ class Handler:
         if not isinstance(fields[name], bytes | bytearray):  # TorchServe decodes JSON and text by itself
             raise ValueError(f"{name}: not bytes; send it as application/octet-stream")
         try:
-            array, taken = tensors.unpacked(fields[name], tensors.DTYPES[tensor["data_type"]], len(dims) + 1)
+            array, taken = tensors.unpack(fields[name], tensors.DTYPES[tensor["data_type"]], len(dims) + 1)
         except ValueError as exc:
             raise ValueError(f"{name}: {exc}") from exc
         batch, *sides = array.shape
         if any(wanted not in (-1, side) for wanted, side in zip(dims, sides, strict=True)):
             raise ValueError(f"{name}: shape {sides}, and this model takes {dims}")
-        if not 1 <= batch <= self._most:
-            raise ValueError(f"{name}: a batch of {batch}; this model takes 1 to {self._most}")
+        if not 1 <= batch <= self._max_batch:
+            raise ValueError(f"{name}: a batch of {batch}; this model takes 1 to {self._max_batch}")
         if taken < len(fields[name]):
             raise ValueError(f"{name}: {len(fields[name]) - taken} bytes too many for {array.dtype} of {array.shape}")
         return array

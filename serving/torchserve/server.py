@@ -16,7 +16,7 @@ from typing import Any
 
 from serving import local, wheel
 from serving.errors import RepositoryError, ServerError
-from serving.local import Local, Run, servable, taken
+from serving.local import LocalServer, Run, port_taken, servable
 from serving.repository import REPOSITORY, config
 from serving.torchserve import archive
 
@@ -30,8 +30,8 @@ NEXT_STEP = "run `make setup`, or `pip install '.[torchserve]'`"
 JAVA = "Java 17: `apt install openjdk-17-jre-headless`, or set JAVA_HOME"
 WORKER_FAILURE = re.compile(r"MODEL_LOG ([\w.]*(?:Error|Exception): .+)")
 MODEL_EXCEPTION = "triton_python_backend_utils.TritonModelException: "
-LARGEST_MESSAGE = 1 << 28
-TOKEN_LIFE_MIN = 10 * 366 * 24 * 60
+MAX_MESSAGE_BYTES = 1 << 28
+TOKEN_LIFETIME_MIN = 10 * 366 * 24 * 60
 """Its tokens end with the server instead of after an hour, when all requests would be refused."""
 LOG4J = """\
 <Configuration>
@@ -59,7 +59,7 @@ class Ports(local.Ports):
 FREE = Ports(0, 0, 0, 0, 0)
 
 
-class TorchServe(Local[Ports]):
+class TorchServe(LocalServer[Ports]):
     """A TorchServe with models of `repository`: `with TorchServe(path) as server: post(server.http, …)`.
 
     Every worker of every model is up once entered. Each call needs a token: `token` for inference, `management_token`
@@ -68,7 +68,7 @@ class TorchServe(Local[Ports]):
     """
 
     program = "TorchServe"
-    in_folder = True
+    writes_to_cwd = True
 
     def __init__(
         self,
@@ -112,10 +112,15 @@ class TorchServe(Local[Ports]):
             archive.write(self.repository, model, store)
         settings.write_text("".join(f"{key}={value}\n" for key, value in _settings(run.ports, store).items()))
         log4j.write_text(LOG4J)
-        machine = [f"-Djava.io.tmpdir={run.folder}", f"-Dlog4j.configurationFile={log4j.as_uri()}", "-XX:-UsePerfData"]
-        server = [f"-Dmodel_server_home={home}", "-cp", f"{home}/ts/frontend/*", "org.pytorch.serve.ModelServer"]
+        properties = {
+            "java.io.tmpdir": run.folder,
+            "log4j.configurationFile": log4j.as_uri(),
+            "model_server_home": home,
+        }
+        jvm_options = [*(f"-D{key}={value}" for key, value in properties.items()), "-XX:-UsePerfData"]
+        main_class = ["-cp", f"{home}/ts/frontend/*", "org.pytorch.serve.ModelServer"]
         arguments = ["--python", sys.executable, "-f", str(settings), "-s", str(store), "-ncs"]
-        return [java, *machine, *server, *arguments], {**os.environ, **wheel.MALLOC}
+        return [java, *jvm_options, *main_class, *arguments], {**os.environ, **wheel.MALLOC}
 
     def is_ready(self, run: Run[Ports]) -> bool:
         """TorchServe itself says "Healthy" before any worker is up; each worker that is has a metric."""
@@ -134,7 +139,7 @@ class TorchServe(Local[Ports]):
         for name, port in vars(run.ports).items():
             if re.search(rf"Failed to bind to address:? \S*:{port}\b", text):
                 run.log.unlink(missing_ok=True)
-                return taken(name, port)
+                return port_taken(name, port)
         return None
 
 
@@ -158,14 +163,14 @@ def _settings(ports: Ports, store: Path) -> dict[str, Any]:
         "grpc_inference_port": ports.grpc,
         "grpc_management_port": ports.management_grpc,
         "disable_token_authorization": "false",
-        "token_expiration_min": TOKEN_LIFE_MIN,
+        "token_expiration_min": TOKEN_LIFETIME_MIN,
         "enable_model_api": "false",
         "allowed_urls": "(?!)",  # a pattern that nothing matches
         "model_store": store,
         "load_models": "all",
         "number_of_gpu": 0,  # as in the embedded Triton, the graphs run on the CPU
-        "max_request_size": LARGEST_MESSAGE,
-        "max_response_size": LARGEST_MESSAGE,
+        "max_request_size": MAX_MESSAGE_BYTES,
+        "max_response_size": MAX_MESSAGE_BYTES,
         "metrics_mode": "prometheus",
         "disable_system_metrics": "true",  # a Python process each minute
         "async_logging": "true",
@@ -192,8 +197,8 @@ def _tokens(keys: Path) -> dict[str, str]:
 
 def _worker_failure(run: Run[Ports]) -> ServerError | None:
     """The last words of a worker that could not load its model; TorchServe would try again for minutes."""
-    words = WORKER_FAILURE.search(run.log.read_text(errors="replace"))
-    if words is None:
+    match = WORKER_FAILURE.search(run.log.read_text(errors="replace"))
+    if match is None:
         return None
-    reason = re.sub(rf"{run.folder}/models/\w+/", "", words[1]).replace(MODEL_EXCEPTION, "")
+    reason = re.sub(rf"{run.folder}/models/\w+/", "", match[1]).replace(MODEL_EXCEPTION, "")
     return ServerError(f"{reason}; {TorchServe.program}'s log: {run.log}")

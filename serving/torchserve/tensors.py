@@ -1,7 +1,7 @@
 """Tensors as TorchServe carries them: bytes, as its API knows no others and JSON spells out each number.
 
-A tensor is its dimensions as little-endian int32, then its elements; dtype and rank are the model's to say. A reply
-begins with how many requests shared its batch, as int32; after a 0 come the words of a refusal instead of tensors.
+A tensor is its dimensions as little-endian int32, then its elements; dtype and rank are known from the model. A reply
+begins with how many requests shared its batch, as int32; after a 0 comes the text of a refusal instead of tensors.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "TYPE_UINT8": np.dtype("u1"),
 }
 """By their names in config.pbtxt."""
-NUMBER = np.dtype("<i4")
+INT32 = np.dtype("<i4")
 
 
-def packed(array: Array) -> bytes:
-    return np.array(array.shape, NUMBER).tobytes() + array.tobytes()
+def pack(array: Array) -> bytes:
+    return np.array(array.shape, INT32).tobytes() + array.tobytes()
 
 
-def unpacked(data: bytes | memoryview, dtype: np.dtype[Any], rank: int) -> tuple[Array, int]:
+def unpack(data: bytes | memoryview, dtype: np.dtype[Any], rank: int) -> tuple[Array, int]:
     """The tensor at the start of `data`, a view of it, and how many bytes it takes up. Raises ValueError."""
-    head = rank * NUMBER.itemsize
+    head = rank * INT32.itemsize
     if len(data) < head:
         raise ValueError(f"{len(data)} bytes, fewer than the dimensions take")
-    shape = np.frombuffer(data, NUMBER, rank).tolist()
+    shape = np.frombuffer(data, INT32, rank).tolist()
     count = math.prod(shape)
     if min(shape) < 0 or len(data) - head < count * dtype.itemsize:
         raise ValueError(f"{len(data) - head} bytes of elements, too few for {dtype} of {shape}")
@@ -41,17 +41,17 @@ def unpacked(data: bytes | memoryview, dtype: np.dtype[Any], rank: int) -> tuple
 
 
 def reply(batch: int, arrays: Iterable[Array]) -> bytes:
-    return _number(batch) + b"".join(map(packed, arrays))
+    return _int32(batch) + b"".join(map(pack, arrays))
 
 
 def refusal(words: str) -> bytes:
-    return _number(0) + words.encode()
+    return _int32(0) + words.encode()
 
 
-def opened(data: bytes) -> tuple[int, memoryview]:
+def unpack_reply(data: bytes) -> tuple[int, memoryview]:
     """How many requests shared the batch, 0 for a refusal, and what follows that number."""
-    return int(np.frombuffer(data, NUMBER, 1)[0]), memoryview(data)[NUMBER.itemsize :]
+    return int(np.frombuffer(data, INT32, 1)[0]), memoryview(data)[INT32.itemsize :]
 
 
-def _number(value: int) -> bytes:
-    return np.array(value, NUMBER).tobytes()
+def _int32(value: int) -> bytes:
+    return np.array(value, INT32).tobytes()

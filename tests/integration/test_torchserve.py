@@ -56,12 +56,12 @@ def ask(server: TorchServe) -> Ask:
     """Asks a model, and gives its outputs and how many requests shared their batch."""
 
     def asked(model: str, arrays: Arrays, token: str = server.token, kind: bytes = BYTES) -> tuple[Arrays, int]:
-        path, headers, body = client.question(model, arrays, token)
+        path, headers, body = client.request(model, arrays, token)
         body = body.replace(BYTES, kind)
         status, reply = http_answer(server.http, "POST", path, headers, body)
         if status != HTTPStatus.OK:
             raise NotAnsweredError(status, json.loads(reply)["message"])
-        return client.answer(reply, config(server.repository, model).output)
+        return client.response(reply, config(server.repository, model).output)
 
     return asked
 

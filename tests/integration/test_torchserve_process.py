@@ -128,7 +128,7 @@ def test_port_lost(repository: Path, name: str, monkeypatch: pytest.MonkeyPatch)
         other.listen()
         return chosen
 
-    free = Ports(0, 0, 0, 0, 0).chosen("127.0.0.1")
+    free = Ports(0, 0, 0, 0, 0).resolved("127.0.0.1")
     monkeypatch.setattr(Ports, "chosen", lost)
     with socket.socket() as other, pytest.raises(PortTaken) as error:
         TorchServe(repository, ports=free).start()

@@ -38,7 +38,7 @@ class TorchServe(AsyncTarget):
             yield [from_http(pool, *self._prepared(question)) for question in questions]
 
     def _prepared(self, question: Question) -> tuple[bytes, Callable[[connections.Answer], Arrays]]:
-        request = connections.post(self.url, *client.question(question.model, question.inputs, self.token))
+        request = connections.post(self.url, *client.request(question.model, question.inputs, self.token))
         return request, partial(_answered, config(self.repository, question.model).output)
 
 
@@ -47,7 +47,7 @@ def _answered(outputs: Sequence[pb.ModelOutput], reply: connections.Answer) -> A
         text = json.loads(reply.body)["message"]
         raise Failed("overloaded" if QUEUE_FULL in text else KINDS.get(reply.status, "other"), text)
     try:
-        return client.answer(reply.body, outputs)[0]
+        return client.response(reply.body, outputs)[0]
     except client.Refused as exc:
         raise Failed("other", str(exc)) from exc
 

@@ -187,7 +187,7 @@ def test_loading_models_takes_the_key(compose, composition):
         assert "--guarded" in container["args"]
         return
     script = container["command"][2]
-    rule = f'{embedded.RESTRICTED}:{repository.CONTROL_HEADER}="$key"'
+    rule = f'{embedded.RESTRICTED_APIS}:{repository.CONTROL_HEADER}="$key"'
     assert f"key=$(cat /models/{repository.KEY})" in script
     assert f"--grpc-restricted-protocol={rule}" in script
     assert f"--http-restricted-api={rule}" in script

@@ -16,10 +16,10 @@ from conftest import need
 
 from serving import local
 from serving.errors import ServerError
-from serving.local import Local, Ports, Run
+from serving.local import LocalServer, Ports, Run
 
 
-class Sleeper(Local[Ports]):
+class Sleeper(LocalServer[Ports]):
     """A server that does nothing."""
 
     program = "sleeper"

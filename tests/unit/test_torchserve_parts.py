@@ -27,8 +27,8 @@ SHAPES = arrays.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=5)
 def test_round_trip(data: st.DataObject, dtype: np.dtype, shape: tuple[int, ...]) -> None:
     """A tensor comes back as it was, whatever follows it, and says how many bytes were its own."""
     array = data.draw(arrays.arrays(dtype, shape))
-    packed = tensors.packed(array)
-    back, taken = tensors.unpacked(packed + b"more", dtype, len(shape))
+    packed = tensors.pack(array)
+    back, taken = tensors.unpack(packed + b"more", dtype, len(shape))
     assert (back.shape, back.dtype, back.tobytes(), taken) == (shape, dtype, array.tobytes(), len(packed))
 
 
@@ -36,7 +36,7 @@ def test_round_trip(data: st.DataObject, dtype: np.dtype, shape: tuple[int, ...]
 def test_any_bytes(data: bytes, dtype: np.dtype, rank: int) -> None:
     """Whatever comes is a tensor within these bytes, or a ValueError."""
     with contextlib.suppress(ValueError):
-        array, taken = tensors.unpacked(data, dtype, rank)
+        array, taken = tensors.unpack(data, dtype, rank)
         assert array.nbytes <= taken <= len(data)
 
 
@@ -44,11 +44,11 @@ def test_replies() -> None:
     """A reply gives every output by its name; a refusal gives its words."""
     config = pbtxt.config(stand_in.CLASSIFIER)
     outputs = {"probabilities": np.ones((2, 10), np.float32)}
-    answer, batch = client.answer(tensors.reply(3, outputs.values()), config.output)
+    answer, batch = client.response(tensors.reply(3, outputs.values()), config.output)
     assert batch == 3
     assert np.array_equal(answer["probabilities"], outputs["probabilities"])
     with pytest.raises(client.Refused, match="too large"):
-        client.answer(tensors.refusal("too large"), config.output)
+        client.response(tensors.refusal("too large"), config.output)
 
 
 def test_archive(tmp_path: Path) -> None:
