@@ -3,11 +3,11 @@
 Run: python -m serving.reload wgan --servers HOST:PORT,HOST:PORT   (once)
      python -m serving.reload --watch --servers dns:NAME:PORT      (whatever is published, and whatever replica joins)
 
-A hand-over has two halves. First each replica tries the version out, under a name that nobody is answered by, against
-its golden batch. When all of them agree, each loads it, one after the other, and is verified again. Requests go on all
-the while: Triton answers with the version before until the new one is ready, and ends what it has begun. The version
-before stays loaded; a request that names it is answered for one more hand-over, and one that names an older one is not.
-A version whose inputs have other members, such as a new style, is served alone.
+A hand-over has two phases, as a two-phase commit has. First each replica tries the version out against its golden
+batch, under a name that no client asks for. When all of them agree, each loads it, one after the other, and is verified
+again. Requests go on all the while: Triton answers with the version before until the new one is ready, and ends what it
+has begun. The version before stays loaded; a request that names it is answered for one more hand-over, and one that
+names an older one is not. A version whose inputs have other members, such as a new style, is served alone.
 
 A replica that refuses or disagrees, though it does well with the version before, condemns the version: it is withdrawn
 in the repository and, where it was loaded, taken back. One that is gone from --servers meanwhile is passed over; a
@@ -39,16 +39,16 @@ from serving import cli, replicas
 from serving import repository as repo
 from serving.errors import Refused, RepositoryError, ServerError, ServingError, Unreachable, Withdrawn
 from serving.local import EVERY_INTERFACE
-from serving.replicas import Listed, Replica
+from serving.replicas import Replica, Resolver
 from serving.repository import REPOSITORY
 
 PATIENCE_S = 60.0
-"""Longer than a DNS name's time to live (30 s in a cluster): a pod that is gone is off the list by then."""
+"""Longer than the TTL of a DNS record (30 s in a cluster): a pod that is gone is off the list by then."""
 POLL_S = 2.0
 RETRY_S = 0.5
-PAUSE_S = 60.0
+BACKOFF_S = 60.0
 """Between attempts to hand over a version that was neither loaded nor withdrawn."""
-MAY_BE_LOST = 1
+MAX_LOST = 1
 SETTLED_S = 30.0
 """A version folder that lacks files and has not changed for so long is not being copied any more."""
 
@@ -63,17 +63,17 @@ log = logging.getLogger("atelier.reload")
 
 @dataclass
 class Reloader:
-    """Keeps the replicas that `listed` names on the newest versions of `repository`."""
+    """Keeps the replicas that `resolver` gives on the newest versions of `repository`."""
 
     repository: Path
-    listed: Listed
+    resolver: Resolver
     atol: float | None = None
     patience_s: float = PATIENCE_S
-    _agreed: dict[tuple[Replica, str], list[int]] = field(default_factory=dict)
+    _verified: dict[tuple[Replica, str], list[int]] = field(default_factory=dict)
     _lost: int = 0
 
     def replicas(self) -> list[Replica]:
-        return [Replica(address, self.repository) for address in self.listed()]
+        return [Replica(address, self.repository) for address in self.resolver()]
 
     def hand_over(self, model: str) -> int:
         """Returns the version that every replica serves now.
@@ -88,17 +88,17 @@ class Reloader:
             self._switch(model, version)
         return version
 
-    def current(self, replica: Replica, model: str, served: Mapping[str, int]) -> bool:
-        """Whether nothing is to be done there: it serves the newest version, and has been verified."""
+    def is_current(self, replica: Replica, model: str, served: Mapping[str, int]) -> bool:
+        """Whether the replica serves the newest version, verified: nothing is to be done there."""
         newest = repo.newest(self.repository, model)
-        return served.get(model) == newest and self._agreed.get((replica, model)) == self._made_of(model)
+        return served.get(model) == newest and self._verified.get((replica, model)) == self._versions(model)
 
     def forget(self, replica: Replica) -> None:
         """It will have to be verified again."""
-        for known in [key for key in self._agreed if key[0] == replica]:
-            del self._agreed[known]
+        for known in [key for key in self._verified if key[0] == replica]:
+            del self._verified[known]
 
-    # --- the first half: nothing changes for those who are served
+    # --- the first phase, the trial: nothing changes for clients
 
     def _try_out(self, model: str, version: int) -> None:
         try:
@@ -119,10 +119,10 @@ class Reloader:
 
     def _attempt(self, replica: Replica, model: str, version: int) -> None:
         served = replica.serves()
-        if self.current(replica, model, served):
+        if self.is_current(replica, model, served):
             return
         try:
-            if served.get(model) == version:  # it has joined with it
+            if served.get(model) == version:  # it joined with this version
                 self._verify(replica, model, version)
             else:
                 replica.try_out(model, version, self.atol)
@@ -132,7 +132,7 @@ class Reloader:
             self._blame(replica, model, version, exc)
 
     def _blame(self, replica: Replica, model: str, version: int, why: ServingError) -> NoReturn:
-        """The version, unless the replica is wrong with the one before as well."""
+        """Refuses the version, unless the replica is wrong with the one before as well: its own fault."""
         before = [each for each in repo.versions(self.repository, model) if each < version]
         if before and model in replica.serves():
             try:
@@ -143,7 +143,7 @@ class Reloader:
                 raise ServerError(f"{why}; the server's fault, as {model} {before[-1]} fails there too: {exc}") from why
         raise Refused(str(why)) from why
 
-    # --- the second half: one replica after the other
+    # --- the second phase, the switch: one replica after the other
 
     def _switch(self, model: str, version: int) -> None:
         try:
@@ -155,7 +155,7 @@ class Reloader:
 
     def _load(self, replica: Replica, model: str, version: int) -> None:
         served = replica.serves()
-        if self.current(replica, model, served):
+        if self.is_current(replica, model, served):
             return
         if served.get(model) != version:
             replica.load(model)
@@ -163,10 +163,10 @@ class Reloader:
 
     def _verify(self, replica: Replica, model: str, version: int) -> None:
         worst = replica.verify(model, version, self.atol)
-        for ensemble in self._made_from(model) & set(replica.serves()):
+        for ensemble in self._ensembles_with(model) & set(replica.serves()):
             replica.verify(ensemble, repo.newest(self.repository, ensemble), self.atol)
-            self._agreed[replica, ensemble] = self._made_of(ensemble)
-        self._agreed[replica, model] = self._made_of(model)
+            self._verified[replica, ensemble] = self._versions(ensemble)
+        self._verified[replica, model] = self._versions(model)
         log.info("%s %d: %s serves it, largest difference %.2g", model, version, replica, worst)
 
     def _withdraw(self, model: str, version: int, why: ServingError) -> NoReturn:
@@ -192,48 +192,48 @@ class Reloader:
     # --- every replica, while they come and go
 
     def _on_each(self, act: Callable[[Replica], None]) -> None:
-        """Does it on every replica that is listed, those that join meanwhile included."""
+        """Calls `act` with every replica that is listed, those that join meanwhile included."""
         self._lost = 0
         done: set[Replica] = set()
         while left := [replica for replica in self.replicas() if replica not in done]:
             for replica in left:
-                self._patiently(replica, act)
+                self._with_retries(replica, act)
                 done.add(replica)
         if not done:
             raise Unreachable("--servers: no replica is there; is one ready?")
 
-    def _patiently(self, replica: Replica, act: Callable[[Replica], None]) -> None:
-        end = math.inf
+    def _with_retries(self, replica: Replica, act: Callable[[Replica], None]) -> None:
+        deadline = math.inf
         while True:
             try:
                 return act(replica)
             except ServingError as exc:
-                if self._gone(replica):
-                    return self._lose(replica, exc)
-                # From its first silence on: a deadline that passed, or a load, may have taken as long already.
-                end = min(end, time.monotonic() + self.patience_s)
-                if not isinstance(exc, Unreachable) or time.monotonic() >= end:
+                if self._is_gone(replica):
+                    return self._count_lost(replica, exc)
+                # Counted from its first silence: a deadline that passed, or a load, may have taken as long already.
+                deadline = min(deadline, time.monotonic() + self.patience_s)
+                if not isinstance(exc, Unreachable) or time.monotonic() >= deadline:
                     raise
             time.sleep(RETRY_S)
 
-    def _gone(self, replica: Replica) -> bool:
+    def _is_gone(self, replica: Replica) -> bool:
         """Whether it is off the list. What can't be looked up is not: it may be this process that is cut off."""
         try:
             return replica not in self.replicas()
         except Unreachable:
             return False
 
-    def _lose(self, replica: Replica, why: ServingError) -> None:
+    def _count_lost(self, replica: Replica, why: ServingError) -> None:
         self._lost += 1
-        if self._lost > MAY_BE_LOST:
+        if self._lost > MAX_LOST:
             raise Refused(f"{self._lost} replicas were lost over it, the last one {replica}: {why}") from why
         log.warning("%s: gone from --servers, going on without it: %s", replica, why)
 
-    def _made_of(self, model: str) -> list[int]:
-        """Of which versions: its own and, of an ensemble, those of its steps."""
+    def _versions(self, model: str) -> list[int]:
+        """Its newest version and, of an ensemble, those of its steps."""
         return [repo.newest(self.repository, each) for each in (model, *repo.steps(self.repository, model))]
 
-    def _made_from(self, model: str) -> set[str]:
+    def _ensembles_with(self, model: str) -> set[str]:
         return {each for each in repo.models(self.repository) if model in repo.steps(self.repository, each)}
 
 
@@ -242,21 +242,21 @@ class Watch:
     """Looks at the repository and at the replicas again and again, and hands over what is not where it should be."""
 
     reloader: Reloader
-    _there: set[Replica] = field(default_factory=set)
-    _paused: dict[str, tuple[int, float]] = field(default_factory=dict)
-    _trouble: str = ""
+    _joined: set[Replica] = field(default_factory=set)
+    _backing_off: dict[str, tuple[int, float]] = field(default_factory=dict)
+    _last_error: str = ""
 
     def round(self) -> None:
         try:
             served = self._look()
             for model in self._models() if served else ():
-                if not all(self.reloader.current(replica, model, its) for replica, its in served.items()):
+                if not all(self.reloader.is_current(replica, model, its) for replica, its in served.items()):
                     self._hand_over(model)
-            self._trouble = ""
+            self._last_error = ""
         except (ServingError, OSError) as exc:  # the repository's: said once, as long as it lasts
-            if str(exc) != self._trouble:
+            if str(exc) != self._last_error:
                 log.error("%s", exc)
-            self._trouble = str(exc)
+            self._last_error = str(exc)
         ROUND.set_to_current_time()
 
     def _look(self) -> dict[Replica, dict[str, int]]:
@@ -264,17 +264,17 @@ class Watch:
         served = {}
         for replica in self.reloader.replicas():
             with contextlib.suppress(ServingError):
-                if replica not in self._there:
+                if replica not in self._joined:
                     replica.end_trials(self._models())
                 served[replica] = replica.serves()
-        for replica in served.keys() - self._there:
+        for replica in served.keys() - self._joined:
             log.info("%s: joined", replica)
-        for replica in self._there - served.keys():
+        for replica in self._joined - served.keys():
             log.info("%s: left", replica)
             self.reloader.forget(replica)
-        if self._there != served.keys():
-            self._paused.clear()
-        self._there = set(served)
+        if self._joined != served.keys():
+            self._backing_off.clear()
+        self._joined = set(served)
         REPLICAS.set(len(served))
         return served
 
@@ -286,7 +286,7 @@ class Watch:
 
     def _hand_over(self, model: str) -> None:
         newest = repo.newest(self.reloader.repository, model)
-        version, until = self._paused.get(model, (0, 0.0))
+        version, until = self._backing_off.get(model, (0, 0.0))
         if version == newest and time.monotonic() < until:
             return
         try:
@@ -296,8 +296,8 @@ class Watch:
             outcome = ROLLED_BACK
         except (ServingError, OSError) as exc:
             outcome = FAILED
-            self._paused[model] = (newest, time.monotonic() + PAUSE_S)
-            log.error("%s %d: not handed over, again in %.0f s: %s", model, newest, PAUSE_S, exc)
+            self._backing_off[model] = (newest, time.monotonic() + BACKOFF_S)
+            log.error("%s %d: not handed over, again in %.0f s: %s", model, newest, BACKOFF_S, exc)
         HAND_OVERS.labels(model, outcome).inc()
 
 
@@ -318,7 +318,7 @@ def _parser() -> cli.Parser:
     parser.add_argument("--watch", action="store_true", help="hand over whatever is published, until SIGTERM")
     parser.add_argument("--servers", required=True, help="gRPC addresses HOST:PORT,HOST:PORT or dns:NAME:PORT")
     parser.add_argument("--repository", type=Path, default=REPOSITORY, help="default %(default)s")
-    parser.add_argument("--atol", type=float, help="largest difference allowed; default: what a version's card says")
+    parser.add_argument("--atol", type=float, help="largest difference allowed; default: as in serving.verify")
     waits = "how long a replica that is listed may be silent; default %(default)g"
     parser.add_argument("--patience-s", type=float, default=PATIENCE_S, help=waits)
     parser.add_argument("--metrics-port", type=int, default=0, help="with --watch: serve Prometheus there")
@@ -328,7 +328,7 @@ def _parser() -> cli.Parser:
 
 def _reloader(options: argparse.Namespace) -> Reloader:
     repository = repo.existing(options.repository)  # it may be a volume that is still to be seeded
-    return Reloader(repository, replicas.listed(options.servers), options.atol, options.patience_s)
+    return Reloader(repository, replicas.resolver(options.servers), options.atol, options.patience_s)
 
 
 def _once(options: argparse.Namespace) -> str:

@@ -23,14 +23,14 @@ LOAD_TIMEOUT_S = 300.0
 ASK_TIMEOUT_S = 10.0
 DNS = "dns:"
 
-Listed = Callable[[], list[str]]
-"""Addresses of the replicas that there are now. Raises Unreachable where they can't be looked up at the moment."""
+Resolver = Callable[[], list[str]]
+"""Returns the addresses of the replicas that there are now. Raises Unreachable where they can't be looked up."""
 
 
 @dataclass(frozen=True)
 class Replica:
-    """One of them, by the address of its gRPC port. What is asked of it raises Unreachable where nothing answers
-    there, ServerError with the server's reason where it says no."""
+    """One of them, by the address of its gRPC port. Its methods raise Unreachable where nothing answers there, and
+    ServerError with the server's reason where it refuses."""
 
     address: str
     repository: Path
@@ -55,7 +55,7 @@ class Replica:
         return verify.verify(self.address, model, version, self._folder(model, version) / repo.GOLDEN, atol)
 
     def try_out(self, model: str, version: int, atol: float | None = None) -> float:
-        """The same of a version that it does not serve, which nobody else is answered by meanwhile."""
+        """The same of a version that it does not serve: loaded under a name of its own, it answers nobody else."""
         name, golden = f"{model}{TRIAL}", self._folder(model, version) / repo.GOLDEN
         with self._client(f"trying out {model} {version}") as (client, headers):
             try:
@@ -86,12 +86,12 @@ class Replica:
             try:
                 yield client, headers
             except InferenceServerException as exc:
-                kind = Unreachable if exc.status() in verify.SILENT else ServerError
+                kind = Unreachable if exc.status() in verify.UNREACHABLE_CODES else ServerError
                 raise kind(f"{self}: {doing}: {' '.join(exc.message().split())}") from exc
 
 
 def _trial_config(config: pb.ModelConfig, name: str) -> str:
-    """One instance is enough; the version policy would leave out what has older ones beside it."""
+    """With one instance, and without the version policy: only the version that is tried out is there."""
     config.name = name
     config.ClearField("version_policy")
     for group in config.instance_group:
@@ -100,30 +100,30 @@ def _trial_config(config: pb.ModelConfig, name: str) -> str:
 
 
 def _files(folder: Path, version: int) -> dict[str, bytes]:
-    """A model with this version alone, as Triton's load request takes it."""
+    """A model folder with this version alone, as the file overrides of Triton's load request."""
     found = [*folder.glob("[!.]*"), folder / str(version) / repo.MODEL]
     return {f"file:{path.relative_to(folder)}": path.read_bytes() for path in found if path.is_file()}
 
 
-def listed(servers: str) -> Listed:
+def resolver(servers: str) -> Resolver:
     """What `--servers` says: HOST:PORT,HOST:PORT or dns:NAME:PORT, which is looked up each time."""
     if servers.startswith(DNS):
-        name, port = _split(servers.removeprefix(DNS), servers)
-        return lambda: _resolved(name, port)
-    addresses = ["{}:{}".format(*_split(each, servers)) for each in servers.split(",")]
+        name, port = _host_and_port(servers.removeprefix(DNS), servers)
+        return lambda: _looked_up(name, port)
+    addresses = ["{}:{}".format(*_host_and_port(each, servers)) for each in servers.split(",")]
     return lambda: addresses
 
 
-def _split(address: str, servers: str) -> tuple[str, int]:
+def _host_and_port(address: str, servers: str) -> tuple[str, int]:
     host, _, port = address.strip().rpartition(":")
     if not (host and port.isdecimal() and 0 < int(port) < 65536):
         raise ServerError(f"--servers {servers}: give HOST:PORT, more of them after commas, or dns:NAME:PORT")
     return host, int(port)
 
 
-def _resolved(name: str, port: int) -> list[str]:
-    """No address is no replica: a headless Service without a ready pod has no name. Raises Unreachable where nobody
-    says whether it has."""
+def _looked_up(name: str, port: int) -> list[str]:
+    """No address is no replica: the name of a headless Service without a ready pod does not resolve. Raises Unreachable
+    where DNS does not answer."""
     try:
         found = socket.getaddrinfo(name, port, family=socket.AF_INET, type=socket.SOCK_STREAM)
     except socket.gaierror as exc:

@@ -1,8 +1,8 @@
 """Whether a live server answers as a version's golden batch says. Run: python -m serving.verify --model wgan
 
-An ensemble has none, and must answer as its steps do that are asked one after the other. Without --model every model
-that the server has loaded is asked: the deep probe of a pod that starts, which sees a wrong model or a broken backend
-behind a server that is up.
+An ensemble has none, and must answer as its steps do when they are asked one after the other. Without --model every
+model that the server has loaded is asked: a deep health check, which a pod makes as it starts, and which sees a wrong
+model or a broken backend behind a server that is up.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from serving.repository import CARD, GOLDEN, REPOSITORY, Card, config, control_h
 TIMEOUT_S = 60.0
 NOBODY = "; is a server running there, and is that its gRPC port? `make serve` starts one"
 BUSY = "; it has too much to do; try again later"
-SILENT = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED")
-"""What gRPC says where nothing answers. Triton, too, says UNAVAILABLE, of what it can't do at the moment."""
+UNREACHABLE_CODES = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED")
+"""gRPC's status codes where nothing answers. Triton itself answers UNAVAILABLE to what it can't do at the moment."""
 HINTS = {  # by Triton 2.51's words or gRPC's, in lower case
     "exceeds maximum queue size": BUSY,
     "request timeout expired": BUSY,
     "failed to connect": NOBODY,
     "errors resolving": NOBODY,
 }
-LEVELS_ATOL, NUMBERS_ATOL = 1.0, 1e-3
-"""Differences allowed unless told otherwise, for each model that rounds: one level of a picture, and what rounding
-leaves of other numbers."""
+INTEGER_ATOL, FLOAT_ATOL = 1.0, 1e-3
+"""Differences that rounding explains, of each model that an answer passes through: one level of a picture, and the
+float error of other numbers."""
 BATCH, STEPS = "its golden batch", "what its steps make of it"
 """What an answer is compared with."""
 
@@ -63,7 +63,7 @@ def connect(url: str) -> triton.InferenceServerClient:
 
 
 def loaded(client: triton.InferenceServerClient, repository: Path, timeout_s: float = TIMEOUT_S) -> dict[str, int]:
-    """The models that a server has ready, and the newest version of each."""
+    """The models that a server has ready, with the newest ready version of each."""
     index = client.get_model_repository_index(headers=control_headers(repository), client_timeout=timeout_s)
     ready = [model for model in index.models if model.state == "READY"]
     return {each.name: int(each.version) for each in sorted(ready, key=lambda each: int(each.version))}
@@ -79,8 +79,8 @@ def verify(url: str, model: str, version: int, golden: Path, atol: float | None 
     arrays = read(golden)
     with _connected(url, f"{model} {version}") as client:
         if atol is None:
-            atol = _on_gpu(client, model, str(version)) or _allowed(golden)
-        answers = _ask(client, model, str(version), arrays, golden)
+            atol = _gpu_atol(client, model, str(version)) or _card_atol(golden)
+        answers = _infer(client, model, str(version), arrays, golden)
     where = f"{model} {version} at {url}"
     return max(_difference(where, name, answer, arrays[name], atol) for name, answer in answers.items())
 
@@ -90,22 +90,22 @@ def verify_ensemble(url: str, model: str, version: int, repository: Path, atol: 
 
     Returns and raises as `verify` does.
     """
-    asked = config(repository, model)
-    first = asked.ensemble_scheduling.step[0]
+    ensemble = config(repository, model)
+    first = ensemble.ensemble_scheduling.step[0]
     golden = repository / first.model_name / str(newest(repository, first.model_name)) / GOLDEN
     arrays = read(golden)
-    given = {name: arrays[own][: asked.max_batch_size] for own, name in first.input_map.items() if own in arrays}
-    if missing := {tensor.name for tensor in asked.input} - set(given):
+    given = {name: arrays[own][: ensemble.max_batch_size] for own, name in first.input_map.items() if own in arrays}
+    if missing := {tensor.name for tensor in ensemble.input} - set(given):
         raise RepositoryError(f"{golden}: no array for {', '.join(sorted(missing))}, which {model} takes")
     with _connected(url, f"{model} {version}") as client:
-        expected = _by_hand(client, asked.ensemble_scheduling.step, given)
-        answers = _ask(client, model, str(version), expected, golden)
-    where, rounded = f"{model} {version} at {url}", len(asked.ensemble_scheduling.step)
-    return max(_difference(where, name, answers[name], expected[name], atol, STEPS, rounded) for name in answers)
+        expected = _run_steps(client, ensemble.ensemble_scheduling.step, given)
+        answers = _infer(client, model, str(version), expected, golden)
+    where, roundings = f"{model} {version} at {url}", len(ensemble.ensemble_scheduling.step)
+    return max(_difference(where, name, answers[name], expected[name], atol, STEPS, roundings) for name in answers)
 
 
-def _by_hand(client: triton.InferenceServerClient, steps: Iterable[Any], given: Arrays) -> Arrays:
-    """All tensors of an ensemble with these inputs, its steps asked one after the other."""
+def _run_steps(client: triton.InferenceServerClient, steps: Iterable[Any], given: Arrays) -> Arrays:
+    """All tensors of an ensemble with these inputs, from its steps, asked one after the other."""
     known = dict(given)
     for step in steps:
         tensors = [_tensor(own, known[name]) for own, name in step.input_map.items()]
@@ -122,7 +122,7 @@ def _connected(url: str, about: str) -> Iterator[triton.InferenceServerClient]:
         except InferenceServerException as exc:
             hint = next((hint for words, hint in HINTS.items() if words in exc.message().lower()), "")
             # An error of a stream has words, and no status.
-            kind = Unreachable if exc.status() in SILENT or hint == BUSY else ServerError
+            kind = Unreachable if exc.status() in UNREACHABLE_CODES or hint == BUSY else ServerError
             raise kind(f"--url {url}: {about}: {exc.message()}{hint}") from exc
 
 
@@ -138,15 +138,15 @@ def read(golden: Path) -> Arrays:
     return found
 
 
-def _on_gpu(client: triton.InferenceServerClient, model: str, version: str) -> float | None:
-    """What config.pbtxt allows where a GPU computes the model: by now Triton has put a kind in KIND_AUTO's place."""
+def _gpu_atol(client: triton.InferenceServerClient, model: str, version: str) -> float | None:
+    """What config.pbtxt allows on a GPU; None where a CPU answers. Triton has resolved KIND_AUTO by now."""
     served = client.get_model_config(model, version, client_timeout=TIMEOUT_S).config
     if all(group.kind != pb.ModelInstanceGroup.KIND_GPU for group in served.instance_group):
         return None
     return float(served.parameters[GPU_ATOL].string_value) if GPU_ATOL in served.parameters else None
 
 
-def _allowed(golden: Path) -> float | None:
+def _card_atol(golden: Path) -> float | None:
     """What the version's card allows, if it says so."""
     card = golden.with_name(CARD)
     said = Card.read(card).data.get("golden_atol") if card.is_file() else None
@@ -156,7 +156,7 @@ def _allowed(golden: Path) -> float | None:
         raise RepositoryError(f"{card}: golden_atol is {said!r}, not a number") from exc
 
 
-def _ask(
+def _infer(
     client: triton.InferenceServerClient, model: str, version: str, arrays: Arrays, golden: Path
 ) -> dict[str, Array | None]:
     metadata = client.get_model_metadata(model, version, client_timeout=TIMEOUT_S)
@@ -194,9 +194,9 @@ def _tensor(name: str, array: Array) -> triton.InferInput:
     return tensor
 
 
-def rounding(dtype: np.dtype[Any]) -> float:
-    """The difference that rounding explains, in the unit of an output of this type."""
-    return LEVELS_ATOL if dtype.kind in "iu" else NUMBERS_ATOL
+def rounding_atol(dtype: np.dtype[Any]) -> float:
+    """The largest difference that one model's rounding explains in an output of this type, in its own unit."""
+    return INTEGER_ATOL if dtype.kind in "iu" else FLOAT_ATOL
 
 
 def _difference(
@@ -206,13 +206,13 @@ def _difference(
     expected: Array,
     atol: float | None,
     source: str = BATCH,
-    rounded: int = 1,
+    roundings: int = 1,
 ) -> float:
     if answer is None or (answer.shape, answer.dtype) != (expected.shape, expected.dtype):
         got = "nothing" if answer is None else f"{answer.dtype} {answer.shape}"
         raise Disagreement(f"{where}: {name} is {got}; {source} has {expected.dtype} {expected.shape}")
     if atol is None:
-        atol = rounded * rounding(expected.dtype)
+        atol = roundings * rounding_atol(expected.dtype)
     largest = float(np.abs(answer.astype(np.float64) - expected.astype(np.float64)).max())
     if not largest <= atol:  # NaN disagrees, too
         raise Disagreement(f"{where}: {name} differs from {source} by up to {largest:g}, allowed {atol:g}")
@@ -232,24 +232,25 @@ def _parser() -> cli.Parser:
     parser.add_argument("--version", type=int, help="default: the newest in the repository")
     parser.add_argument("--url", default="localhost:8001", help="gRPC address, without http://; default %(default)s")
     parser.add_argument("--repository", type=Path, default=REPOSITORY, help="where the golden batch lies")
-    explained = f"{LEVELS_ATOL:g} for levels of a picture, {NUMBERS_ATOL:g} for other numbers"
-    parser.add_argument("--atol", type=float, help=f"largest difference allowed; default {explained}")
+    otherwise = f"{INTEGER_ATOL:g} for levels of a picture, {FLOAT_ATOL:g} for other numbers"
+    default = f"what config.pbtxt allows on a GPU, or else the version's card, or else {otherwise}"
+    parser.add_argument("--atol", type=float, help=f"largest difference allowed; default: {default}")
     return parser
 
 
 def _verify(options: argparse.Namespace) -> str:
     if options.model:
-        return _one(options, options.model, options.version or newest(options.repository, options.model))
+        return _verify_one(options, options.model, options.version or newest(options.repository, options.model))
     if options.version:
         raise ServerError(f"--version {options.version}: of which model? name it with --model")
     with _connected(options.url, "what it serves") as client:
         found = loaded(client, options.repository)
     if not found:
         raise ServerError(f"--url {options.url}: it serves no model")
-    return "\n".join(_one(options, *each) for each in sorted(found.items()))
+    return "\n".join(_verify_one(options, *each) for each in sorted(found.items()))
 
 
-def _one(options: argparse.Namespace, model: str, version: int) -> str:
+def _verify_one(options: argparse.Namespace, model: str, version: int) -> str:
     if made_of := steps(options.repository, model):
         largest = verify_ensemble(options.url, model, version, options.repository, options.atol)
         what = f"agrees with {', then '.join(made_of)}"

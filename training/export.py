@@ -238,7 +238,7 @@ def parity_reasons(candidate: Path, spec: ModelSpec) -> list[str]:
                 )
                 continue
             worst = float(np.abs(answer.astype(np.float64) - truth).max())
-            allowed = verify.rounding(truth.dtype) if spec.quantized else spec.golden_atol
+            allowed = verify.rounding_atol(truth.dtype) if spec.quantized else spec.golden_atol
             allowed *= float(np.abs(truth).max()) if spec.graph else 1
             if not worst <= allowed:
                 reasons.append(f"{tensor.name} differs from the eager model by {worst:.3g}, more than {allowed:.3g}")

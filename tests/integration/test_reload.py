@@ -199,7 +199,7 @@ def test_watch(two: Fleet, tmp_path: Path) -> None:
 
 
 def test_killed_in_the_middle(two: Fleet, tmp_path: Path) -> None:
-    """Killed in its first half, it has changed nothing; killed after a load, the next run verifies what was loaded."""
+    """Killed in its first phase, it has changed nothing; killed after a load, the next run verifies what was loaded."""
     fleet.publish(two.repository, tmp_path)
     with (
         fleet.frozen(fleet.process(two.servers[1])),

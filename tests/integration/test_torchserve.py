@@ -91,7 +91,7 @@ def golden(model: str) -> tuple[Arrays, Arrays]:
 def agrees(answer: Arrays, right: Arrays) -> None:
     for name, array in right.items():
         assert (answer[name].shape, answer[name].dtype) == (array.shape, array.dtype)
-        atol = verify.LEVELS_ATOL if array.dtype.kind in "iu" else verify.NUMBERS_ATOL
+        atol = verify.INTEGER_ATOL if array.dtype.kind in "iu" else verify.FLOAT_ATOL
         assert np.abs(answer[name].astype(np.float64) - array).max() <= atol
 
 

@@ -100,7 +100,7 @@ def test_ended_before_it_has_handed_over(repository: Path) -> None:
 )
 def test_servers(servers: str, addresses: list[str]) -> None:
     """A list stays as it is given; a name is every address that it has at the moment."""
-    assert replicas.listed(servers)() == addresses
+    assert replicas.resolver(servers)() == addresses
 
 
 def test_names_that_nobody_looks_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +113,7 @@ def test_names_that_nobody_looks_up(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         Unreachable, match="--servers dns:replicas:8001: Temporary failure in name resolution; does DNS"
     ):
-        replicas.listed("dns:replicas:8001")()
+        replicas.resolver("dns:replicas:8001")()
 
 
 def _lost(monkeypatch: pytest.MonkeyPatch, there: list[str]) -> None:
