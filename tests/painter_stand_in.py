@@ -1,4 +1,4 @@
-"""The painter with eyes of a few random channels, for tests of everything around its graph."""
+"""The painter with a backbone of a few random channels, for tests of everything around its graph."""
 
 from __future__ import annotations
 

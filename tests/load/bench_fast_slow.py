@@ -59,10 +59,12 @@ def fast(folder: Path, content: np.ndarray, style: int, styles: int) -> np.ndarr
     return painting.planes(image[0])
 
 
-def curve(look: painting.Look, start: np.ndarray, asked: knobs.Knobs) -> list[float]:
+def curve(evaluate: painting.Evaluator, start: np.ndarray, asked: knobs.Knobs) -> list[float]:
     """The painter's objective at its start and after each iteration."""
-    objectives = [look(start).objective]
-    painting.STEPS[asked.optimizer](look, start, asked.iterations, lambda seen: objectives.append(seen.objective))
+    objectives = [evaluate(start).objective]
+    painting.MINIMIZERS[asked.optimizer](
+        evaluate, start, asked.iterations, lambda evaluation: objectives.append(evaluation.objective)
+    )
     return objectives + objectives[-1:] * (asked.iterations + 1 - len(objectives))  # where nothing was left to improve
 
 
@@ -96,12 +98,16 @@ def compare(root: Path, iterations: int, side: int) -> tuple[dict[str, np.ndarra
         for photo in PHOTOS:
             content = picture(home() / "photos" / photo, side)
             planes = painting.planes(content)
-            look = painting.Look(of, planes, painting.planes(style_image), knobs_of(options, "content", iterations))
+            evaluate = painting.Evaluator(
+                of, planes, painting.planes(style_image), knobs_of(options, "content", iterations)
+            )
             canvas = fast(root / "style" / str(version), content, names.index(style), len(names))
-            of_network = look(canvas).objective
+            of_network = evaluate(canvas).objective
             for start, found in curves.items():
                 asked = knobs_of(options, start, iterations)
-                found.append([each / of_network for each in curve(look, painting.started(planes, asked), asked)])
+                found.append(
+                    [each / of_network for each in curve(evaluate, painting.initial_canvas(planes, asked), asked)]
+                )
             print(f"{style:14} {photo:20} " + ", ".join(
                 f"from {start} after {CLAIMED}: {found[-1][CLAIMED]:.2f}" for start, found in curves.items()
             ), flush=True)  # fmt: skip

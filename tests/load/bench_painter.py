@@ -91,7 +91,7 @@ def painter(of: painting.Graph, content: np.ndarray, style: np.ndarray, asked: k
     trace: list[Progress] = []
     painting.paint(
         painting.Graph(counted, of.inputs, of.outputs), content, style, asked,
-        lambda stroke: trace.append(Progress(count, stroke.seen.objective)),
+        lambda stroke: trace.append(Progress(count, stroke.evaluation.objective)),
     )  # fmt: skip
     return trace
 
@@ -112,7 +112,7 @@ def canvas_and_closure(
     vgg: features.Vgg, content: np.ndarray, style: np.ndarray, asked: knobs.Knobs
 ) -> tuple[torch.Tensor, Closure]:
     photo = painting.planes(content)
-    canvas = torch.from_numpy(painting.started(photo, asked))[None].clone().requires_grad_()
+    canvas = torch.from_numpy(painting.initial_canvas(photo, asked))[None].clone().requires_grad_()
     targets = targets_of(vgg, torch.from_numpy(photo)[None], torch.from_numpy(painting.planes(style))[None])
     return canvas, Closure(vgg, canvas, targets, asked)
 
@@ -148,12 +148,12 @@ def bench_evaluation(of: painting.Graph, vgg: features.Vgg, content: np.ndarray,
     """One evaluation of a canvas that changes, in milliseconds."""
     asked = knobs.read({})
     canvas, closure = canvas_and_closure(vgg, content, style, asked)
-    look = painting.Look(of, painting.planes(content), painting.planes(style), asked)
+    evaluate = painting.Evaluator(of, painting.planes(content), painting.planes(style), asked)
     times: dict[str, list[float]] = {"graph": [], "autograd": []}
     for _ in range(13):
         with torch.no_grad():
             canvas += 0.001  # both remember the last
-        times["graph"].append(seconds(partial(look, canvas.detach()[0].numpy())))
+        times["graph"].append(seconds(partial(evaluate, canvas.detach()[0].numpy())))
         times["autograd"].append(seconds(closure))
     medians = {f"{name}_ms": round(1000 * statistics.median(values[3:]), 1) for name, values in times.items()}
     print("one evaluation in process, median of 10: " + ", ".join(f"{n} {ms} ms" for n, ms in medians.items()))

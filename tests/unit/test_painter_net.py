@@ -146,7 +146,11 @@ def test_following_the_gradient_makes_the_objective_smaller(net: Objective, name
     worths: list[float] = []
     asked = replace(knobs.read({}), optimizer=name, iterations=12, every=4)
     painting.paint(
-        painting.Graph(run, free, OUTPUTS), photo, painted, asked, lambda stroke: worths.append(stroke.seen.objective)
+        painting.Graph(run, free, OUTPUTS),
+        photo,
+        painted,
+        asked,
+        lambda stroke: worths.append(stroke.evaluation.objective),
     )
     assert len(worths) == 4
     assert all(later < earlier for earlier, later in pairwise(worths))

@@ -18,14 +18,14 @@ from serving.backends.painter.painting import Feed, Floats, Graph, Pixels, Strok
 OPTIMIZERS = pytest.mark.parametrize("optimizer", [0, 1], ids=painter_knobs.OPTIMIZERS)
 
 
-class Eyes:
-    """See in a picture its pixels, as content, and its mean colour, as style. They count how often they look.
+class GraphStandIn:
+    """Sees in a picture its pixels, as content, and its mean colour, as style. Counts how often it is evaluated.
 
     Some pixels matter more than others, so that an optimizer has something to do.
     """
 
     def __init__(self) -> None:
-        self.looked = 0
+        self.evaluations = 0
 
     def graph(self) -> Graph:
         inputs = {
@@ -35,7 +35,7 @@ class Eyes:
         return Graph(self.run, inputs, ("losses", "objective", "gradient", "answer_pixels", "own_gram_colour"))
 
     def run(self, outputs: Sequence[str], feed: Feed) -> list[Any]:
-        self.looked += 1
+        self.evaluations += 1
         canvas, (content, style, _) = feed["canvas"], feed["weights"][0]
         content, style = content * feed["content_layers"].sum(), style * feed["style_layers"].sum()
         off, away = canvas - feed["content_pixels"], _colour(canvas) - feed["gram_colour"]
@@ -71,7 +71,7 @@ def picture(height: int, width: int, seed: int = 0) -> Pixels:
 
 def painted(content: Pixels, style: Pixels, **given: float | Sequence[float]) -> list[Stroke]:
     shown: list[Stroke] = []
-    painting.paint(Eyes().graph(), content, style, knobs(**given), shown.append)
+    painting.paint(GraphStandIn().graph(), content, style, knobs(**given), shown.append)
     return shown
 
 
@@ -80,7 +80,7 @@ def counts(shown: list[Stroke]) -> list[int]:
 
 
 def sizes(shown: list[Stroke]) -> list[tuple[int, ...]]:
-    return [stroke.seen.canvas.shape[1:] for stroke in shown]
+    return [stroke.evaluation.canvas.shape[1:] for stroke in shown]
 
 
 # --- what is shown
@@ -106,12 +106,12 @@ def test_the_start_every_so_many_and_the_last_are_shown(optimizer, iterations, e
 
 def test_where_nothing_is_left_to_improve_it_ends_early_and_says_it_is_done():
     """The photo itself is the best there is for its content: after the start comes the last, and no work between."""
-    eyes, shown = Eyes(), []
+    stand_in, shown = GraphStandIn(), []
     wanted = knobs(style_weight=0, iterations=1000)
-    painting.paint(eyes.graph(), picture(20, 24), picture(20, 24), wanted, shown.append)
+    painting.paint(stand_in.graph(), picture(20, 24), picture(20, 24), wanted, shown.append)
     assert counts(shown) == [0, 1000]
-    assert eyes.looked < 10
-    np.testing.assert_array_equal(painting.pixels(shown[-1].seen.canvas), picture(20, 24))
+    assert stand_in.evaluations < 10
+    np.testing.assert_array_equal(painting.pixels(shown[-1].evaluation.canvas), picture(20, 24))
 
 
 @pytest.mark.parametrize("iterations", [30, 1, 0])
@@ -128,10 +128,10 @@ def test_losses_belong_to_the_canvas_they_come_with():
     """Whichever point an optimizer evaluated last."""
     content, style = picture(20, 24), picture(20, 24, seed=1)
     for stroke in painted(content, style, iterations=8, every=1, start=0, content_weight=3, style_weight=1):
-        canvas, (content_loss, style_loss, _) = stroke.seen.canvas, stroke.seen.losses
+        canvas, (content_loss, style_loss, _) = stroke.evaluation.canvas, stroke.evaluation.losses
         off = canvas - painting.planes(content)
         assert content_loss == pytest.approx((_matters(canvas) * off * off).sum(), rel=1e-4)
-        assert stroke.seen.objective == pytest.approx(3 * content_loss + 5 * style_loss, rel=1e-4)
+        assert stroke.evaluation.objective == pytest.approx(3 * content_loss + 5 * style_loss, rel=1e-4)
 
 
 # --- where it gets
@@ -142,7 +142,7 @@ def test_content_alone_gives_the_photo(optimizer):
     """Style weight 0, from noise."""
     content = picture(20, 24)
     last = painted(content, picture(20, 24, seed=1), style_weight=0, start=0, iterations=200, optimizer=optimizer)[-1]
-    assert np.abs(painting.pixels(last.seen.canvas).astype(int) - content).max() <= 3
+    assert np.abs(painting.pixels(last.evaluation.canvas).astype(int) - content).max() <= 3
 
 
 @OPTIMIZERS
@@ -150,21 +150,22 @@ def test_style_alone_forgets_the_photo(optimizer):
     """Content weight 0: the mean colour is the style's, and the losses of the content are nobody's business."""
     style = np.full((20, 24, 3), (200, 40, 90), np.uint8)
     last = painted(picture(20, 24), style, content_weight=0, iterations=200, optimizer=optimizer)[-1]
-    np.testing.assert_allclose(last.seen.canvas.mean((1, 2)) * 255, (200, 40, 90), atol=2)
+    np.testing.assert_allclose(last.evaluation.canvas.mean((1, 2)) * 255, (200, 40, 90), atol=2)
 
 
-def test_l_bfgs_needs_hardly_more_looks_than_iterations():
+def test_l_bfgs_needs_hardly_more_evaluations_than_iterations():
     """Two to make the targets, one at the start, and a few where a step was too long."""
-    eyes = Eyes()
+    stand_in = GraphStandIn()
     rough = knobs(start=0, iterations=20, content_weight=1e-3, style_weight=1, tv_weight=0)
-    painting.paint(eyes.graph(), picture(20, 24), picture(20, 24, seed=1), rough, lambda stroke: None)
-    assert eyes.looked <= 2 + 1 + 20 + 5
+    painting.paint(stand_in.graph(), picture(20, 24), picture(20, 24, seed=1), rough, lambda stroke: None)
+    assert stand_in.evaluations <= 2 + 1 + 20 + 5
 
 
 def test_the_same_seed_is_the_same_noise():
     """And another is other noise; the content is nowhere in it."""
     first, again, other = (
-        painted(picture(20, 24), picture(20, 24), start=0, seed=seed, iterations=0)[0].seen.canvas for seed in (7, 7, 8)
+        painted(picture(20, 24), picture(20, 24), start=0, seed=seed, iterations=0)[0].evaluation.canvas
+        for seed in (7, 7, 8)
     )
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
@@ -177,7 +178,7 @@ def test_an_error_of_the_graph_comes_through():
     def broken(outputs: Sequence[str], feed: Feed) -> list[Any]:
         raise ArithmeticError("no eyes")
 
-    graph = Graph(broken, Eyes().graph().inputs, Eyes().graph().outputs)
+    graph = Graph(broken, GraphStandIn().graph().inputs, GraphStandIn().graph().outputs)
     with pytest.raises(ArithmeticError, match="no eyes"):
         painting.paint(graph, picture(20, 24), picture(20, 24), knobs(), lambda stroke: None)
 
@@ -205,7 +206,7 @@ def test_scales(size, count, expected):
 @pytest.mark.parametrize(("iterations", "count"), [(100, 1), (100, 2), (100, 3), (7, 3), (1, 3), (0, 2), (1000, 6)])
 def test_iterations_are_shared_between_scales(iterations, count):
     """They add up; a coarse scale has about twice as many as the next, and the finest has any that there are."""
-    shares = painting.shared(iterations, count)
+    shares = painting.split_iterations(iterations, count)
     assert (sum(shares), len(shares)) == (iterations, count)
     assert shares[-1] >= min(iterations, 1)
     assert all(2 * fine + 2 * count >= coarse for coarse, fine in itertools.pairwise(shares))
@@ -225,9 +226,9 @@ def test_a_style_is_looked_at_at_the_canvas_s_scale(style, canvas, expected):
     assert painting.fitted(style, canvas) == expected
 
 
-def test_most_scales_is_what_the_shorter_side_allows():
+def test_max_scales_is_what_the_shorter_side_allows():
     """So that the coarsest side has 16 pixels or more."""
-    assert [painting.most_scales((side, 2000)) for side in (16, 31, 32, 64, 1024)] == [1, 1, 2, 3, 7]
+    assert [painting.max_scales((side, 2000)) for side in (16, 31, 32, 64, 1024)] == [1, 1, 2, 3, 7]
 
 
 def test_pixels_and_planes_are_each_other_s_reverse():

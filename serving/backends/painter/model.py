@@ -29,8 +29,8 @@ FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 PICTURES = ("content", "style")
 
 
-class Gone(Exception):
-    """Nobody waits for the painting any more."""
+class Cancelled(Exception):
+    """The client has cancelled its request, or the model is being unloaded."""
 
 
 class TritonPythonModel:
@@ -39,26 +39,26 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
         self._name = config["name"]
-        self._most, self._max_pixels, threads = (
+        self._max_streams, self._max_pixels, threads = (
             _integer(config, key) for key in ("max_streams", "max_pixels", "intra_op_thread_count")
         )
         self._session = _session(Path(pb_utils.get_model_dir()) / "model.onnx", threads)
         self._turns = Turns()
         self._threads: set[threading.Thread] = set()
-        self._room = threading.Lock()
-        self._ending = False
+        self._lock = threading.Lock()
+        self._stopping = False
 
     def execute(self, requests: list[Any]) -> None:
         """Begins to paint; threads send the answers."""
         for request in requests:
-            self._begin(request)
+            self._start(request)
 
     def finalize(self) -> None:
-        self._ending = True
+        self._stopping = True
         for thread in tuple(self._threads):
             thread.join()
 
-    def _begin(self, request: Any) -> None:
+    def _start(self, request: Any) -> None:
         sender = request.get_response_sender()
         try:
             commission = _Commission(request, self._max_pixels)
@@ -66,29 +66,29 @@ class TritonPythonModel:
             _refuse(sender, str(exc), pb_utils.TritonError.INVALID_ARG)
             return
         thread = threading.Thread(target=self._work, args=(sender, commission))
-        with self._room:
-            full = len(self._threads) >= self._most
+        with self._lock:
+            full = len(self._threads) >= self._max_streams
             if not full:
                 self._threads.add(thread)
         if full:
             # The SDK tells an overload by Triton's own words for one.
-            text = f"{self._name}: one more beside {self._most} under way exceeds maximum queue size"
+            text = f"{self._name}: one more beside {self._max_streams} under way exceeds maximum queue size"
             _refuse(sender, text, pb_utils.TritonError.UNAVAILABLE)
         else:
             thread.start()
 
     def _work(self, sender: Any, commission: _Commission) -> None:
-        error = self._painted(sender, commission)
+        error = self._paint(sender, commission)
         _return_memory()
-        with self._room:
+        with self._lock:
             self._threads.remove(threading.current_thread())
         if error:
             _refuse(sender, error, pb_utils.TritonError.INTERNAL)
         else:
             sender.send(flags=FINAL)
 
-    def _painted(self, sender: Any, commission: _Commission) -> str | None:
-        """Paints and sends; an error's text, if there was one."""
+    def _paint(self, sender: Any, commission: _Commission) -> str | None:
+        """Paints and sends; returns an error's text, if there was one."""
         try:
             with self._turns.joined() as worker:
                 painting.paint(
@@ -98,7 +98,7 @@ class TritonPythonModel:
                     commission.knobs,
                     lambda stroke: sender.send(_answer(stroke)),
                 )
-        except Gone:
+        except Cancelled:
             return None
         except Exception as exc:
             return f"{self._name}: {_one_line(exc)}"
@@ -107,8 +107,8 @@ class TritonPythonModel:
     def _graph(self, sender: Any, worker: object) -> painting.Graph:
         def run(outputs: Sequence[str], feed: painting.Feed) -> list[Any]:
             with self._turns.turn(worker):
-                if self._ending or sender.is_cancelled():
-                    raise Gone
+                if self._stopping or sender.is_cancelled():
+                    raise Cancelled
                 return list(self._session.run(outputs, dict(feed)))
 
         inputs = {node.name: _shape(node) for node in self._session.get_inputs()}
@@ -121,7 +121,7 @@ class _Commission:
     def __init__(self, request: Any, max_pixels: int) -> None:
         self.knobs = knobs.read({name: _array(request, name) for name in knobs.KNOBS})
         self.content, self.style = (_picture(request, name, max_pixels) for name in PICTURES)
-        most = painting.most_scales(self.content.shape[:2])
+        most = painting.max_scales(self.content.shape[:2])
         if self.knobs.scales > most:
             raise knobs.BadRequest(f"scales: {self.knobs.scales} are too many for this content, which has {most}")
 
@@ -148,8 +148,8 @@ def _answer(stroke: painting.Stroke) -> Any:
         "image": stroke.pixels,
         "iteration": np.array([stroke.iteration], np.int32),
         "total": np.array([stroke.total], np.int32),
-        "losses": stroke.seen.losses,
-        "objective": np.array([stroke.seen.objective], np.float32),
+        "losses": stroke.evaluation.losses,
+        "objective": np.array([stroke.evaluation.objective], np.float32),
     }
     return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in tensors.items()])
 

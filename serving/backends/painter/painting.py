@@ -1,9 +1,9 @@
-"""Painting as an optimisation (Gatys et al. 2015): the canvas moves until the network sees in it what it is to see.
+"""Painting as an optimisation (Gatys et al. 2015): of the canvas, until the network's activations are the targets.
 
     paint(graph, content, style, knobs, show)
 
-The graph gives loss and gradient; here are its targets, the sizes and the steps. A large picture is painted coarse to
-fine: what is composed small is cheap, and its strokes are large.
+The graph gives loss and gradient; here are its targets, the sizes and the optimizers. A large picture is painted coarse
+to fine: what is composed small is cheap, and its strokes are large.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from serving.backends.painter.knobs import Knobs
 
 SMALLEST_SIDE: Final = 16
-"""The deepest layer then has one place left."""
+"""The deepest layer's activations then have a height and width of 1."""
 COARSEST_SIDE: Final = 256
-"""About the longer side at which a picture begins whose size chooses the scales."""
-MEMORY: Final = 10
-"""Steps that L-BFGS remembers."""
-ADAM_STEP: Final = 0.02
-ADAM_DECAYS: Final = (0.9, 0.999)
-NOISE: Final = 0.15
+"""About the longer side of the first scale, where the picture's size chooses how many there are."""
+LBFGS_MEMORY: Final = 10
+"""Steps from which L-BFGS approximates the curvature."""
+ADAM_LR: Final = 0.02
+ADAM_BETAS: Final = (0.9, 0.999)
+NOISE_STD: Final = 0.15
 """Standard deviation around gray."""
 
 Pixels = npt.NDArray[np.uint8]
@@ -49,7 +49,7 @@ class Graph:
     outputs: Sequence[str]
 
     def targets(self, photo: Floats, style: Floats) -> dict[str, Floats]:
-        """What the canvas is to answer as the photo does, and as the style: the graph's own answers to both."""
+        """The photo's activations and the style's Gram matrices, from the graph itself."""
         return self._answers(photo, "answer_", "content_") | self._answers(style, "own_gram_", "gram_")
 
     def _answers(self, picture: Floats, made: str, wanted: str) -> dict[str, Floats]:
@@ -59,8 +59,8 @@ class Graph:
         return {wanted + name.removeprefix(made): answer for name, answer in zip(outputs, answers, strict=True)}
 
 
-class Seen(NamedTuple):
-    """What the graph makes of a canvas (3, H, W). `losses` are content, style, total variation, unweighted."""
+class Evaluation(NamedTuple):
+    """The graph's outputs for a canvas (3, H, W). `losses` are content, style, total variation, unweighted."""
 
     canvas: Floats
     losses: Floats
@@ -68,8 +68,8 @@ class Seen(NamedTuple):
     gradient: Floats
 
 
-class Look:
-    """Canvas -> Seen, for one size of a painting. Remembers the last canvas, which optimizers come back to."""
+class Evaluator:
+    """Canvas -> Evaluation, for one size of a painting. Remembers the last canvas, which optimizers come back to."""
 
     def __init__(self, graph: Graph, photo: Floats, style: Floats, knobs: Knobs) -> None:
         self._run = graph.run
@@ -79,14 +79,14 @@ class Look:
             "style_layers": np.array([knobs.style_layers], np.float32),
             "weights": np.array([weights], np.float32),
         }
-        self._last: Seen | None = None
+        self._last: Evaluation | None = None
 
-    def __call__(self, canvas: npt.NDArray[Any]) -> Seen:
+    def __call__(self, canvas: npt.NDArray[Any]) -> Evaluation:
         canvas = canvas.astype(np.float32)
         if self._last is None or not np.array_equal(canvas, self._last.canvas):
             feed = self._feed | {"canvas": canvas[None]}
             losses, objective, gradient = self._run(("losses", "objective", "gradient"), feed)
-            self._last = Seen(canvas, losses[0], float(objective.item()), gradient[0])
+            self._last = Evaluation(canvas, losses[0], float(objective.item()), gradient[0])
         return self._last
 
 
@@ -94,13 +94,13 @@ class Look:
 class Stroke:
     """A canvas after so many of all iterations."""
 
-    seen: Seen
+    evaluation: Evaluation
     iteration: int
     total: int
 
     @property
     def pixels(self) -> Pixels:
-        return pixels(self.seen.canvas)
+        return pixels(self.evaluation.canvas)
 
 
 Show = Callable[[Stroke], None]
@@ -111,13 +111,13 @@ def paint(graph: Graph, content: Pixels, style: Pixels, knobs: Knobs, show: Show
     sizes = scales(content.shape[:2], knobs.scales)
     counter = _Counter(knobs, show)
     canvas: Floats | None = None
-    for size, iterations in zip(sizes, shared(knobs.iterations, len(sizes)), strict=True):
+    for size, iterations in zip(sizes, split_iterations(knobs.iterations, len(sizes)), strict=True):
         if iterations or size == sizes[-1]:
             photo = planes(resized(content, size))
-            look = Look(graph, photo, planes(resized(style, fitted(style.shape[:2], size))), knobs)
-            canvas = started(photo, knobs) if canvas is None else enlarged(canvas, size)
-            counter.start(look(canvas))
-            STEPS[knobs.optimizer](look, canvas, iterations, counter.step)
+            evaluate = Evaluator(graph, photo, planes(resized(style, fitted(style.shape[:2], size))), knobs)
+            canvas = initial_canvas(photo, knobs) if canvas is None else enlarged(canvas, size)
+            counter.start(evaluate(canvas))
+            MINIMIZERS[knobs.optimizer](evaluate, canvas, iterations, counter.step)
             canvas = counter.finish(iterations).canvas
 
 
@@ -129,71 +129,71 @@ class _Counter:
         self._show = show
         self._scale_begins = self._count = 0
         self._shown: int | None = None
-        self._seen: Seen
+        self._evaluation: Evaluation
 
-    def start(self, seen: Seen) -> None:
+    def start(self, evaluation: Evaluation) -> None:
         """A scale begins."""
-        self._scale_begins, self._seen = self._count, seen
+        self._scale_begins, self._evaluation = self._count, evaluation
         if self._shown is None:
             self._tell()
 
-    def step(self, seen: Seen) -> None:
-        self._count, self._seen = self._count + 1, seen
+    def step(self, evaluation: Evaluation) -> None:
+        self._count, self._evaluation = self._count + 1, evaluation
         if self._count % self._every == 0:
             self._tell()
 
-    def finish(self, iterations: int) -> Seen:
-        """A scale ends. Where nothing was left to improve it did so early, and what was to come counts as done."""
+    def finish(self, iterations: int) -> Evaluation:
+        """A scale ends. Where it converged early, the iterations that were left count as done."""
         self._count = self._scale_begins + iterations
         if self._count == self._total != self._shown:
             self._tell()
-        return self._seen
+        return self._evaluation
 
     def _tell(self) -> None:
         self._shown = self._count
-        self._show(Stroke(self._seen, self._count, self._total))
+        self._show(Stroke(self._evaluation, self._count, self._total))
 
 
-# --- steps: each looks, moves the canvas, and tells of every iteration
+# --- optimizers: each calls back after every iteration
 
-_Step = Callable[[Seen], None]
+_Callback = Callable[[Evaluation], None]
 
 
-def _lbfgs(look: Look, start: Floats, iterations: int, step: _Step) -> None:
+def _lbfgs(evaluate: Evaluator, start: Floats, iterations: int, callback: _Callback) -> None:
     """Without bounds: SciPy takes 10 s to set them up for 512 x 512 pixels, and five times as long for a step."""
 
-    def worth(flat: npt.NDArray[np.float64]) -> tuple[float, Floats]:
-        seen = look(flat.reshape(start.shape))
-        return seen.objective, seen.gradient.ravel()
+    def objective(flat: npt.NDArray[np.float64]) -> tuple[float, Floats]:
+        evaluation = evaluate(flat.reshape(start.shape))
+        return evaluation.objective, evaluation.gradient.ravel()
 
-    def told(flat: npt.NDArray[np.float64]) -> None:
-        step(look(flat.reshape(start.shape)))
+    def after_iteration(flat: npt.NDArray[np.float64]) -> None:
+        callback(evaluate(flat.reshape(start.shape)))
 
     if iterations:
-        options = {"maxiter": iterations, "maxcor": MEMORY, "ftol": 0, "gtol": 0}
-        minimize(worth, start.ravel(), jac=True, method="L-BFGS-B", callback=told, options=options)
+        options = {"maxiter": iterations, "maxcor": LBFGS_MEMORY, "ftol": 0, "gtol": 0}
+        minimize(objective, start.ravel(), jac=True, method="L-BFGS-B", callback=after_iteration, options=options)
 
 
-def _adam(look: Look, start: Floats, iterations: int, step: _Step) -> None:
+def _adam(evaluate: Evaluator, start: Floats, iterations: int, callback: _Callback) -> None:
     """Kingma and Ba 2015."""
-    canvas, mean, square = start, np.zeros_like(start), np.zeros_like(start)
-    first, second = ADAM_DECAYS
+    canvas, first_moment, second_moment = start, np.zeros_like(start), np.zeros_like(start)
+    beta1, beta2 = ADAM_BETAS
     for count in range(1, iterations + 1):
-        gradient = look(canvas).gradient
-        mean += (1 - first) * (gradient - mean)
-        square += (1 - second) * (gradient * gradient - square)
-        size = ADAM_STEP * math.sqrt(1 - second**count) / (1 - first**count)
-        canvas = np.clip(canvas - size * mean / (np.sqrt(square) + 1e-8), 0, 1)
-        step(look(canvas))
+        gradient = evaluate(canvas).gradient
+        first_moment += (1 - beta1) * (gradient - first_moment)
+        second_moment += (1 - beta2) * (gradient * gradient - second_moment)
+        step_size = ADAM_LR * math.sqrt(1 - beta2**count) / (1 - beta1**count)
+        canvas = np.clip(canvas - step_size * first_moment / (np.sqrt(second_moment) + 1e-8), 0, 1)
+        callback(evaluate(canvas))
 
 
-STEPS: Final = {"l-bfgs": _lbfgs, "adam": _adam}
+MINIMIZERS: Final = {"l-bfgs": _lbfgs, "adam": _adam}
 
 
 # --- sizes
 
 
-def most_scales(size: Size) -> int:
+def max_scales(size: Size) -> int:
     """How often a picture can be halved, and once more, for the coarsest to have SMALLEST_SIDE."""
     return 1 + int(math.log2(min(size) / SMALLEST_SIDE))
 
@@ -201,17 +201,17 @@ def most_scales(size: Size) -> int:
 def scales(size: Size, count: int) -> list[Size]:
     """So many sizes, coarse to fine, each twice the one before; 0 is as many as begin at about COARSEST_SIDE."""
     wanted = count or 1 + max(0, round(math.log2(max(size) / COARSEST_SIDE)))
-    return [_scaled(size, 0.5**k) for k in reversed(range(min(wanted, most_scales(size))))]
+    return [_scaled(size, 0.5**k) for k in reversed(range(min(wanted, max_scales(size))))]
 
 
-def shared(iterations: int, count: int) -> list[int]:
-    """Iterations for each of so many scales: every scale has twice as many as the next, which costs four times."""
+def split_iterations(iterations: int, count: int) -> list[int]:
+    """Iterations for each of so many scales: every scale has twice as many as the next, where one costs four times."""
     coarse = [iterations * 2 ** (count - 1 - k) // (2**count - 1) for k in range(count - 1)]
     return [*coarse, iterations - sum(coarse)]
 
 
 def fitted(style: Size, canvas: Size) -> Size:
-    """A style is looked at with as many pixels as the canvas has, so at its scale, but never larger than it is."""
+    """The style's size for a canvas: as many pixels, so that both have one scale, but never enlarged."""
     return _scaled(style, min(1, math.sqrt(math.prod(canvas) / math.prod(style))))
 
 
@@ -222,11 +222,11 @@ def _scaled(size: Size, factor: float) -> Size:
 # --- canvases
 
 
-def started(photo: Floats, knobs: Knobs) -> Floats:
-    """What is painted over: the photo, or noise."""
+def initial_canvas(photo: Floats, knobs: Knobs) -> Floats:
+    """Where the optimisation starts: the photo, or noise."""
     if knobs.start == "content":
         return photo
-    noise = np.random.default_rng(knobs.seed).normal(0.5, NOISE, photo.shape)
+    noise = np.random.default_rng(knobs.seed).normal(0.5, NOISE_STD, photo.shape)
     return np.clip(noise, 0, 1).astype(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Who works next, where several want to and there is room for one: whoever has had the least time so far."""
+"""Fair scheduling of one processor: next is the worker that has run for the least time so far, as in Linux's CFS."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 
 class Turns:
-    """Shares a processor between workers that join and leave. Turns are as long as they are; it counts their time.
+    """Shares a processor between workers that join and leave. A turn is not preempted, and its time is counted.
 
     A worker that is between two of its turns is waited for, so one of short turns has as much time as one of long.
     """
@@ -17,33 +17,33 @@ class Turns:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._changed = threading.Condition()
-        self._had: dict[object, float] = {}
+        self._runtime: dict[object, float] = {}
         self._busy = False
 
     @contextlib.contextmanager
     def joined(self) -> Iterator[object]:
-        """A worker, for as long as the block runs. It owes nothing for the time before."""
+        """A worker, for as long as the block runs. It begins level with the one that has run least."""
         worker = object()
         with self._changed:
-            self._had[worker] = min(self._had.values(), default=0.0)
+            self._runtime[worker] = min(self._runtime.values(), default=0.0)
         try:
             yield worker
         finally:
             with self._changed:
-                del self._had[worker]
+                del self._runtime[worker]
                 self._changed.notify_all()
 
     @contextlib.contextmanager
     def turn(self, worker: object) -> Iterator[None]:
         """Waits until it is the worker's turn, which lasts as long as the block."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._busy and self._had[worker] == min(self._had.values()))
+            self._changed.wait_for(lambda: not self._busy and self._runtime[worker] == min(self._runtime.values()))
             self._busy = True
         began = self._clock()
         try:
             yield
         finally:
             with self._changed:
-                self._had[worker] += self._clock() - began
+                self._runtime[worker] += self._clock() - began
                 self._busy = False
                 self._changed.notify_all()

@@ -67,8 +67,8 @@ class Closure:
 def make_optimizer(canvas: Tensor, name: str) -> torch.optim.Optimizer:
     """Of a canvas (1, 3, H, W); each of its steps is an iteration. As the served painter's, but in torch."""
     if name == "adam":
-        return torch.optim.Adam([canvas], painting.ADAM_STEP, betas=painting.ADAM_DECAYS)
+        return torch.optim.Adam([canvas], painting.ADAM_LR, betas=painting.ADAM_BETAS)
     return torch.optim.LBFGS(
-        [canvas], max_iter=1, max_eval=25, history_size=painting.MEMORY, line_search_fn="strong_wolfe",
+        [canvas], max_iter=1, max_eval=25, history_size=painting.LBFGS_MEMORY, line_search_fn="strong_wolfe",
         tolerance_grad=0, tolerance_change=0,
     )  # fmt: skip

@@ -30,7 +30,7 @@ def gradient_error(net: Objective, vgg: Vgg, content: np.ndarray, style: np.ndar
     errors = []
     for size in SIZES:
         photo, painted = (painting.planes(painting.resized(each, size)) for each in (content, style))
-        canvas = painting.started(photo, knobs)
+        canvas = painting.initial_canvas(photo, knobs)
         with torch.no_grad():
             gradient = net(*inputs(net, canvas, photo, painted, knobs))[2]
         variable = torch.from_numpy(canvas)[None].requires_grad_()

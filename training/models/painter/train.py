@@ -126,7 +126,7 @@ def load_corpus(options: Options) -> Pictures:
         if min(_size(content)) < painting.SMALLEST_SIDE:
             least = painting.SMALLEST_SIDE
             raise BadInput(f"--size: {options.size} leaves a side of {options.content} less than {least}; give more")
-    if options.scales > (most := painting.most_scales(_size(content))):
+    if options.scales > (most := painting.max_scales(_size(content))):
         raise BadInput(f"--scales: {options.scales} are too many for this photograph at its size; give {most} or less")
     digests = corpus.checksum(content) + corpus.checksum(style)
     return Pictures(
@@ -168,7 +168,7 @@ def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
     device, knobs = pick_device(), options.knobs
     vgg = features.load(options.features).to(device)
     sizes = painting.scales(_size(corpus.content), knobs.scales)
-    shares = painting.shared(knobs.iterations, len(sizes))
+    shares = painting.split_iterations(knobs.iterations, len(sizes))
     scale_of = [scale for scale, share in enumerate(shares) for _ in range(share)]  # iteration -> scale
 
     def begin(scale: int, canvas: Tensor | None) -> tuple[Tensor, torch.optim.Optimizer, Closure]:
@@ -176,7 +176,7 @@ def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
         photo = painting.planes(painting.resized(corpus.content, sizes[scale]))
         style = painting.planes(painting.resized(corpus.style, painting.fitted(_size(corpus.style), sizes[scale])))
         if canvas is None:
-            canvas = torch.from_numpy(painting.started(photo, knobs))[None]
+            canvas = torch.from_numpy(painting.initial_canvas(photo, knobs))[None]
         elif canvas.shape[2:] != photo.shape[1:]:
             canvas = torch.from_numpy(painting.enlarged(canvas[0].cpu().numpy(), sizes[scale]))[None]
         canvas = canvas.to(device).clone().requires_grad_()
@@ -290,7 +290,7 @@ def golden(net: nn.Module, corpus: Pictures) -> dict[str, np.ndarray]:
     assert isinstance(net, Objective)
     content, style = painting.resized(corpus.content, (61, 83)), painting.resized(corpus.style, (48, 40))
     asked = Options(iterations=0, start="noise", scales=1, content_layers=(0.25, 0, 1, 0.5), tv_weight=2)
-    canvas = painting.started(painting.planes(content), asked.knobs)
+    canvas = painting.initial_canvas(painting.planes(content), asked.knobs)
     losses, objective, *_ = net(
         *measures.inputs(net, canvas, painting.planes(content), painting.planes(style), asked.knobs)
     )
@@ -307,6 +307,6 @@ def graph_golden(net: nn.Module, corpus: Pictures) -> dict[str, np.ndarray]:
     assert isinstance(net, Objective)
     content, style = (painting.planes(painting.resized(each, (37, 50))) for each in (corpus.content, corpus.style))
     asked = Options(start="noise", content_layers=(0.25, 0.5, 1, 0.5), tv_weight=2).knobs
-    given = measures.inputs(net, painting.started(content, asked), content, style, asked)
+    given = measures.inputs(net, painting.initial_canvas(content, asked), content, style, asked)
     names = [tensor.name for tensor in (*GRAPH.inputs, *GRAPH.outputs)]
     return {name: array.numpy() for name, array in zip(names, (*given, *net(*given)), strict=True)}
