@@ -20,8 +20,8 @@ from kubernetes import client, config
 from kubernetes.config import ConfigException
 
 TIMEOUT_S = 30.0
-QUIET_S = 300.0
-"""A log that says nothing for so long is asked for again: the connection may be dead without a word."""
+LOG_READ_TIMEOUT_S = 300.0
+"""A log that is silent for so long is requested anew: its connection may be dead."""
 POD_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 PATHS = {
     "ServiceAccount": "/api/v1/namespaces/{}/serviceaccounts",
@@ -43,11 +43,11 @@ class Unreachable(ClusterError):
     """No answer, or a broken one; another try may fare better."""
 
 
-class Missing(ClusterError):
+class NotFound(ClusterError):
     """There is no such object, or not any more."""
 
 
-class Exists(ClusterError):
+class AlreadyExists(ClusterError):
     """There is one of that name already."""
 
 
@@ -59,7 +59,7 @@ class Cluster:
     namespace: str
 
     def create(self, manifest: Json) -> str:
-        """Returns the object's name, which the server makes up where only generateName is given. Raises Exists."""
+        """Returns the object's name, which the server makes up from a generateName. Raises AlreadyExists."""
         made = self._json("POST", manifest["kind"], body=manifest, query={"fieldValidation": "Strict"})
         name: str = made["metadata"]["name"]
         return name
@@ -68,18 +68,18 @@ class Cluster:
         return self._json("GET", kind, name)
 
     def list(self, kind: str, **query: str) -> list[Json]:
-        """Those that `query` selects, with labelSelector or fieldSelector."""
+        """The objects that `query` selects, by labelSelector or fieldSelector."""
         items: list[Json] = self._json("GET", kind, query=query)["items"]
         return items
 
     def delete(self, kind: str, name: str) -> None:
-        """And with it what it owns: a Job's pods end, with their grace period."""
+        """Deletes it and, in the background, what it owns: a Job's pods end, with their grace period."""
         self._json("DELETE", kind, name, query={"propagationPolicy": "Background"})
 
     def log(self, pod: str, container: str) -> Iterator[tuple[str, str]]:
         """(time, line) from the log's beginning, as they come, until the container ends. Raises Unreachable."""
         query = {"container": container, "follow": "true", "timestamps": "true"}
-        with self._request("GET", "Pod", f"{pod}/log", query=query, timeout_s=QUIET_S) as answer:
+        with self._request("GET", "Pod", f"{pod}/log", query=query, timeout_s=LOG_READ_TIMEOUT_S) as answer:
             for line in answer:
                 time, _, text = line.decode(errors="replace").rstrip("\n").partition(" ")
                 yield time, text
@@ -95,15 +95,14 @@ class Cluster:
     ) -> Json:
         with self._request(method, kind, name, body=body, query=query, timeout_s=TIMEOUT_S) as answer:
             text = answer.read()
-        try:
-            read: Json = json.loads(text)
-            assert "kind" in read
-        except (ValueError, TypeError, AssertionError) as error:
-            raise ClusterError(
-                f"{self.api.configuration.host} answers, but not as a Kubernetes API does; "
-                "check the server in your kubeconfig"
-            ) from error
-        return read
+        with suppress(ValueError):
+            read = json.loads(text)
+            if isinstance(read, dict) and "kind" in read:
+                return read
+        raise ClusterError(
+            f"{self.api.configuration.host} answers, but not as a Kubernetes API does; "
+            "check the server in your kubeconfig"
+        )
 
     @contextmanager
     def _request(
@@ -148,9 +147,9 @@ class Cluster:
             case 404 if said.startswith("namespaces "):
                 return ClusterError(f"--namespace: {said}; `kubectl create namespace {self.namespace}` makes it")
             case 404:
-                return Missing(f"{what}: {said}")
+                return NotFound(f"{what}: {said}")
             case 409 if "already exists" in said:
-                return Exists(f"{what}: {said}")
+                return AlreadyExists(f"{what}: {said}")
             case 409 | 429 | 500 | 502 | 503 | 504 as status:  # 409 as well where a quota changed meanwhile
                 return Unreachable(f"{host} answers with status {status} ({said}); try again later")
             case status:

@@ -37,9 +37,9 @@ from training.errors import BAD_INPUT, REFUSED, BadInput, Refused
 OPSET = 17
 WEIGHTS = "weights.pth"
 GRAPH_GOLDEN = "graph.npz"
-"""Beside golden.npz where model.onnx is only part of what is served: its own tensors. It isn't published."""
+"""Beside golden.npz where model.onnx is only part of what is served: the graph's own tensors. It isn't published."""
 FLOAT_GOLDEN = "floats.npz"
-"""Beside golden.npz where that is what a quantized graph answers: what the eager model does. It isn't published."""
+"""Beside golden.npz where that has a quantized graph's answers: the eager model's. It isn't published."""
 ONNX_TYPES = {"FP32": onnx.TensorProto.FLOAT, "UINT8": onnx.TensorProto.UINT8}
 
 
@@ -53,10 +53,10 @@ def export(model: str, checkpoint: Path, run: Path, *, corpus: Corpus) -> Path:
     candidate = _emptied(run / "candidate")
     graph, measured = candidate / repository.MODEL, net
     golden = recipe.golden(net, corpus)
-    inside = recipe.graph_golden(net, corpus) if spec.graph else golden
-    write_onnx(recipe.served(net), spec, inside, graph)
+    graph_golden = recipe.graph_golden(net, corpus) if spec.graph else golden
+    write_onnx(recipe.served(net), spec, graph_golden, graph)
     if spec.graph:
-        _write_npz(candidate / GRAPH_GOLDEN, inside)
+        _write_npz(candidate / GRAPH_GOLDEN, graph_golden)
     if spec.quantized:
         _write_npz(candidate / FLOAT_GOLDEN, golden)
         quantize.quantize(graph, recipe.calibration(corpus))
@@ -64,16 +64,16 @@ def export(model: str, checkpoint: Path, run: Path, *, corpus: Corpus) -> Path:
         golden = recipe.golden(measured, corpus)
     _write_npz(candidate / repository.GOLDEN, golden)
     metrics = recipe.evaluate(measured, corpus, out=run)
-    more: dict[str, Any] = {"missed_aims": missed(spec.aims, metrics), "golden_atol": spec.golden_atol}
+    extra: dict[str, Any] = {"missed_aims": missed(spec.aims, metrics), "golden_atol": spec.golden_atol}
     if hasattr(recipe, "members"):
-        more[configs.MEMBERS] = recipe.members(net)
+        extra[configs.MEMBERS] = recipe.members(net)
     if hasattr(recipe, "backbone"):
-        more["backbone"] = recipe.backbone(net)
-    _write_card(candidate, repository.MODEL, model, run, metrics, more)
+        extra["backbone"] = recipe.backbone(net)
+    _write_card(candidate, repository.MODEL, model, run, metrics, extra)
     return candidate
 
 
-def keep(model: str, checkpoint: Path, run: Path, *, corpus: Corpus) -> Path:
+def export_weights(model: str, checkpoint: Path, run: Path, *, corpus: Corpus) -> Path:
     """Of a model that is not served: write run/candidate with weights.pth and card.json; return that folder."""
     recipe = catalog.recipe(model)
     net = recipe.load_net(checkpoint)
@@ -84,7 +84,7 @@ def keep(model: str, checkpoint: Path, run: Path, *, corpus: Corpus) -> Path:
 
 
 def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Through memory: on a full disk NumPy's own writing leaves a traceback beside the error that it raises."""
+    """Through memory: on a full disk NumPy's writer leaves a traceback beside the error that it raises."""
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)
     path.write_bytes(content.getbuffer())
@@ -97,22 +97,22 @@ def _emptied(folder: Path) -> Path:
 
 
 def _write_card(
-    candidate: Path, file: str, model: str, run: Path, metrics: dict[str, float], more: dict[str, Any]
+    candidate: Path, file: str, model: str, run: Path, metrics: dict[str, float], extra: dict[str, Any]
 ) -> None:
     """card.json: how the candidate's `file` was made, and what it is worth."""
-    made_by = json.loads((run / "options.json").read_text())
+    provenance = json.loads((run / "options.json").read_text())
     card = {
         "model": model,
-        "preset": made_by["preset"],
-        "options": made_by["options"],
-        "corpus": made_by["corpus"],
+        "preset": provenance["preset"],
+        "options": provenance["options"],
+        "corpus": provenance["corpus"],
         "metrics": metrics,
-        **more,
-        "commit": made_by["commit"],
-        "trained_on": made_by["machine"],
-        "command": made_by["command"],
-        **({"started_from": made_by["started_from"]} if "started_from" in made_by else {}),
-        **({"run": made_by["run"]} if "run" in made_by else {}),
+        **extra,
+        "commit": provenance["commit"],
+        "trained_on": provenance["machine"],
+        "command": provenance["command"],
+        **({"started_from": provenance["started_from"]} if "started_from" in provenance else {}),
+        **({"run": provenance["run"]} if "run" in provenance else {}),
         "sha256": repository.sha256(candidate / file),
     }
     (candidate / repository.CARD).write_text(json.dumps(card, indent=2) + "\n")
@@ -140,11 +140,11 @@ def write_onnx(net: torch.nn.Module, spec: ModelSpec, golden: dict[str, np.ndarr
             # A graph that takes its weights twice, once turned round, keeps them once, and turns them as it is loaded.
             do_constant_folding=spec.graph is None,
         )  # fmt: skip
-    onnx.save(shortened(onnx.load(path)), path)
+    onnx.save(stored_in_float16(onnx.load(path)), path)
 
 
-def shortened(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Weights that two bytes hold to the bit are kept in two, and cast as the graph is loaded: half the file."""
+def stored_in_float16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Weights that are float16 to the bit are stored so, and cast as the graph is loaded: half the file."""
     casts = []
     for weights in model.graph.initializer:
         values = onnx.numpy_helper.to_array(weights)
@@ -201,10 +201,10 @@ def publish(model: str, candidate: Path, into: Path) -> int:
 
 def published_by(run: Path, model: str, into: Path) -> int | None:
     """The version that a run has published already, if it was killed before it could note it."""
-    made_by = json.loads((run / "options.json").read_text())
+    provenance = json.loads((run / "options.json").read_text())
     for version in reversed(repository.versions(into, model)):
         with contextlib.suppress(RepositoryError):  # a damaged card is another's; the gate has its say on it
-            if repository.card(into, model, version).data.get("run") == made_by.get("run", "none"):
+            if repository.card(into, model, version).data.get("run") == provenance.get("run", "none"):
                 return version
     return None
 
@@ -215,10 +215,12 @@ def parity_reasons(candidate: Path, spec: ModelSpec) -> list[str]:
     A quantized graph is asked without its rounding, which golden_atol is for, and must agree as closely as floats do.
     The tensors inside a model have no common unit: there golden_atol is a share of the largest number of each.
     """
-    kept = GRAPH_GOLDEN if spec.graph else FLOAT_GOLDEN if spec.quantized else repository.GOLDEN
-    if not (candidate / kept).is_file():
-        return [f"no {kept} beside model.onnx: an older version of this project made it; `training.run` makes both"]
-    golden = dict(np.load(candidate / kept))
+    reference = GRAPH_GOLDEN if spec.graph else FLOAT_GOLDEN if spec.quantized else repository.GOLDEN
+    if not (candidate / reference).is_file():
+        return [
+            f"no {reference} beside model.onnx: an older version of this project made it; `training.run` makes both"
+        ]
+    golden = dict(np.load(candidate / reference))
     try:
         graph = (candidate / repository.MODEL).read_bytes()
         if spec.quantized:
@@ -231,17 +233,17 @@ def parity_reasons(candidate: Path, spec: ModelSpec) -> list[str]:
     for part in (slice(None), slice(0, 1)) if spec.batching else (slice(None),):
         answers = session.run([t.name for t in core.outputs], {t.name: golden[t.name][part] for t in core.inputs})
         for tensor, answer in zip(core.outputs, answers, strict=True):
-            truth = golden[tensor.name][part]
-            if answer.shape != truth.shape or answer.dtype != truth.dtype:
+            expected = golden[tensor.name][part]
+            if answer.shape != expected.shape or answer.dtype != expected.dtype:
                 reasons.append(
-                    f"{tensor.name} is {answer.dtype}{answer.shape}, the eager model's {truth.dtype}{truth.shape}"
+                    f"{tensor.name} is {answer.dtype}{answer.shape}, the eager model's {expected.dtype}{expected.shape}"
                 )
                 continue
-            worst = float(np.abs(answer.astype(np.float64) - truth).max())
-            allowed = verify.rounding_atol(truth.dtype) if spec.quantized else spec.golden_atol
-            allowed *= float(np.abs(truth).max()) if spec.graph else 1
-            if not worst <= allowed:
-                reasons.append(f"{tensor.name} differs from the eager model by {worst:.3g}, more than {allowed:.3g}")
+            largest = float(np.abs(answer.astype(np.float64) - expected).max())
+            allowed = verify.rounding_atol(expected.dtype) if spec.quantized else spec.golden_atol
+            allowed *= float(np.abs(expected).max()) if spec.graph else 1
+            if not largest <= allowed:
+                reasons.append(f"{tensor.name} differs from the eager model by {largest:.3g}, more than {allowed:.3g}")
     return reasons
 
 
@@ -270,7 +272,7 @@ def graph_reasons(path: Path, spec: ModelSpec) -> list[str]:
 
 
 def metric_reasons(candidate: Path, spec: ModelSpec, into: Path) -> list[str]:
-    """The spec's thresholds, beside the live version's metrics where they were measured on the same corpus."""
+    """By the spec's thresholds and, where it was measured on the same corpus, by the live version's metrics."""
     card = repository.Card.read(candidate / repository.CARD)
     live: Mapping[str, float] = {}
     if present := repository.versions(into, spec.name):
@@ -282,8 +284,8 @@ def metric_reasons(candidate: Path, spec: ModelSpec, into: Path) -> list[str]:
 def missed(
     bounds: Iterable[Threshold], metrics: Mapping[str, float], live: Mapping[str, float] | None = None
 ) -> list[str]:
-    """What is said of each bound that the metrics don't meet. A metric that was not measured is passed over: a corpus
-    whose truth is not known has no structure to measure."""
+    """A reason for each bound that the metrics don't meet. A metric that was not measured is passed over: a corpus
+    whose ground truth is not known has no structure to measure."""
     measured = [bound for bound in bounds if bound.metric in metrics]
     reasons = [bound.refusal(metrics[bound.metric], (live or {}).get(bound.metric)) for bound in measured]
     return [reason for reason in reasons if reason]

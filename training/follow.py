@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 
-from training.cluster import Cluster, ClusterError, Json, Missing, Unreachable
+from training.cluster import Cluster, ClusterError, Json, NotFound, Unreachable
 from training.errors import BAD_INPUT, REFUSED, STOPPED
 from training.jobs import CONTAINER
 
@@ -28,7 +28,7 @@ STUCK = {
     "CreateContainerError",
 }
 """Reasons to wait that do not pass by themselves: a Job's pods can't be changed."""
-ON_THE_WAY = {"ContainerCreating", "PodInitializing"}
+STARTING = {"ContainerCreating", "PodInitializing"}
 
 
 class Follower:
@@ -42,8 +42,8 @@ class Follower:
         self._told: set[str] = set()
         self._shown_until: dict[str, str] = {}
         self._log_failures: Counter[str] = Counter()
-        self._owed: set[str] = set()
-        """pods with more log to show, as far as is known"""
+        self._incomplete_logs: set[str] = set()
+        """pods whose log may go on"""
         self._ended: set[str] = set()
 
     def run(self) -> bool:
@@ -66,20 +66,20 @@ class Follower:
         """One round; the Job's success if it has ended. The Job is read first: none of its pods comes later then."""
         try:
             job = self.cluster.read("Job", self.job)
-        except Missing as error:
+        except NotFound as error:
             raise ClusterError(f"{self.job} is gone: it was deleted") from error
-        end = _end(job)
+        condition = _terminal_condition(job)
         pods = self.cluster.list("Pod", labelSelector=f"batch.kubernetes.io/job-name={self.job}")
-        # The leader's log is followed as long as it comes: of the others is told before.
-        for pod in sorted(pods, key=lambda pod: (_leads(pod), str(pod["metadata"]["creationTimestamp"]))):
-            self._look_at(pod, job_ended=end is not None)
+        # The leader comes last: following its log takes as long as it runs, and the others are told of before.
+        for pod in sorted(pods, key=lambda pod: (_is_leader(pod), str(pod["metadata"]["creationTimestamp"]))):
+            self._look_at(pod, job_ended=condition is not None)
         if not pods:
             self._say_why_no_pod(job)
-        self._owed &= {pod["metadata"]["name"] for pod in pods}  # an evicted pod may be gone with its log
-        if end is None or self._owed:
+        self._incomplete_logs &= {pod["metadata"]["name"] for pod in pods}  # an evicted pod may be gone with its log
+        if condition is None or self._incomplete_logs:
             return None
-        succeeded: bool = end["type"] == "Complete"
-        self.tell("succeeded" if succeeded else f"failed: {end.get('reason')}: {_words(end)}")
+        succeeded: bool = condition["type"] == "Complete"
+        self.tell("succeeded" if succeeded else f"failed: {condition.get('reason')}: {_message(condition)}")
         return succeeded
 
     def _look_at(self, pod: Json, *, job_ended: bool) -> None:
@@ -88,48 +88,48 @@ class Follower:
             return
         for condition in status.get("conditions", []):
             if condition["type"] == "PodScheduled" and condition["status"] == "False":
-                self._tell_once(f"waits for a node: {_words(condition)}")
+                self._tell_once(f"waits for a node: {_message(condition)}")
         state: Json = next((c["state"] for c in status.get("containerStatuses", []) if c["name"] == CONTAINER), {})
         if waiting := state.get("waiting"):
             self._say_why_waiting(waiting)
         terminated: Json | None = state.get("terminated")
         if terminated or "running" in state:
             self._tell_once(f"pod {name} runs on {pod['spec'].get('nodeName', 'a node')}")
-            if _leads(pod):
+            if _is_leader(pod):
                 self._copy_log(name, final=terminated is not None or job_ended)
             elif terminated:
                 self._ended.add(name)
         if terminated and name in self._ended and terminated["exitCode"]:
-            said = "" if _leads(pod) else f": {_words(terminated)}"
+            said = "" if _is_leader(pod) else f": {_message(terminated)}"
             self.tell(f"pod {name} ended with status {terminated['exitCode']}: {_meaning(terminated)}{said}")
 
     def _copy_log(self, pod: str, *, final: bool) -> None:
         """A log that breaks off is read again in the next round, without the lines that were shown."""
-        self._owed.add(pod)
+        self._incomplete_logs.add(pod)
         try:
-            for stamp, line in self.cluster.log(pod, CONTAINER):
-                # The kubelet's stamps have a fixed width: text order is time order.
-                if stamp > self._shown_until.get(pod, ""):
+            for timestamp, line in self.cluster.log(pod, CONTAINER):
+                # The kubelet's timestamps have a fixed width: text order is time order.
+                if timestamp > self._shown_until.get(pod, ""):
                     self.show(line)
-                    self._shown_until[pod] = stamp
+                    self._shown_until[pod] = timestamp
         except ClusterError as error:
             self._log_failures[pod] += 1
             if not final or self._log_failures[pod] < LOG_ATTEMPTS:
                 return
             self.tell(f"the rest of pod {pod}'s log can't be read: {error}")
         if final:
-            self._owed.remove(pod)
+            self._incomplete_logs.remove(pod)
             self._ended.add(pod)
 
     def _say_why_waiting(self, waiting: Json) -> None:
         reason = waiting.get("reason", "")
         if reason in STUCK:
             raise ClusterError(
-                f"{self.job} can't start: {reason}: {_words(waiting)}; "
+                f"{self.job} can't start: {reason}: {_message(waiting)}; "
                 f"mend that, or end it: kubectl delete job {self.job}"
             )
-        if reason and reason not in ON_THE_WAY:
-            self._tell_once(f"waits: {reason}: {_words(waiting)}")
+        if reason and reason not in STARTING:
+            self._tell_once(f"waits: {reason}: {_message(waiting)}")
 
     def _say_why_no_pod(self, job: Json) -> None:
         if job["spec"].get("suspend"):
@@ -137,7 +137,7 @@ class Follower:
         with suppress(ClusterError):  # seeing events takes a right of its own
             for event in self.cluster.list("Event", fieldSelector=f"involvedObject.name={self.job}"):
                 if event.get("type") == "Warning":
-                    self._tell_once(f"{event.get('reason')}: {_words(event)}")
+                    self._tell_once(f"{event.get('reason')}: {_message(event)}")
 
     def _tell_once(self, text: str) -> None:
         if text not in self._told:
@@ -145,23 +145,23 @@ class Follower:
             self.tell(text)
 
 
-def _end(job: Json) -> Json | None:
+def _terminal_condition(job: Json) -> Json | None:
     """The condition that says how the Job ended, if it has."""
     conditions: list[Json] = job.get("status", {}).get("conditions", [])
     return next((c for c in conditions if c["type"] in ("Complete", "Failed") and c["status"] == "True"), None)
 
 
-def _leads(pod: Json) -> bool:
-    """Of an Indexed Job's pods only the first logs the run; a Job of one pod has no indices."""
+def _is_leader(pod: Json) -> bool:
+    """Whether the pod's log is the run's: of an Indexed Job only the first's is; a Job of one pod has no indices."""
     index: str = pod["metadata"].get("annotations", {}).get("batch.kubernetes.io/job-completion-index", "0")
     return index == "0"
 
 
 def _meaning(terminated: Json) -> str:
-    """Of a container's exit status; the kubelet's own word for what is not one of ours."""
+    """Of a container's exit code; the kubelet's own reason for what is not one of ours."""
     reason: str = terminated.get("reason", "Error")
     return MEANINGS.get(terminated["exitCode"], reason)
 
 
-def _words(said: Json) -> str:
-    return " ".join(said.get("message", "").split()) or "no message"
+def _message(status: Json) -> str:
+    return " ".join(status.get("message", "").split()) or "no message"

@@ -27,13 +27,13 @@ MODELS, RUNS = "atelier-models", "atelier-runs"
 """The claims of the model repository, which Triton serves, and of the run directories. All Jobs share both."""
 CONTAINER = "train"
 GPU = "nvidia.com/gpu"
-USER = 1000
+UID = 1000
 """The user that deploy/images/*.Dockerfile make."""
 METRICS_PORT = 8000
 RENDEZVOUS_PORT = 29400
 RETRIES = 4
 DEVICE = "ATELIER_DEVICE"
-"""What tells training.devices which device to take."""
+"""The environment variable by which training.devices chooses."""
 DATA = "/runs/.data"
 """Where fetched corpora are kept, beside the runs: no Job's name begins with a dot."""
 
@@ -44,8 +44,9 @@ class Job:
 
     `corpus` says what the pictures are, for the reader of the manifest, and `fetched_from` where they come from, if
     they do: the first address that answers. `deadline_h` ends a Job that hangs, with time to spare for one that
-    does not. `options` go to training.run as they are. One whose run is wanted, not a new version, has a `name` that
-    says what it `does`, and doesn't publish. `gpus`, `cpus` and `memory` are those of each of `nodes`.
+    does not. `options` go to training.run as they are. A Job whose result is its run, not a new version, doesn't
+    publish, and has a `name` of its own that says what it `does`. `gpus`, `cpus` and `memory` are those of each of
+    `nodes`.
     """
 
     corpus: str
@@ -62,8 +63,8 @@ class Job:
 
     def __post_init__(self) -> None:
         assert self.gpus >= 0, f"gpus {self.gpus}: 0 or more"
-        for fact in ("nodes", "cpus", "deadline_h"):
-            assert getattr(self, fact) > 0, f"{fact} {getattr(self, fact)}: 1 or more"
+        for field in ("nodes", "cpus", "deadline_h"):
+            assert getattr(self, field) > 0, f"{field} {getattr(self, field)}: 1 or more"
         assert self.nodes == 1 or self.publishes, "nodes: a pod knows by what was published that its group is done"
         assert re.fullmatch(r"\d+[GM]i", self.memory), f"memory {self.memory!r}: such as 8Gi or 512Mi"
 
@@ -75,7 +76,7 @@ def image(accelerator: str) -> str:
 
 
 def file(model: str, job: Job) -> Path:
-    """Where that text goes, from the root of the repository."""
+    """Where the text of `render` goes, from the root of the repository."""
     return Path("deploy", f"{_name(model, job)}.yaml")
 
 
@@ -83,26 +84,26 @@ def render(spec: ModelSpec, job: Job) -> str:
     """The text of `file`."""
     header = _header(spec, job).splitlines()
     comment = "".join(f"# {line}".rstrip() + "\n" for line in header)
-    return comment + dump([_yaml(document) for document in documents(spec.name, job)])
+    return comment + dump([_yaml(manifest) for manifest in manifests(spec.name, job)])
 
 
 def dump(manifests: list[Any]) -> str:
     """Manifests as the text of one YAML file."""
     text = StringIO()
-    _emitter().dump_all(manifests, text)
+    _yaml_emitter().dump_all(manifests, text)
     return text.getvalue()
 
 
 def load(path: Path) -> list[Any]:
     """The manifests of a YAML file; `dump` writes them back with their comments."""
-    return list(_emitter().load_all(path.read_text()))
+    return list(_yaml_emitter().load_all(path.read_text()))
 
 
-def documents(model: str, job: Job) -> list[dict[str, Any]]:
+def manifests(model: str, job: Job) -> list[dict[str, Any]]:
     """What the file holds. A tuple is written on one line; a `Note` stands above its value."""
-    models = [_claim(MODELS, "5Gi", job)] if job.publishes else []
+    models = [_volume_claim(MODELS, "5Gi", job)] if job.publishes else []
     service = [_service()] if job.nodes > 1 else []
-    return [_account(), *models, _claim(RUNS, "20Gi", job), *service, _job(model, job)]
+    return [_service_account(), *models, _volume_claim(RUNS, "20Gi", job), *service, _job(model, job)]
 
 
 class Note(NamedTuple):
@@ -110,7 +111,7 @@ class Note(NamedTuple):
     value: Any
 
 
-def _account() -> dict[str, Any]:
+def _service_account() -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "ServiceAccount",
@@ -119,7 +120,7 @@ def _account() -> dict[str, Any]:
     }
 
 
-def _claim(name: str, storage: str, job: Job) -> dict[str, Any]:
+def _volume_claim(name: str, storage: str, job: Job) -> dict[str, Any]:
     mode = "ReadWriteMany" if job.nodes > 1 else "ReadWriteOnce"
     return {
         "apiVersion": "v1",
@@ -149,14 +150,14 @@ def _labels(component: str) -> dict[str, Any]:
 
 
 def _job(model: str, job: Job) -> dict[str, Any]:
-    labels = {"app.kubernetes.io/name": _dashed(model), **_labels("training")}
+    labels = {"app.kubernetes.io/name": _kubernetes_name(model), **_labels("training")}
     queue = "With Kueue, the queue that admits this Job:\nkueue.x-k8s.io/queue-name: atelier"
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {
             "name": _name(model, job),
-            "labels": {"app.kubernetes.io/name": Note(queue, _dashed(model)), **_labels("training")},
+            "labels": {"app.kubernetes.io/name": Note(queue, _kubernetes_name(model)), **_labels("training")},
         },
         "spec": {
             **_completions(job),
@@ -212,9 +213,9 @@ def _pod(model: str, job: Job) -> dict[str, Any]:
         "terminationGracePeriodSeconds": Note("Time to finish a step and write a checkpoint.", 120),
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
+            "runAsUser": UID,
+            "runAsGroup": UID,
+            "fsGroup": UID,
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
@@ -335,34 +336,34 @@ Its corpus: {job.corpus}.
 {result}
 
   kubectl apply -f {file(spec.name, job)}
-  kubectl logs -f {_log(name, job)}
-{_together(job)}
+  kubectl logs -f {_log_target(name, job)}
+{_multinode_note(job)}
 What to change for your cluster:
 - image: `deploy/images/build.sh training-gpu` builds it. Push it where the cluster can pull it, and name that here.
 - {GPU}: without GPUs delete it and the toleration, take the -cpu image, and set {DEVICE} to cpu.
-{_modes(job)}
+{_cluster_notes(job)}
 - storageClassName: not set, so the cluster's default is used.
-{_fetching(job)}
+{_corpus_note(job)}
 A Job is applied once. After a change: kubectl delete job {name}, then apply: it goes on.
-For a new run give the Job a new name, as `{_submit(spec.name, job)}` does for you.
+For a new run give the Job a new name, as `{_submit_command(spec.name, job)}` does for you.
 Never `kubectl delete -f` this file: that deletes {lost}.
 
 Generated by `python -m training.generate` from training/models/{spec.name}/ and training/jobs.py.
 """
 
 
-def _log(name: str, job: Job) -> str:
+def _log_target(name: str, job: Job) -> str:
     if job.nodes == 1:
         return f"job/{name}"
     return f"-l job-name={name},batch.kubernetes.io/job-completion-index=0"
 
 
-def _submit(model: str, job: Job) -> str:
+def _submit_command(model: str, job: Job) -> str:
     nodes = f" --nodes {job.nodes}" if job.nodes > 1 else ""
     return f"python -m training.submit {model}{nodes} --follow"
 
 
-def _together(job: Job) -> str:
+def _multinode_note(job: Job) -> str:
     if job.nodes == 1:
         return ""
     return f"""
@@ -372,7 +373,7 @@ end, and begin again together from its last checkpoint.
 """
 
 
-def _modes(job: Job) -> str:
+def _cluster_notes(job: Job) -> str:
     if job.nodes == 1:
         return "- accessModes: ReadWriteMany where Triton, or another Job, runs on another node than this Job."
     return """\
@@ -382,7 +383,7 @@ def _modes(job: Job) -> str:
 - nodes: completions, parallelism and --nnodes are one number, of which --batch is a multiple."""
 
 
-def _fetching(job: Job) -> str:
+def _corpus_note(job: Job) -> str:
     if not job.fetched_from:
         return ""
     addresses = "".join(f"    {address}\n" for address in job.fetched_from)
@@ -393,15 +394,15 @@ def _fetching(job: Job) -> str:
 
 
 def _name(model: str, job: Job) -> str:
-    return job.name or f"train-{_dashed(model)}"
+    return job.name or f"train-{_kubernetes_name(model)}"
 
 
-def _dashed(model: str) -> str:
+def _kubernetes_name(model: str) -> str:
     """The model's name in Kubernetes, which knows no underscore."""
     return model.replace("_", "-")
 
 
-def _emitter() -> YAML:
+def _yaml_emitter() -> YAML:
     yaml = YAML()
     yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.width = 200

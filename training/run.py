@@ -195,7 +195,7 @@ def _hand_on(checkpoint: Path, run: Any, corpus: Any, asked: Invocation) -> None
     from training import export
 
     if run.model not in catalog.names():
-        print(f"weights and their card: {export.keep(run.model, checkpoint, run.path, corpus=corpus)}")
+        print(f"weights and their card: {export.export_weights(run.model, checkpoint, run.path, corpus=corpus)}")
         return
     publish, plan = asked.publish, asked.export != ONNX
     if publish is None:

@@ -23,7 +23,7 @@ from typing import Any
 from ruamel.yaml.error import YAMLError
 
 from training import catalog, jobs
-from training.cluster import Cluster, ClusterError, Exists, connect
+from training.cluster import AlreadyExists, Cluster, ClusterError, connect
 from training.errors import BAD_INPUT, BadInput
 from training.follow import Follower
 
@@ -37,18 +37,18 @@ CONVERTERS: dict[type, Callable[[str], object]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    asked = _parser().parse_args(arguments)
+    args = _parser().parse_args(arguments)
     try:
-        manifests = _manifests(asked)
-        if asked.dry_run:
+        manifests = _manifests(args)
+        if args.dry_run:
             print(jobs.dump(manifests), end="")
             return 0
-        cluster = connect(namespace=asked.namespace, context=asked.context)
+        cluster = connect(namespace=args.namespace, context=args.context)
         job = _create(cluster, manifests)
     except (BadInput, ClusterError) as error:
         print(f"training.submit: {error}", file=sys.stderr)
         return BAD_INPUT
-    if asked.follow:
+    if args.follow:
         return _follow(cluster, job)
     print(f"created {job}; its log: kubectl logs --namespace {cluster.namespace} --follow job/{job}")
     return 0
@@ -82,17 +82,17 @@ def _trainable() -> list[str]:
 # --- what to create ---
 
 
-def _manifests(asked: argparse.Namespace) -> list[Any]:
+def _manifests(args: argparse.Namespace) -> list[Any]:
     """The manifests of deploy/train-<model>.yaml, which a reader may have edited, with what was asked for."""
-    facts = catalog.job(asked.model) if asked.model in _trainable() else None
-    if facts is None:
-        raise BadInput(f"MODEL: no {asked.model!r}; there are {', '.join(_trainable())}")
-    if asked.nodes != 1:
-        facts = catalog.multinode(asked.model) if asked.nodes > 1 else None
-    if facts is None:
-        able = " and ".join(name for name in _trainable() if catalog.multinode(name))
-        raise BadInput(f"--nodes: {asked.nodes} can't train {asked.model}; on 2 or more {able} can be trained")
-    path = jobs.file(asked.model, facts)
+    training_job = catalog.job(args.model) if args.model in _trainable() else None
+    if training_job is None:
+        raise BadInput(f"MODEL: no {args.model!r}; there are {', '.join(_trainable())}")
+    if args.nodes != 1:
+        training_job = catalog.multinode(args.model) if args.nodes > 1 else None
+    if training_job is None:
+        multinode = " and ".join(name for name in _trainable() if catalog.multinode(name))
+        raise BadInput(f"--nodes: {args.nodes} can't train {args.model}; on 2 or more {multinode} can be trained")
+    path = jobs.file(args.model, training_job)
     try:
         manifests = jobs.load(jobs.ROOT / path)
         (job,) = (manifest for manifest in manifests if manifest["kind"] == "Job")
@@ -104,35 +104,35 @@ def _manifests(asked: argparse.Namespace) -> list[Any]:
         raise BadInput(
             f"{path}: not one Job with a container {jobs.CONTAINER!r}; `make generate` writes it anew"
         ) from error
-    _change(job, pod, container, asked)
+    _change(job, pod, container, args)
     return manifests
 
 
-def _change(job: Any, pod: Any, container: Any, asked: argparse.Namespace) -> None:
-    if asked.name:
-        job["metadata"]["name"] = asked.name
+def _change(job: Any, pod: Any, container: Any, args: argparse.Namespace) -> None:
+    if args.name:
+        job["metadata"]["name"] = args.name
     else:
         job["metadata"].insert(0, "generateName", f"{job['metadata'].pop('name')}-")
-    if asked.nodes > 1:
-        _spread(job["spec"], container, asked.nodes)
-    container["args"] += training_arguments(asked.model, asked.preset, asked.set)
-    if asked.cpu:
+    if args.nodes > 1:
+        _set_nodes(job["spec"], container, args.nodes)
+    container["args"] += training_arguments(args.model, args.preset, args.set)
+    if args.cpu:
         container["image"] = container["image"].removesuffix("-gpu") + "-cpu"
         container["resources"]["limits"].pop(jobs.GPU, None)
         pod.pop("tolerations", None)
         for variable in container.get("env", []):
             if variable["name"] == jobs.DEVICE:
                 variable["value"] = "cpu"
-    if asked.image:
-        container["image"] = asked.image
+    if args.image:
+        container["image"] = args.image
 
 
-def _spread(spec: Any, container: Any, nodes: int) -> None:
+def _set_nodes(spec: Any, container: Any, nodes: int) -> None:
     """Over as many nodes as were asked for, not as many as the file says."""
     spec["backoffLimit"] = spec["backoffLimit"] // spec["completions"] * nodes
     spec["completions"] = spec["parallelism"] = nodes
-    (place,) = (k for k, argument in enumerate(container["args"]) if argument.startswith("--nnodes="))
-    container["args"][place] = f"--nnodes={nodes}"
+    (index,) = (k for k, argument in enumerate(container["args"]) if argument.startswith("--nnodes="))
+    container["args"][index] = f"--nnodes={nodes}"
 
 
 def training_arguments(model: str, preset: str | None, settings: list[str]) -> list[str]:
@@ -193,20 +193,20 @@ def _flag(key: str, value: object) -> list[str]:
 
 def _create(cluster: Cluster, manifests: list[Any]) -> str:
     """What the Job stands on where it is not there yet, then the Job; returns its name."""
-    *basis, job = sorted(manifests, key=lambda manifest: manifest["kind"] == "Job")
-    for manifest in basis:
+    *prerequisites, job = sorted(manifests, key=lambda manifest: manifest["kind"] == "Job")
+    for manifest in prerequisites:
         try:
             name = cluster.create(manifest)
             print(f"created {manifest['kind']} {name}", file=sys.stderr)
-        except Exists:  # claims hold data and may have been changed by their owner: they stay as they are
-            _can_be_shared(cluster, manifest)
+        except AlreadyExists:  # claims hold data and may have been changed by their owner: they stay as they are
+            _require_shared(cluster, manifest)
     try:
         return cluster.create(job)
-    except Exists as error:
+    except AlreadyExists as error:
         raise ClusterError(f"--name: {error}; choose another, or leave --name out") from error
 
 
-def _can_be_shared(cluster: Cluster, manifest: Any) -> None:
+def _require_shared(cluster: Cluster, manifest: Any) -> None:
     """Refuses a claim for one node where the file asks for one of many: pods would wait for their volume for ever."""
     if "ReadWriteMany" not in manifest.get("spec", {}).get("accessModes", []):
         return

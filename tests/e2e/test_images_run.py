@@ -65,7 +65,7 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders in the place of the claims, their group that of the pods, as a kubelet makes it."""
     made = {name: tmp_path_factory.mktemp(name) for name in ("models", "runs")}
     for path in made.values():
-        os.chown(path, jobs.USER, jobs.USER)
+        os.chown(path, jobs.UID, jobs.UID)
     return made
 
 
@@ -127,10 +127,10 @@ def test_make_images_says_how_large_they_are(built):
 @pytest.mark.parametrize("image", [TRAINING, SERVING, CLIENTS])
 def test_images_hold_no_tools(image, built, engine):
     """They run as the user that the manifests name, and hold no compiler and no pip."""
-    assert engine.inspect(f"localhost/{image}")["Config"]["User"] == str(jobs.USER)
+    assert engine.inspect(f"localhost/{image}")["Config"]["User"] == str(jobs.UID)
     find = "id -u; command -v gcc cc make git pip pip3; python -c 'import pip'"
     done = engine.run("--rm", "--network", "none", "--entrypoint", "sh", f"localhost/{image}", "-c", find)
-    assert (done.returncode, done.stdout) == (1, f"{jobs.USER}\n"), done
+    assert (done.returncode, done.stdout) == (1, f"{jobs.UID}\n"), done
     assert "No module named 'pip'" in done.stderr
 
 
@@ -161,7 +161,7 @@ def test_triton_serves_what_the_job_made(started, volumes):
 
 def test_a_walk_from_a_third_container(started, engine, tmp_path):
     """The clients' image, beside Triton, renders what that wgan draws: frames that change and are no single colour."""
-    os.chown(tmp_path, jobs.USER, jobs.USER)
+    os.chown(tmp_path, jobs.UID, jobs.UID)
     walk = ("clients/walk.py", "--url", "127.0.0.1:8001", "--steps", str(STEPS), "--out", "/out/walk.gif")
     done = _run(
         engine,

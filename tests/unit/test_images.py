@@ -39,7 +39,7 @@ def _images() -> list[tuple[str, Path]]:
 def test_images_do_not_run_as_root(target, path):
     """The user is a number, so that the cluster can see that it is not root, and the one that the Jobs name."""
     users = [line.split()[1] for line in _stages(path)[target] if line.startswith("USER ")]
-    assert users[-1] == str(jobs.USER)
+    assert users[-1] == str(jobs.UID)
 
 
 @of_each

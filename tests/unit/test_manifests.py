@@ -334,6 +334,6 @@ def test_a_job_without_gpus():
 
 def test_names_fit_kubernetes():
     """A model's underscore becomes a dash in names, and stays in the command."""
-    (*_, job) = jobs.documents("wgan_x4", jobs.Job(corpus="none"))
+    (*_, job) = jobs.manifests("wgan_x4", jobs.Job(corpus="none"))
     assert job["metadata"]["name"] == "train-wgan-x4"
     assert job["spec"]["template"]["spec"]["containers"][0]["args"][0] == "wgan_x4"
