@@ -312,7 +312,7 @@ def over_seeds(runs: list[Path]) -> dict[str, object]:
         path = run / "candidate" / repository.CARD
         if not path.is_file():
             raise BadInput(f"--beside: no candidate in {run}; python -m training.run makes one when it ends")
-        cards.append(json.loads(path.read_text()))
+        cards.append(dict(repository.Card.read(path).data))
     seeds = [card["options"].pop("seed", None) for card in cards]
     for run, card in zip(runs, cards, strict=True):
         if any(card[part] != cards[0][part] for part in ("model", "options", "corpus")):
@@ -342,7 +342,7 @@ def main() -> int:
         path = candidate / repository.CARD
         if not path.is_file():
             raise BadInput(f"RUN: no candidate in {args.run}; python -m training.run makes one when it ends")
-        card = json.loads(path.read_text())
+        card = dict(repository.Card.read(path).data)
         model = card["model"]
         if model not in catalog.names():
             raise BadInput(f"RUN: {model} is not served; its weights stay in {candidate}")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from training import catalog, export, run
+from training import catalog, export, jobs, run
 from training.errors import BadInput
 from training.models.features import net as features
 
@@ -172,13 +172,14 @@ def test_the_backbone_is_trained_and_not_served(
     assert not list(tmp_path.iterdir())
     card = tmp_path / "run/candidate/card.json"
     card.parent.mkdir(parents=True)
-    card.write_text('{"model": "features"}')
+    shipped = (jobs.ROOT / "training/models/features/weights/card.json").read_text()
+    card.write_text(shipped)
     command = ["export", str(tmp_path / "run"), "--publish", str(tmp_path / "models"), "--note", "more"]
     monkeypatch.setattr("sys.argv", command)
     assert export.main() == 2
     said = f"training.export: RUN: features is not served; its weights stay in {card.parent}\n"
     assert capsys.readouterr().err == said
-    assert card.read_text() == '{"model": "features"}'
+    assert card.read_text() == shipped
 
 
 def test_a_folder_without_classes_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -198,7 +198,7 @@ def run_of_seed(path: Path, seed: int, accuracy: float, **options: object) -> Pa
     """A run directory whose candidate has a card and nothing else."""
     card = {
         "model": "classifier", "options": {"seed": seed, "epochs": 3, **options}, "corpus": {"name": "bars"},
-        "metrics": {"test_accuracy": accuracy},
+        "metrics": {"test_accuracy": accuracy}, "preset": "default", "commit": "0" * 40, "sha256": "0" * 64,
     }  # fmt: skip
     (path / "candidate").mkdir(parents=True)
     (path / "candidate" / repository.CARD).write_text(json.dumps(card))
@@ -244,6 +244,22 @@ def test_note_on_a_full_disk_leaves_the_card_as_it_was(
     assert said.count("\n") == 1
     assert card.read_text() == before
     assert [path.name for path in card.parent.iterdir()] == [card.name]
+
+
+@pytest.mark.parametrize("damaged", ["run", "beside"])
+def test_a_card_that_was_cut_off_is_told(
+    damaged: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As by a disk that filled up: one line names the file, and the status is that of bad input."""
+    runs = {name: run_of_seed(tmp_path / name, seed, 0.94) for seed, name in enumerate(("run", "beside"))}
+    card = runs[damaged] / "candidate" / repository.CARD
+    card.write_text(card.read_text()[:40])
+    asked = [str(runs["run"]), "--publish", str(tmp_path / "repository"), "--beside", str(runs["beside"])]
+    monkeypatch.setattr(sys, "argv", ["export", *asked])
+    assert export.main() == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"training.export: {card}: not a model card (")
+    assert said.count("\n") == 1
 
 
 def test_a_gate_that_could_not_serve_the_candidate_is_told_before_training(
