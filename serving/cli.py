@@ -11,7 +11,7 @@ from serving.errors import ServingError
 
 BAD_INPUT = 2
 INTERRUPTED = 130
-"""As a shell has it of a command that Ctrl-C has ended."""
+"""128 + SIGINT, as shells report a command that Ctrl-C has ended."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,17 +24,17 @@ def run(command: Callable[[argparse.Namespace], str], options: argparse.Namespac
     try:
         print(command(options))
     except (ServingError, OSError) as exc:
-        return failed(exc)
+        return report(exc)
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0
 
 
-def failed(why: ServingError | OSError) -> int:
-    """Says why in one line, which names the files that the system could not use; returns the exit status."""
-    said = str(why)
-    if isinstance(why, OSError) and why.strerror:
-        files = " -> ".join(str(name) for name in (why.filename, why.filename2) if name)
-        said = f"{files}: {why.strerror}" if files else why.strerror
+def report(error: ServingError | OSError) -> int:
+    """Prints it as one line, which names the files that the system could not use; returns the exit status."""
+    said = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        files = " -> ".join(str(name) for name in (error.filename, error.filename2) if name)
+        said = f"{files}: {error.strerror}" if files else error.strerror
     print(said, file=sys.stderr)
     return BAD_INPUT

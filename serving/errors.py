@@ -12,15 +12,15 @@ class RepositoryError(ServingError):
 
 
 class ServerError(ServingError):
-    """tritonserver did not start, or could not be reached."""
+    """A server did not start, could not be reached, or refused what it was asked."""
 
 
 class PortTaken(ServerError):
-    """Something else listens on a port that tritonserver was to open."""
+    """Something else listens on a port that a server was to open."""
 
 
 class Unreachable(ServerError):
-    """Nothing answers at a server's address, or not in time, or it has too much to do."""
+    """Nothing answers at a server's address, or not in time, or the server is overloaded."""
 
 
 class Disagreement(ServingError):
@@ -28,7 +28,7 @@ class Disagreement(ServingError):
 
 
 class Refused(ServingError):
-    """A replica that does well with the version before would not load a version, or does not answer as it must."""
+    """A replica that does well with the version before would not load this one, or disagrees with its golden batch."""
 
 
 class Withdrawn(ServingError):

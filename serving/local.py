@@ -357,7 +357,7 @@ def run(serve: Callable[[argparse.Namespace], None], options: argparse.Namespace
     except KeyboardInterrupt:
         return 0
     except (ServingError, OSError) as exc:
-        return cli.failed(exc)
+        return cli.report(exc)
     return 0
 
 

@@ -454,10 +454,10 @@ def _rollback(options: argparse.Namespace) -> str:
 
 def _seed_volume(options: argparse.Namespace) -> str:
     models(options.source, "--source")
-    found = options.first and any(options.first.glob(f"*/{CONFIG}"))
-    added = [
-        each for source in [options.first] * bool(found) + [options.source] for each in seed(source, options.repository)
-    ]
+    sources = [options.source]
+    if options.first and any(options.first.glob(f"*/{CONFIG}")):  # a bucket may still be empty
+        sources.insert(0, options.first)
+    added = [each for source in sources for each in seed(source, options.repository)]
     return f"{options.repository}: {'added ' + ', '.join(added) if added else 'lacks no model'}"
 
 

@@ -35,7 +35,7 @@ class Wheel:
 
     @property
     def stub(self) -> Path:
-        """The program that is a model's process; it embeds one version of Python, the running one."""
+        """The program that runs a model in a process of its own; it embeds the version of Python that runs here."""
         version = sysconfig.get_python_version()
         return self.root / "python_backend_stubs" / version / "triton_python_backend_stub"
 
@@ -87,10 +87,10 @@ def find() -> Wheel:
 
 
 def _check_libraries(wheel: Wheel) -> None:
-    """Starts the stub for nothing (5 ms): without its libraries a model would load for ever."""
-    idle = subprocess.run([wheel.stub], env=wheel.environment(), capture_output=True, text=True, check=False)
-    if idle.returncode == LIBRARY_MISSING:
-        reason = idle.stderr.strip().rpartition("libraries: ")[2]
+    """Runs the stub without arguments, which ends it at once (5 ms): without its libraries a model would never load."""
+    done = subprocess.run([wheel.stub], env=wheel.environment(), capture_output=True, text=True, check=False)
+    if done.returncode == LIBRARY_MISSING:
+        reason = done.stderr.strip().rpartition("libraries: ")[2]
         raise ServerError(
             f"tritonserver needs Python's shared library ({reason}): "
             f"`apt install libpython{sysconfig.get_python_version()}`, or use a Python built with --enable-shared"

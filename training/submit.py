@@ -128,7 +128,7 @@ def _change(job: Any, pod: Any, container: Any, args: argparse.Namespace) -> Non
 
 
 def _set_nodes(spec: Any, container: Any, nodes: int) -> None:
-    """Over as many nodes as were asked for, not as many as the file says."""
+    """Sets how many nodes the Job takes, in place of the file's number, and backoffLimit in proportion."""
     spec["backoffLimit"] = spec["backoffLimit"] // spec["completions"] * nodes
     spec["completions"] = spec["parallelism"] = nodes
     (index,) = (k for k, argument in enumerate(container["args"]) if argument.startswith("--nnodes="))
@@ -179,7 +179,7 @@ def _value(kind: Any, text: str) -> object:
 
 
 def _flag(key: str, value: object) -> list[str]:
-    """As tyro reads it: a switch has a name for on and another for off, and several values follow their flag."""
+    """As tyro reads it: a boolean has a flag for true and another for false, and several values follow their flag."""
     flag = key.replace("_", "-")
     if isinstance(value, bool):
         return [f"--{flag}" if value else f"--no-{flag}"]
@@ -192,7 +192,7 @@ def _flag(key: str, value: object) -> list[str]:
 
 
 def _create(cluster: Cluster, manifests: list[Any]) -> str:
-    """What the Job stands on where it is not there yet, then the Job; returns its name."""
+    """Creates what the Job needs, where it is not there yet, then the Job; returns its name."""
     *prerequisites, job = sorted(manifests, key=lambda manifest: manifest["kind"] == "Job")
     for manifest in prerequisites:
         try:
@@ -207,7 +207,7 @@ def _create(cluster: Cluster, manifests: list[Any]) -> str:
 
 
 def _require_shared(cluster: Cluster, manifest: Any) -> None:
-    """Refuses a claim for one node where the file asks for one of many: pods would wait for their volume for ever."""
+    """Refuses an existing ReadWriteOnce claim where the file asks for ReadWriteMany: pods would wait for ever."""
     if "ReadWriteMany" not in manifest.get("spec", {}).get("accessModes", []):
         return
     name = manifest["metadata"]["name"]
