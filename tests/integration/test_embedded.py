@@ -217,7 +217,7 @@ def test_port_taken(repository: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["http", "grpc", "metrics"])
 def test_port_lost(repository: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A free port that another program opens first is given up for another one."""
-    choose, chosen = Ports.chosen, list[Ports]()
+    choose, chosen = Ports.resolved, list[Ports]()
 
     def one_is_lost(ports: Ports, host: str) -> Ports:
         chosen.append(choose(ports, host))
@@ -226,7 +226,7 @@ def test_port_lost(repository: Path, name: str, monkeypatch: pytest.MonkeyPatch)
             other.listen()
         return chosen[-1]
 
-    monkeypatch.setattr(Ports, "chosen", one_is_lost)
+    monkeypatch.setattr(Ports, "resolved", one_is_lost)
     with socket.socket() as other, Embedded(repository, ports=FREE) as server:
         assert len(chosen) == 2
         with triton.InferenceServerClient(server.grpc) as client:

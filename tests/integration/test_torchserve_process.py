@@ -120,7 +120,7 @@ def test_broken_model(repository: Path) -> None:
 @pytest.mark.parametrize("name", ["http", "grpc", "management_grpc"])
 def test_port_lost(repository: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A port that another program opens while Java starts is named by its flag."""
-    choose = Ports.chosen
+    choose = Ports.resolved
 
     def lost(ports: Ports, host: str) -> Ports:
         chosen = choose(ports, host)
@@ -129,7 +129,7 @@ def test_port_lost(repository: Path, name: str, monkeypatch: pytest.MonkeyPatch)
         return chosen
 
     free = Ports(0, 0, 0, 0, 0).resolved("127.0.0.1")
-    monkeypatch.setattr(Ports, "chosen", lost)
+    monkeypatch.setattr(Ports, "resolved", lost)
     with socket.socket() as other, pytest.raises(PortTaken) as error:
         TorchServe(repository, ports=free).start()
     flag = f"--{name.replace('_', '-')}-port {vars(free)[name]}"
