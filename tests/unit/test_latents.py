@@ -95,6 +95,13 @@ def test_no_file_or_a_folder_is_refused(name, tmp_path):
         latents.load(tmp_path / name)
 
 
+def test_an_ending_may_be_as_long_as_the_system_takes(tmp_path):
+    """Vectors are saved under any name."""
+    path = tmp_path / ("a." + "x" * 253)
+    latents.save(path, latents.draw(1, seed=1))
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("vectors", [[[1.0, np.nan]], [[1.0], [1.0, 2.0]], None], ids=["nan", "ragged", "none"])
 def test_a_refused_save_leaves_the_file_as_it_was(vectors, tmp_path):
     """What are no finite vectors is not written, and nothing is left beside."""

@@ -176,10 +176,10 @@ def test_an_error_of_the_graph_comes_through():
     """So does whatever stops a painting: nothing is swallowed, nothing tried again."""
 
     def broken(outputs: Sequence[str], feed: Feed) -> list[Any]:
-        raise ArithmeticError("no eyes")
+        raise ArithmeticError("no graph")
 
     graph = Graph(broken, GraphStandIn().graph().inputs, GraphStandIn().graph().outputs)
-    with pytest.raises(ArithmeticError, match="no eyes"):
+    with pytest.raises(ArithmeticError, match="no graph"):
         painting.paint(graph, picture(20, 24), picture(20, 24), knobs(), lambda stroke: None)
 
 

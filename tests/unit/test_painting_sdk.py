@@ -16,7 +16,7 @@ from atelier._failures import ReadTimeout, Refused, raise_for_error
 from atelier._models import MODELS
 from atelier._protocol import Open, Read, Send, Sleep
 from atelier._types import NOT_GIVEN
-from atelier.painting import Commission, Knobs, Stroke
+from atelier.painting import CancelHandle, Commission, Knobs, Stroke
 from atelier.tasks import PAINT
 
 Code = grpc.StatusCode
@@ -155,7 +155,7 @@ NAMES = [tensor.name for tensor in PAINT.contract("painter").inputs]
 def begin(made, *replies):
     """Begins a painting of version 1 on these replies after the metadata: (its result or error, the steps)."""
     tensors = commission(photo(), photo()).tensors()
-    return drive(made.open_stream(PAINT, tensors, "painter", 1, NOT_GIVEN), *replies)
+    return drive(made.open_stream(PAINT, tensors, "painter", 1, NOT_GIVEN, lambda _: None), *replies)
 
 
 def test_a_painting_begins_with_one_request_and_its_first_stroke():
@@ -259,7 +259,38 @@ def test_a_version_that_is_not_there_is_named():
     assert not [step for step in steps if isinstance(step, Open)]
 
 
-def test_late_is_what_grpc_would_say():
+class Stream:
+    cancelled = False
+
+    def cancel(self):
+        self.cancelled = True
+
+
+def test_a_painting_can_be_cancelled_while_its_first_stroke_is_waited_for():
+    """Its stream is known before anything is read from it."""
+    handle, stream = CancelHandle(), Stream()
+    opening = core().open_stream(PAINT, commission(photo(), photo()).tensors(), "painter", 1, NOT_GIVEN, handle.attach)
+    next(opening)
+    assert isinstance(opening.send(THERE), Open)
+    assert isinstance(opening.send(stream), Read)
+    handle.cancel()
+    assert stream.cancelled
+
+
+def test_a_painting_that_is_cancelled_before_it_has_a_stream_ends_with_it():
+    """Nothing is read from the stream, and none is tried after it, however patient the client."""
+    handle, stream = CancelHandle(), Stream()
+    tensors = commission(photo(), photo()).tensors()
+    opening = core(patient=True).open_stream(PAINT, tensors, "painter", 1, NOT_GIVEN, handle.attach)
+    next(opening)
+    assert isinstance(opening.send(THERE), Open)
+    handle.cancel()
+    with pytest.raises(errors.Cancelled, match="the painting was closed"):
+        opening.send(stream)
+    assert stream.cancelled
+
+
+def test_a_read_timeout_is_what_grpc_would_say():
     """So that it needs no way of its own."""
     assert isinstance(ReadTimeout(), grpc.RpcError)
     assert (ReadTimeout().code(), ReadTimeout().details()) == (Code.DEADLINE_EXCEEDED, "")

@@ -356,7 +356,9 @@ def test_a_model_the_sdk_does_not_know_for_this_is_refused_before_anything_is_se
     assert str(caught.value) == says
 
 
-@pytest.mark.parametrize("timeout_s", [0, -1, math.nan, math.inf, None, "3", True], ids=repr)
+@pytest.mark.parametrize(
+    "timeout_s", [0, -1, math.nan, math.inf, 10**400, None, "3", True], ids=lambda value: repr(value)[:9]
+)
 def test_every_deadline_is_finite(timeout_s):
     """Neither the client nor a call waits for ever, or for nothing."""
     with pytest.raises(errors.InvalidInput, match="timeout_s"):

@@ -295,6 +295,13 @@ def test_a_video_s_name_may_have_a_colon(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["12:30.mp4"]
 
 
+@pytest.mark.parametrize("fps", [0, 1e9, 10**400, float("nan")], ids=["none", "many", "beyond float64", "no number"])
+def test_a_rate_that_no_file_can_have_is_refused(fps, tmp_path):
+    """Before anything is written, naming the file."""
+    with pytest.raises(InvalidInput, match=r"walk\.gif: fps .* must be"):
+        saving.check(tmp_path / "walk.gif", fps=fps)
+
+
 @pytest.mark.parametrize("ending", [".gif", ".mp4", ""], ids=["file", "video", "folder"])
 def test_a_name_may_be_as_long_as_the_system_takes(ending, tmp_path):
     """255 bytes: what `check` lets through can be written, when all the work is done."""

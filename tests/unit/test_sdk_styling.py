@@ -243,7 +243,7 @@ def test_pictures_of_one_size_go_together_and_results_keep_their_order():
 
 
 @pytest.mark.parametrize(("count", "groups"), [(1, [1]), (2, [1, 1]), (3, [2, 1]), (4, [2, 2]), (8, [4, 4])])
-def test_a_few_pictures_are_spread_over_the_requests_under_way(count, groups):
+def test_a_few_pictures_are_spread_over_the_requests_in_flight(count, groups):
     """So that no instance of the model waits while another has them all."""
     batches = work([photo(seed=seed) for seed in range(count)]).batches(NAMES)
     assert [len(batch["content"]) for batch in batches] == groups

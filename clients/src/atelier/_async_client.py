@@ -269,9 +269,8 @@ class AsyncClient:
     ) -> AsyncGenerator[Stroke, None]:
         commission = await asyncio.to_thread(prepare)
         tensors = await asyncio.to_thread(commission.tensors)
-        opened = self._core.open_stream(PAINT, tensors, model, version, timeout_s)
+        opened = self._core.open_stream(PAINT, tensors, model, version, timeout_s, handle.attach)
         stream, stroke = await self._run(opened)
-        handle.attach(stream)
         try:
             while stroke is not None:
                 next_stroke = self._core.read_stream(PAINT, stream, model, timeout_s)

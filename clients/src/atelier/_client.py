@@ -280,9 +280,8 @@ class Client:
     def _strokes(
         self, commission: Commission, model: str, version: int | None, timeout_s: float, handle: CancelHandle
     ) -> Generator[Stroke, None, None]:
-        opened = self._core.open_stream(PAINT, commission.tensors(), model, version, timeout_s)
+        opened = self._core.open_stream(PAINT, commission.tensors(), model, version, timeout_s, handle.attach)
         stream, stroke = self._run(opened)
-        handle.attach(stream)
         try:
             while stroke is not None:
                 next_stroke = self._core.read_stream(PAINT, stream, model, timeout_s)

@@ -7,8 +7,8 @@ and `AsyncClient` only carry the steps out, so neither can behave unlike the oth
 from __future__ import annotations
 
 import itertools
-import math
 import random
+import sys
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -158,16 +158,23 @@ class Core:
         return task.read(_wire.result(reply, contract, _count(tensors)), contract)
 
     def open_stream(
-        self, task: Task[T], tensors: Tensors, model: str, version: int | None, timeout_s: float | NotGiven
+        self,
+        task: Task[T],
+        tensors: Tensors,
+        model: str,
+        version: int | None,
+        timeout_s: float | NotGiven,
+        attach: Callable[[Any], None],
     ) -> Flow[tuple[Any, T | None]]:
-        """Opens a stream of results: the stream, for `read_stream`, and the first result."""
+        """Opens a stream of results: the stream, for `read_stream`, and the first result. `attach` gets each stream
+        that is tried, before anything is waited for."""
         contract = task.contract(model)
         metadata = pb.ModelMetadataRequest(name=model, version=_version(version))
         # Asked first, as a stream's own error for a model or version that is not there is vague.
         yield from self._call_model(model, "ModelMetadata", metadata, timeout_s, version=version)
         request = _wire.request(tensors, model, _version(version), contract)
         request.parameters[_wire.SAY_FINAL].bool_param = True
-        stream, reply = yield from self._retry(partial(_open, request), timeout_s)
+        stream, reply = yield from self._retry(partial(_open, request, attach), timeout_s)
         return stream, self._read_reply(task, reply, contract)
 
     def read_stream(self, task: Task[T], stream: Any, model: str, timeout_s: float | NotGiven) -> Flow[T | None]:
@@ -267,9 +274,10 @@ def _send(method: str, request: Any, remaining_s: float) -> Flow[Any]:
     return (yield Send(method, request, remaining_s))
 
 
-def _open(request: Any, remaining_s: float) -> Flow[tuple[Any, Any]]:
+def _open(request: Any, attach: Callable[[Any], None], remaining_s: float) -> Flow[tuple[Any, Any]]:
     """A stream, and its first response."""
     stream = yield Open("ModelStreamInfer", request)
+    attach(stream)
     return stream, (yield Read(stream, remaining_s))
 
 
@@ -286,7 +294,7 @@ def _count(tensors: Tensors) -> int:
 
 
 def _checked_timeout(timeout_s: float) -> float:
-    if is_number(timeout_s) and 0 < timeout_s < math.inf:
+    if is_number(timeout_s) and 0 < timeout_s <= sys.float_info.max:
         return float(timeout_s)
     raise errors.InvalidInput(f"timeout_s {timeout_s!r}: must be a number of seconds above 0, and finite")
 

@@ -32,7 +32,7 @@ queue, which refuses what has waited for longer than its timeout."""
 
 
 def batch_size(count: int, max_batch: int) -> int:
-    """How many of `count` go in each batch, `max_batch` at most: batches of one size, and no instance left idle."""
+    """How many of `count` go in each batch, `max_batch` at most: all but the last alike, and no instance left idle."""
     rounds = max(1, math.ceil(count / (max_batch * MAX_IN_FLIGHT)))
     return max(1, math.ceil(count / (rounds * MAX_IN_FLIGHT)))
 

@@ -19,8 +19,9 @@ def replacing(target: Path) -> Iterator[Path]:
     Makes missing parent folders. Raises InvalidInput, naming `target`, where the system refuses.
     """
     _check_kind(target)
-    # By a short name: the target's own may be as long as the system takes.
-    beside = target.with_name(f".atelier-{secrets.token_hex(4)}{target.suffix}")
+    # By a short name: the target's own may be as long as the system takes, and no format has a long ending.
+    suffix = target.suffix if len(target.suffix) < 8 else ""
+    beside = target.with_name(f".atelier-{secrets.token_hex(4)}{suffix}")
     with map_os_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from atelier._contract import Contract, Tensors
 from atelier._types import as_int, is_number
-from atelier.errors import InvalidInput
+from atelier.errors import Cancelled, InvalidInput
 from atelier.sizing import SMALLEST_SIDE, colours, sized
 from atelier.styling import recoloured
 
@@ -68,10 +68,11 @@ class CancelHandle:
         self._cancelled = False
 
     def attach(self, stream: Any) -> None:
-        """Says which stream that is."""
+        """Says which stream that is. Raises Cancelled if it is no longer wanted."""
         self._stream = stream
         if self._cancelled:
             stream.cancel()
+            raise Cancelled("the painting was closed")
 
     def cancel(self) -> None:
         self._cancelled = True

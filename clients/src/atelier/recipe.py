@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
@@ -48,8 +48,8 @@ class Recipe:
     strip: bool = False
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.fps) and self.fps > 0):
-            raise InvalidInput(f"fps {self.fps:g}: must be above 0")
+        if not 0 < self.fps <= sys.float_info.max:
+            raise InvalidInput(f"fps {self.fps}: must be a number above 0, and finite")
         if self.latent_scale not in get_args(LatentScale):
             raise InvalidInput(f"latent scale {self.latent_scale!r}: must be walk or frame")
         for name in ("steps", "seed", "version"):
@@ -114,7 +114,7 @@ class Recipe:
             return cls(keyframes=latents.check(vectors, width=found["width"]), **options)
         except InvalidInput as exc:
             raise InvalidInput(f"{where}: {exc}") from exc
-        except (ValueError, KeyError, TypeError, OverflowError) as exc:
+        except (ValueError, KeyError, TypeError) as exc:
             raise InvalidInput(f"{where}: its description of the walk is damaged ({exc})") from exc
 
     @property

@@ -56,7 +56,7 @@ def check(path: str | Path, *, fps: float, still: bool = False, sides: tuple[int
     fastest = _gif.FASTEST_FPS if suffix == ".gif" else FASTEST_FPS
     if not SLOWEST_FPS <= fps <= fastest:
         other = "; .webp and .mp4 can show more" if suffix == ".gif" else ""
-        raise InvalidInput(f"{path}: fps {fps:g} must be at least 1 a minute, and at most {fastest:g}{other}")
+        raise InvalidInput(f"{path}: fps {fps} must be at least 1 a minute, and at most {fastest:g}{other}")
     if still and suffix not in (".png", ".webp", ".gif"):
         raise InvalidInput(f"{path}: a strip is one picture; use .png, .webp or .gif")
     if max(sides) > _LARGEST_SIDE.get(suffix, math.inf):
