@@ -23,6 +23,10 @@ class Unreachable(ServerError):
     """Nothing answers at a server's address, or not in time, or the server is overloaded."""
 
 
+class Unlisted(Unreachable):
+    """Which replicas there are can't be looked up: DNS does not answer."""
+
+
 class Disagreement(ServingError):
     """A live model does not answer as its golden batch says."""
 

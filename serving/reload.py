@@ -37,7 +37,7 @@ import prometheus_client
 
 from serving import cli, replicas
 from serving import repository as repo
-from serving.errors import Refused, RepositoryError, ServerError, ServingError, Unreachable, Withdrawn
+from serving.errors import Refused, RepositoryError, ServerError, ServingError, Unlisted, Unreachable, Withdrawn
 from serving.local import EVERY_INTERFACE
 from serving.replicas import Replica, Resolver
 from serving.repository import REPOSITORY
@@ -148,6 +148,8 @@ class Reloader:
     def _switch(self, model: str, version: int) -> None:
         try:
             self._on_each(lambda replica: self._load(replica, model, version))
+        except Unlisted:  # no replica's word against the version; --watch goes on where this stopped
+            raise
         except ServingError as exc:
             if repo.steps(self.repository, model) or not self.replicas():
                 raise

@@ -15,7 +15,7 @@ from tritonclient.utils import InferenceServerException
 
 from serving import repository as repo
 from serving import verify
-from serving.errors import ServerError, Unreachable
+from serving.errors import ServerError, Unlisted, Unreachable
 
 TRIAL = "-trial"
 """What a model is called while a version is tried out; no model's own name has a hyphen."""
@@ -122,13 +122,13 @@ def _host_and_port(address: str, servers: str) -> tuple[str, int]:
 
 
 def _looked_up(name: str, port: int) -> list[str]:
-    """No address is no replica: the name of a headless Service without a ready pod does not resolve. Raises Unreachable
+    """No address is no replica: the name of a headless Service without a ready pod does not resolve. Raises Unlisted
     where DNS does not answer."""
     try:
         found = socket.getaddrinfo(name, port, family=socket.AF_INET, type=socket.SOCK_STREAM)
     except socket.gaierror as exc:
         if exc.errno == socket.EAI_AGAIN:
-            raise Unreachable(f"--servers {DNS}{name}:{port}: {exc.strerror}; does DNS answer?") from exc
+            raise Unlisted(f"--servers {DNS}{name}:{port}: {exc.strerror}; does DNS answer?") from exc
         return []
     except UnicodeError as exc:  # Python's of what can be no name, such as a..b
         raise ServerError(f"--servers {DNS}{name}:{port}: not a name ({exc}); give dns:NAME:PORT") from exc

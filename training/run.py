@@ -136,6 +136,8 @@ def _run(model: str, preset: str, rest: list[str]) -> int:
 
     if asked.export == ONNX_AND_PLAN:
         _check_plan(model)
+    if asked.publish is not None:
+        _check_triton()
 
     # Heavy imports come after the cheap refusals.
     from training import devices, distributed
@@ -156,7 +158,6 @@ def _run(model: str, preset: str, rest: list[str]) -> int:
 
     if asked.publish is not None:
         _check_writable("--publish", asked.publish)
-        _check_triton()
     if asked.metrics_port and os.environ.get("LOCAL_RANK", "0") == "0":
         _serve_metrics(asked.metrics_port)
     with distributed.process_group(device), distributed.own_folder(asked.runs / name) as path:

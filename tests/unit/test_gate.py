@@ -265,12 +265,13 @@ def test_a_card_that_was_cut_off_is_told(
 def test_a_gate_that_could_not_serve_the_candidate_is_told_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In a line, not after hours of it."""
+    """In a line, before the corpus is made."""
 
     def missing() -> None:
         raise ServerError("nvidia-pytriton is not installed")
 
     monkeypatch.setattr(wheel, "find", missing)
+    monkeypatch.setattr(catalog.recipe("wgan"), "load_corpus", lambda _: pytest.fail("a corpus was made"))
     asked = ["wgan", "--preset", "tiny", "--runs", str(tmp_path / "runs"), "--publish", str(tmp_path / "models")]
     assert run.main(asked) == 2
     assert capsys.readouterr().err == "training.run: --publish: nvidia-pytriton is not installed; or leave it out\n"

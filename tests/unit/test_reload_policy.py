@@ -13,7 +13,7 @@ import stand_in
 
 from serving import reload, replicas
 from serving import repository as repo
-from serving.errors import ServerError, Unreachable, Withdrawn
+from serving.errors import ServerError, Unlisted, Unreachable, Withdrawn
 from serving.reload import PATIENCE_S, Reloader, Watch
 from serving.replicas import Replica
 
@@ -188,6 +188,27 @@ def test_cut_off_while_a_version_is_withdrawn(repository: Path, monkeypatch: pyt
     with pytest.raises(Withdrawn, match="wgan 2 is withdrawn, and 1 is served: a:1: wgan 2 differs"):
         Reloader(repository, listed).hand_over("wgan")
     assert "wgan 1: no replica is back on it: --servers dns:replicas:8001: Temporary" in caplog.text
+
+
+def test_cut_off_when_every_replica_has_loaded(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where DNS does not answer then, the version stays: no replica has said a word against it."""
+    served, lookups = {"wgan": 1}, [0]
+
+    def listed() -> list[str]:
+        lookups[0] += served["wgan"] == 2
+        if lookups[0] == 1:
+            raise Unlisted("--servers dns:replicas:8001: Temporary failure in name resolution")
+        return ["a:1"]
+
+    monkeypatch.setattr(Replica, "serves", lambda replica: dict(served))
+    monkeypatch.setattr(Replica, "try_out", lambda *_: 0.0)
+    monkeypatch.setattr(Replica, "load", lambda *_: served.update(wgan=2))
+    monkeypatch.setattr(Replica, "verify", lambda *_: 0.0)
+    reloader = Reloader(repository, listed)
+    with pytest.raises(Unlisted):
+        reloader.hand_over("wgan")
+    assert repo.versions(repository, "wgan") == [1, 2]
+    reloader.hand_over("wgan")
 
 
 def test_patience_begins_with_the_first_silence(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
