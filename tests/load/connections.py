@@ -149,7 +149,7 @@ class _Connection(asyncio.Protocol):
             self._finish(exc)
 
     def _finish(self, outcome: Answer | OSError) -> None:
-        """Before `done`, which may send the next request at once, over this connection."""
+        """Free before `done` is called, which may send the next request at once, over this connection."""
         assert self._done is not None
         done, self._done = self._done, None
         done(outcome)

@@ -288,7 +288,8 @@ class Worker:
             raise Abandoned
         self.window_start = window_start
         self.window_end = math.inf if self.plan.requests else self.window_start + self.plan.duration_s
-        self.warmup_start = self.window_start - self.plan.warmup_s
+        begins = self.window_start - self.plan.warmup_s
+        self.warmup_start = clock() if isinstance(self.plan.load, ClosedLoop) else begins  # callers wait for nothing
 
     def _at_once(self) -> Iterator[float]:
         """Closed loop's intended send times: whenever a thread is free."""

@@ -98,7 +98,8 @@ class Usage:
 
     @property
     def cores(self) -> float:
-        """Busy on average. It was watched for less than the window: Triton's statistics are read at its beginning."""
+        """Busy on average, of the time that it was watched for, which is not the window: Triton's statistics are read
+        at its beginning."""
         return self.cpu_s / self.elapsed_s
 
     def data(self) -> dict[str, Any]:

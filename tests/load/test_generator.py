@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import itertools
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -186,6 +187,18 @@ def test_a_process_that_had_nothing_to_do_was_not_busy() -> None:
     assert result.workers[1].utilisation == 0.0
 
 
+@pytest.mark.parametrize(("load", "at_once"), [(ClosedLoop(2), True), (OpenLoop(50.0), False)], ids=["closed", "open"])
+def test_utilisation_is_of_the_time_in_which_requests_are_sent(load: ClosedLoop | OpenLoop, at_once: bool) -> None:
+    """Callers begin when they are told of the window; arrivals wait for the warm-up before it."""
+    plan = Plan(target=Faulty(name="none", answers=()), load=load, mix=MIX, warmup_s=100.0)
+    worker, (ours, theirs) = Worker(plan, 0), multiprocessing.Pipe()
+    told = time.monotonic()
+    theirs.send(told + 200)
+    worker._await_start(ours)
+    assert worker.window_start == told + 200
+    assert worker.warmup_start == pytest.approx(told if at_once else told + 100, abs=50)
+
+
 def test_arrivals_are_drawn_by_the_seed_and_shared_by_processes() -> None:
     """The same seed draws the same; two processes have other arrivals each, and the rate together."""
 
@@ -327,7 +340,7 @@ def test_a_tally_of_two_processes_is_that_of_all_their_requests() -> None:
 
 
 def test_a_servers_cores_are_those_of_the_time_that_it_was_watched_for() -> None:
-    """Which is less than the window."""
+    """Which is not the window."""
     watched = replace(made(ClosedLoop(1)), usage=measure.Usage(cpu_s=6.0, elapsed_s=4.0, memory=[(0.0, 2**20)]))
     assert "server: 1.50 cores, 1 MiB at most" in server_lines(watched)
 

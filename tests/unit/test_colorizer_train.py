@@ -1,4 +1,4 @@
-"""The recipe of the colorizer: both stages, resuming inside either, pictures to judge by, wrong options in one line."""
+"""The recipe of the colorizer: both stages, resuming inside either, pictures to evaluate on, wrong options."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from training.rundir import RunDir
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 pictures of no particular size, and 3 to judge by."""
+    """40 pictures of no particular size, and 3 to evaluate on."""
     root = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     for name, count in [("fields", 40), ("test", 3)]:

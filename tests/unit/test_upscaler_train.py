@@ -220,7 +220,7 @@ def test_golden_pictures_are_drawn_and_go_with_their_enlargements(photos: Path, 
     [
         ({"corpus": "nowhere"}, "--corpus: nowhere is not there"),
         ({"test": "nowhere"}, "--test: nowhere is not there"),
-        ({"photos": 12}, "--corpus: 10 photographs of .* to learn from and 2 to judge by are too few"),
+        ({"photos": 12}, "--corpus: 10 photographs of .* to learn from and 2 to evaluate on are too few"),
         ({"size": 64, "side": 64}, "--corpus: 0 photographs"),
     ],
     ids=str,

@@ -194,7 +194,7 @@ def contents(path: Path) -> bytes:
 
 def checked(rows: np.ndarray, labels: Path) -> np.ndarray:
     if len(rows) < LEAST:
-        raise refusal(labels, f"has {len(rows)} garments, too few to learn from or to judge by; at least {LEAST}")
+        raise refusal(labels, f"has {len(rows)} garments, too few to learn from or to evaluate on; at least {LEAST}")
     if (wrong := rows[:, 0] >= len(CLASSES)).any():
         k = int(wrong.argmax())
         raise refusal(labels, f"labels garment {k + 1} as {rows[k, 0]}; labels go from 0 to {len(CLASSES) - 1}")

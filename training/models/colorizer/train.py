@@ -35,7 +35,7 @@ class Options:
     corpus: str = ""
     """a folder or zip of colour photographs; left out: Imagenette's, fetched into $ATELIER_DATA once"""
     test: str = ""
-    """photographs to judge by, which are not trained on; left out: one in ten of the corpus, 500 at most"""
+    """photographs to evaluate on, which are not trained on; left out: one in ten of the corpus, 500 at most"""
     pictures: int = 0
     """the most to take; 0 takes all"""
     init: str = ""

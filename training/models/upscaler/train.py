@@ -145,7 +145,7 @@ def load_corpus(options: Options) -> Pictures:
         held, kept = read(source, names[:count], options), read(source, names[count:], options)
     if len(kept) < corpus.LEAST or not held:
         raise BadInput(
-            f"--corpus: {len(kept)} photographs of {source} to learn from and {len(held)} to judge by are too few; "
+            f"--corpus: {len(kept)} photographs of {source} to learn from and {len(held)} to evaluate on are too few; "
             f"at least {corpus.LEAST} and 1, of {options.size} pixels a side or more"
         )
     pairs = [pair(smaller) for photo in kept for smaller in in_sizes(photo, options, rng)]
