@@ -32,6 +32,8 @@ from serving.errors import RepositoryError
 REPOSITORY = Path(__file__).parent / "model_repository"
 MODEL, CARD, GOLDEN, CONFIG = "model.onnx", "card.json", "golden.npz", configs.NAME
 FILES = (MODEL, CARD, GOLDEN)
+IN_FLOATS = ".floats"
+"""Ends the name of what golden.npz has twice: an output of a quantized model as it is without its rounding."""
 # tritonserver passes over folders whose name is no number.
 STAGING = ".incoming-"
 WITHDRAWN = ".withdrawn-"

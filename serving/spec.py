@@ -112,8 +112,9 @@ class ModelSpec:
     the most that a picture of free size may have, 0 for any. `threads` are the intra-op threads of each of `instances`.
     `golden_atol` is the largest difference allowed between an answer and the golden batch, in the output's own unit,
     and `gpu_atol` the one where a GPU answers, in half precision or TF32; 0 is no other than on a CPU. On a CPU a
-    `quantized` model's convolutions run in 8-bit integers, and its golden batch has their rounding. A version that
-    misses a threshold is not published; one that misses an aim says so in its card.
+    `quantized` model's convolutions run in 8-bit integers: its golden batch has their rounding, and beside it what
+    floats answer, which `gpu_atol` is for. A version that misses a threshold is not published; one that misses an aim
+    says so in its card.
     """
 
     name: str

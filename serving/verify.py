@@ -25,7 +25,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from serving import cli
 from serving.errors import Disagreement, RepositoryError, ServerError, Unreachable
 from serving.pbtxt import GPU_ATOL
-from serving.repository import CARD, GOLDEN, REPOSITORY, Card, config, control_headers, newest, steps
+from serving.repository import CARD, GOLDEN, IN_FLOATS, REPOSITORY, Card, config, control_headers, newest, steps
 
 TIMEOUT_S = 60.0
 NOBODY = "; is a server running there, and is that its gRPC port? `make serve` starts one"
@@ -41,6 +41,7 @@ HINTS = {  # by Triton 2.51's words or gRPC's, in lower case
 INTEGER_ATOL, FLOAT_ATOL = 1.0, 1e-3
 """Differences that rounding explains, of each model that an answer passes through: one level of a picture, and the
 float error of other numbers."""
+PLAN_BACKEND = "tensorrt"
 BATCH, STEPS = "its golden batch", "what its steps make of it"
 """What an answer is compared with."""
 
@@ -70,7 +71,8 @@ def loaded(client: triton.InferenceServerClient, repository: Path, timeout_s: fl
 
 
 def verify(url: str, model: str, version: int, golden: Path, atol: float | None = None) -> float:
-    """Sends the golden inputs to the gRPC address `url` and compares what comes back with the golden outputs.
+    """Sends the golden inputs to the gRPC address `url` and compares what comes back with the golden outputs, from a
+    TensorRT plan with those of a quantized model in floats.
 
     Returns the largest difference, in the outputs' own unit. Raises Disagreement for one above `atol` (None: what
     the version's card allows, on a GPU config.pbtxt, or else what rounding explains) or for another shape or dtype,
@@ -78,11 +80,15 @@ def verify(url: str, model: str, version: int, golden: Path, atol: float | None 
     """
     arrays = read(golden)
     with _connected(url, f"{model} {version}") as client:
-        if atol is None:
-            atol = _gpu_atol(client, model, str(version)) or _card_atol(golden)
-        answers = _infer(client, model, str(version), arrays, golden)
+        served, answers = _infer(client, model, str(version), arrays, golden)
+    if atol is None:
+        atol = _allowed(served, golden)
+    floats = IN_FLOATS if served.backend == PLAN_BACKEND else ""
     where = f"{model} {version} at {url}"
-    return max(_difference(where, name, answer, arrays[name], atol) for name, answer in answers.items())
+    return max(
+        _difference(where, name, answer, arrays.get(name + floats, arrays[name]), atol)
+        for name, answer in answers.items()
+    )
 
 
 def verify_ensemble(url: str, model: str, version: int, repository: Path, atol: float | None = None) -> float:
@@ -99,7 +105,7 @@ def verify_ensemble(url: str, model: str, version: int, repository: Path, atol: 
         raise RepositoryError(f"{golden}: no array for {', '.join(sorted(missing))}, which {model} takes")
     with _connected(url, f"{model} {version}") as client:
         expected = _run_steps(client, ensemble.ensemble_scheduling.step, given)
-        answers = _infer(client, model, str(version), expected, golden)
+        _, answers = _infer(client, model, str(version), expected, golden)
     where, roundings = f"{model} {version} at {url}", len(ensemble.ensemble_scheduling.step)
     return max(_difference(where, name, answers[name], expected[name], atol, STEPS, roundings) for name in answers)
 
@@ -138,12 +144,17 @@ def read(golden: Path) -> Arrays:
     return found
 
 
-def _gpu_atol(client: triton.InferenceServerClient, model: str, version: str) -> float | None:
-    """What config.pbtxt allows on a GPU; None where a CPU answers. Triton has resolved KIND_AUTO by now."""
-    served = client.get_model_config(model, version, client_timeout=TIMEOUT_S).config
-    if all(group.kind != pb.ModelInstanceGroup.KIND_GPU for group in served.instance_group):
-        return None
-    return float(served.parameters[GPU_ATOL].string_value) if GPU_ATOL in served.parameters else None
+def _allowed(served: pb.ModelConfig, golden: Path) -> float | None:
+    """What config.pbtxt or the version's card allows, if either says so. Triton has resolved KIND_AUTO by now.
+
+    A GPU that computes the graph and no plan may differ by more than either: by its own arithmetic, and by where that
+    rounds a quantized model otherwise.
+    """
+    on_gpu = any(group.kind == pb.ModelInstanceGroup.KIND_GPU for group in served.instance_group)
+    if not on_gpu or GPU_ATOL not in served.parameters:
+        return _card_atol(golden)
+    atol = float(served.parameters[GPU_ATOL].string_value)
+    return atol if served.backend == PLAN_BACKEND else max(atol, _card_atol(golden) or 0)
 
 
 def _card_atol(golden: Path) -> float | None:
@@ -158,7 +169,8 @@ def _card_atol(golden: Path) -> float | None:
 
 def _infer(
     client: triton.InferenceServerClient, model: str, version: str, arrays: Arrays, golden: Path
-) -> dict[str, Array | None]:
+) -> tuple[pb.ModelConfig, dict[str, Array | None]]:
+    """The model's configuration, as Triton has completed it, and its answers by name."""
     metadata = client.get_model_metadata(model, version, client_timeout=TIMEOUT_S)
     inputs, outputs = ([tensor.name for tensor in tensors] for tensors in (metadata.inputs, metadata.outputs))
     if missing := {*inputs, *outputs} - set(arrays):
@@ -169,7 +181,7 @@ def _infer(
         answer = _first_of_stream(client, model, version, tensors)
     else:
         answer = client.infer(model, tensors, version, client_timeout=TIMEOUT_S)
-    return {name: answer.as_numpy(name) for name in outputs}
+    return served, {name: answer.as_numpy(name) for name in outputs}
 
 
 def _first_of_stream(

@@ -38,8 +38,6 @@ OPSET = 17
 WEIGHTS = "weights.pth"
 GRAPH_GOLDEN = "graph.npz"
 """Beside golden.npz where model.onnx is only part of what is served: the graph's own tensors. It isn't published."""
-FLOAT_GOLDEN = "floats.npz"
-"""Beside golden.npz where that has a quantized graph's answers: the eager model's. It isn't published."""
 ONNX_TYPES = {"FP32": onnx.TensorProto.FLOAT, "UINT8": onnx.TensorProto.UINT8}
 
 
@@ -58,10 +56,11 @@ def export(model: str, checkpoint: Path, run: Path, *, corpus: Corpus) -> Path:
     if spec.graph:
         _write_npz(candidate / GRAPH_GOLDEN, graph_golden)
     if spec.quantized:
-        _write_npz(candidate / FLOAT_GOLDEN, golden)
-        quantize.quantize(graph, recipe.calibration(corpus))
-        measured = quantize.OnnxNet(graph, spec)
-        golden = recipe.golden(measured, corpus)
+        quantize.quantize(graph, recipe.quantization(net, corpus))
+        measured = quantize.answered_by(graph, spec, net)
+        floats = {f"{t.name}{repository.IN_FLOATS}": golden[t.name] for t in spec.outputs}
+        golden = recipe.golden(measured, corpus) | floats
+    onnx.save(stored_in_float16(onnx.load(graph)), graph)
     _write_npz(candidate / repository.GOLDEN, golden)
     metrics = recipe.evaluate(measured, corpus, out=run)
     extra: dict[str, Any] = {"missed_aims": missed(spec.aims, metrics), "golden_atol": spec.golden_atol}
@@ -140,7 +139,6 @@ def write_onnx(net: torch.nn.Module, spec: ModelSpec, golden: dict[str, np.ndarr
             # A graph that takes its weights twice, once turned round, keeps them once, and turns them as it is loaded.
             do_constant_folding=spec.graph is None,
         )  # fmt: skip
-    onnx.save(stored_in_float16(onnx.load(path)), path)
 
 
 def stored_in_float16(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -215,12 +213,14 @@ def parity_reasons(candidate: Path, spec: ModelSpec) -> list[str]:
     A quantized graph is asked without its rounding, which golden_atol is for, and must agree as closely as floats do.
     The tensors inside a model have no common unit: there golden_atol is a share of the largest number of each.
     """
-    reference = GRAPH_GOLDEN if spec.graph else FLOAT_GOLDEN if spec.quantized else repository.GOLDEN
-    if not (candidate / reference).is_file():
+    reference = GRAPH_GOLDEN if spec.graph else repository.GOLDEN
+    in_floats = repository.IN_FLOATS if spec.quantized else ""
+    golden = dict(np.load(candidate / reference)) if (candidate / reference).is_file() else {}
+    if missing := [t.name for t in spec.core.outputs if t.name + in_floats not in golden]:
         return [
-            f"no {reference} beside model.onnx: an older version of this project made it; `training.run` makes both"
+            f"no {missing[0]}{in_floats} in {reference}: an older version of this project made it; `training.run` makes"
+            " a whole candidate"
         ]
-    golden = dict(np.load(candidate / reference))
     try:
         graph = (candidate / repository.MODEL).read_bytes()
         if spec.quantized:
@@ -233,7 +233,7 @@ def parity_reasons(candidate: Path, spec: ModelSpec) -> list[str]:
     for part in (slice(None), slice(0, 1)) if spec.batching else (slice(None),):
         answers = session.run([t.name for t in core.outputs], {t.name: golden[t.name][part] for t in core.inputs})
         for tensor, answer in zip(core.outputs, answers, strict=True):
-            expected = golden[tensor.name][part]
+            expected = golden[tensor.name + in_floats][part]
             if answer.shape != expected.shape or answer.dtype != expected.dtype:
                 reasons.append(
                     f"{tensor.name} is {answer.dtype}{answer.shape}, the eager model's {expected.dtype}{expected.shape}"

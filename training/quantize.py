@@ -6,60 +6,84 @@ Runtime makes integer operators. TensorRT is given the graph without them, servi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import nn
 
 from serving.spec import ModelSpec
 
-OPERATORS = ["Conv", "Relu", "Add", "MaxPool"]
-BATCH = 256
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """What a recipe says of its graph. `inputs` by name, in any number and, where sizes are free, of any, show between
+    which bounds its tensors lie."""
+
+    inputs: Mapping[str, Sequence[np.ndarray]]
+    operators: tuple[str, ...] = ("Conv",)
+    floats: tuple[str, ...] = ()
+    """how the names of nodes begin that stay in floats; a node is called after its module, /net/last/Conv"""
+    averaged: bool = False
+    """bounds are the mean over the inputs of each one's own, not the farthest of all: where norms leave a few
+    activations far out, finer steps for the others are worth more"""
 
 
 class Calibration(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
-    """Inputs (N, ...) in batches, of whose tensors the ranges are taken."""
+    """Inputs one by one, of whose tensors the ranges are taken."""
 
-    def __init__(self, inputs: Mapping[str, np.ndarray]) -> None:
-        self.feeds = self._batches(inputs)
+    def __init__(self, inputs: Mapping[str, Sequence[np.ndarray]]) -> None:
+        self.feeds = self._feeds(inputs)
 
     def get_next(self) -> Mapping[str, np.ndarray] | None:
         return next(self.feeds, None)
 
     @staticmethod
-    def _batches(inputs: Mapping[str, np.ndarray]) -> Iterator[Mapping[str, np.ndarray]]:
-        for start in range(0, min(map(len, inputs.values())), BATCH):
-            yield {name: array[start : start + BATCH] for name, array in inputs.items()}
+    def _feeds(inputs: Mapping[str, Sequence[np.ndarray]]) -> Iterator[Mapping[str, np.ndarray]]:
+        for each in zip(*inputs.values(), strict=True):
+            yield {name: array[None] for name, array in zip(inputs, each, strict=True)}
 
 
-def quantize(graph: Path, inputs: Mapping[str, np.ndarray]) -> None:
-    """Rewrite `graph`: what its convolutions take and give is rounded to 255 steps of the range that `inputs` make.
+def spread(count: int, most: int = 32) -> list[int]:
+    """Places of `most` pictures among `count`, from first to last: a corpus may be sorted by what its pictures show."""
+    return [int(k) for k in np.linspace(0, count - 1, min(most, count))]
+
+
+def quantize(graph: Path, how: Quantization) -> None:
+    """Rewrite `graph`: what its operators take and give is rounded to 255 steps of the range that the inputs make.
 
     Weights have 7 bits: with 8, CPUs that lack VNNI would add up two products to more than 16 bits hold.
     """
     quant_pre_process(graph, graph, skip_optimization=True, skip_symbolic_shape=True)  # sizes of tensors
+    in_floats = [node.name for node in onnx.load(graph).graph.node if node.name.startswith(how.floats)]
     quantize_static(
-        graph, graph, Calibration(inputs), quant_format=QuantFormat.QDQ,
+        graph, graph, Calibration(how.inputs), quant_format=QuantFormat.QDQ,
         activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, reduce_range=True, per_channel=True,
-        op_types_to_quantize=OPERATORS,
+        op_types_to_quantize=list(how.operators), nodes_to_exclude=in_floats,
         # The floats stay, and so do activations that rounding alone would do: dequantized() finds all as it was.
-        extra_options={"AddQDQPairToWeight": True, "QDQKeepRemovableActivations": True},
+        extra_options={
+            "AddQDQPairToWeight": True, "QDQKeepRemovableActivations": True, "CalibMovingAverage": how.averaged,
+        },
     )  # fmt: skip
 
 
-class OnnxNet(torch.nn.Module):
-    """A graph in ONNX Runtime as a net that a recipe can measure: the tensors of `spec` in, and out, in order."""
+def answered_by(graph: Path, spec: ModelSpec, net: nn.Module) -> nn.Module:
+    """`net`, with all that a recipe knows of it, but ONNX Runtime computes its answers from a graph: the tensors of
+    `spec` in, and out, in order."""
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    inputs, outputs = ([t.name for t in tensors] for tensors in (spec.core.inputs, spec.core.outputs))
 
-    def __init__(self, graph: Path, spec: ModelSpec) -> None:
-        super().__init__()
-        self.session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-        self.inputs, self.outputs = ([t.name for t in tensors] for tensors in (spec.core.inputs, spec.core.outputs))
-
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        feed = dict(zip(self.inputs, (each.numpy() for each in inputs), strict=True))
-        (answer,) = self.session.run(self.outputs, feed)
+    def forward(*given: torch.Tensor) -> torch.Tensor:
+        (answer,) = session.run(outputs, dict(zip(inputs, (each.numpy() for each in given), strict=True)))
         return torch.from_numpy(answer)
+
+    answering = copy.copy(net)
+    answering.forward = forward  # which nn.Module asks before its class's
+    return answering

@@ -52,7 +52,7 @@ def test_tiny_run_is_refused_with_its_reasons_and_kept(tiny: tuple[subprocess.Co
     assert "test_accuracy" in done.stderr
     assert not (run.parent / "repository").exists()
     candidate = {path.name for path in (run / "candidate").iterdir()}
-    assert candidate == {"model.onnx", "card.json", "golden.npz", "floats.npz", "refused.txt"}
+    assert candidate == {"model.onnx", "card.json", "golden.npz", "refused.txt"}
 
 
 def test_tiny_run_leaves_its_pictures(tiny: tuple[subprocess.CompletedProcess[str], Path]) -> None:

@@ -71,6 +71,30 @@ def test_a_version_without_a_plan_reaches_a_server_that_serves_plans(
     assert looking.is_model_ready("wgan", str(version))
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt"])
+def test_a_plan_answers_as_floats_do(
+    server: Embedded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    """A golden batch that has both: what a graph rounds, and what a plan, which this Triton is made to say it is."""
+    golden = stand_in.candidate(tmp_path / "other", 2) / repo.GOLDEN
+    arrays = dict(np.load(golden))
+    floats = arrays["image"]
+    np.savez(golden, **arrays | {"image": floats ^ 128, f"image{repo.IN_FLOATS}": floats})
+    ask = triton.InferenceServerClient.get_model_config
+
+    def told(client: triton.InferenceServerClient, *of: str, **options: Any) -> Any:
+        answer = ask(client, *of, **options)
+        answer.config.backend = backend
+        return answer
+
+    monkeypatch.setattr(triton.InferenceServerClient, "get_model_config", told)
+    if backend == "tensorrt":
+        assert verify(server.grpc, "wgan", 2, golden) <= 1
+    else:
+        with pytest.raises(Disagreement, match="differs from its golden batch by up to 128"):
+            verify(server.grpc, "wgan", 2, golden)
+
+
 @pytest.mark.parametrize("kind", [pb.ModelInstanceGroup.KIND_CPU, pb.ModelInstanceGroup.KIND_GPU], ids=["cpu", "gpu"])
 def test_more_is_allowed_on_a_gpu_only(
     server: Embedded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: int

@@ -352,23 +352,8 @@ def test_bad_arguments(
 
 
 @of_shipped
-def test_half_precision_keeps_the_signature_and_what_tensorrt_takes(model: str) -> None:
-    """What ships, in halves: the same inputs and outputs, a valid graph, operators and types of TensorRT's table."""
-    version = repo.REPOSITORY / model / str(repo.newest(repo.REPOSITORY, model))
-    graph, made = onnx.load(version / repo.MODEL), onnx.load_from_string(tensorrt.half(version / repo.MODEL))
-    onnx.checker.check_model(made, full_check=True)
-    for before, after in ((graph.graph.input, made.graph.input), (graph.graph.output, made.graph.output)):
-        signatures = [[(v.name, v.type.tensor_type.elem_type) for v in values] for values in (before, after)]
-        assert signatures[0] == signatures[1]
-    assert [reason for reason in operators.reasons(made) if "at the graph's edge" not in reason] == []
-    convolved = {node.input[0] for node in made.graph.node if node.op_type == "Conv"}
-    types = operators.tensor_types(made)
-    assert {types[name] for name in convolved} == {TensorProto.FLOAT16}
-
-
-@of_shipped
 def test_half_precision_agrees_with_the_golden_batch(model: str) -> None:
-    """Every tensor in 16 bits, as on a GPU, and not in 8 moves the answer by no more than `gpu_atol` allows."""
+    """Every tensor in 16 bits, as on a GPU, moves what floats answer by no more than `gpu_atol` allows."""
     spec = catalog.spec(model)
     version = repo.REPOSITORY / model / str(repo.newest(repo.REPOSITORY, model))
     golden = dict(np.load(version / repo.GOLDEN))
@@ -376,20 +361,9 @@ def test_half_precision_agrees_with_the_golden_batch(model: str) -> None:
     session = onnxruntime.InferenceSession(graph.SerializeToString())
     names = [tensor.name for tensor in spec.outputs]
     answers = session.run(names, {tensor.name: golden[tensor.name] for tensor in spec.inputs})
-    worst = max(np.abs(answer.astype(float) - golden[name]).max() for name, answer in zip(names, answers, strict=True))
+    floats = [golden[name + repo.IN_FLOATS * spec.quantized] for name in names]
+    worst = max(np.abs(answer.astype(float) - truth).max() for answer, truth in zip(answers, floats, strict=True))
     assert 0 < worst <= spec.gpu_atol
-
-
-def test_halves_of_a_quantized_graph_agree_with_its_floats() -> None:
-    """What 16 bits alone move: `gpu_atol` has to allow for the integers of the golden batch, too, and would hide it."""
-    version = repo.REPOSITORY / "classifier" / str(repo.newest(repo.REPOSITORY, "classifier"))
-    images = np.load(version / repo.GOLDEN)["image"]
-    floats, halves = (tensorrt.dequantized(onnx.load(version / repo.MODEL)) for _ in range(2))
-    answers = [
-        onnxruntime.InferenceSession(graph.SerializeToString()).run(None, {"image": images})[0]
-        for graph in (floats, rounded(halves))
-    ]
-    assert 0 < np.abs(answers[0] - answers[1]).max() <= 2e-3
 
 
 def rounded(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -26,6 +26,7 @@ from training.models.classifier import evaluate as measures
 from training.models.classifier.muon import Muon
 from training.models.classifier.net import NETWORKS, Ensemble, Served, folded
 from training.models.classifier.spec import SIZE
+from training.quantize import Quantization
 from training.rundir import RunDir, Stopped, load_checkpoint
 
 
@@ -389,6 +390,7 @@ def golden(net: nn.Module, corpus: Garments) -> dict[str, np.ndarray]:
     return {"image": images[..., None].copy(), "probabilities": predict_proba(net, images)}
 
 
-def calibration(corpus: Garments) -> dict[str, np.ndarray]:
-    """Training pictures that show between which bounds the tensors of a quantized graph lie."""
-    return {"image": corpus.train.images[:2048, ..., None]}
+def quantization(_net: nn.Module, corpus: Garments) -> Quantization:
+    return Quantization(
+        inputs={"image": list(corpus.train.images[:2048, ..., None])}, operators=("Conv", "Relu", "Add", "MaxPool")
+    )

@@ -115,11 +115,15 @@ def _joined(gray: Tensor, chroma: Tensor) -> Tensor:
 # --- pictures ---
 
 
+def gray_levels(picture: np.ndarray) -> np.ndarray:
+    """uint8 (H, W, 3) -> (H, W, 1) of the same luminance, as it is served."""
+    return _levels(gray_of(_tensor(picture[None])))[0].numpy()
+
+
 def coloured(net: Served, gray: Tensor, stage: float) -> Tensor:
     """Gray comes from the CPU and the answer goes back to it, wherever the network is."""
     device = net.levels.device
-    levels = (gray * 255).round().byte().permute(0, 2, 3, 1)
-    answer: Tensor = net(levels.to(device), torch.full((len(gray), 1), float(stage), device=device))
+    answer: Tensor = net(_levels(gray).to(device), torch.full((len(gray), 1), float(stage), device=device))
     return answer.cpu().permute(0, 3, 1, 2).float() / 255
 
 
@@ -133,6 +137,10 @@ def side_by_side(net: Served, pictures: Pictures) -> Pictures:
         made = [gray.expand(-1, 3, -1, -1), coloured(net, gray, 1), coloured(net, gray, 2)]
         rows += [*map(_pixels, made), truth]
     return np.concatenate(rows)
+
+
+def _levels(gray: Tensor) -> Tensor:
+    return (gray * 255).round().byte().permute(0, 2, 3, 1)
 
 
 def _coloured(method: Colouring, pictures: Pictures) -> Pictures:

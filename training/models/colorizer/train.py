@@ -25,6 +25,7 @@ from training.models.colorizer import evaluate as measures
 from training.models.colorizer.net import CHROMA, Colorizer, Critic, Encoder, Served, gray_of, lab
 from training.models.features import net as features
 from training.models.features import resnet
+from training.quantize import Quantization, spread
 from training.rundir import RunDir, Stopped, load_checkpoint
 
 
@@ -333,6 +334,12 @@ def golden(net: nn.Module, corpus: Photographs) -> dict[str, np.ndarray]:
     stage = np.array([[1], [2], [1.5], [2]], np.float32)
     image = net(torch.from_numpy(gray), torch.from_numpy(stage)).numpy()
     return {"gray": gray, "stage": stage, "image": image}
+
+
+def quantization(_net: nn.Module, corpus: Photographs) -> Quantization:
+    """All but what mixes colours, which is no part of the network."""
+    grays = [measures.gray_levels(corpus.images[k]) for k in spread(len(corpus.images))]
+    return Quantization(inputs={"gray": grays, "stage": [np.array([2], np.float32)] * len(grays)}, floats=("/Conv",))
 
 
 def evaluate(net: nn.Module, corpus: Photographs, *, out: Path) -> dict[str, float]:

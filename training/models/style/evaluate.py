@@ -42,8 +42,9 @@ def evaluate(net: Served, photos: np.ndarray, paintings: dict[str, np.ndarray], 
     rows = []
     for style, target_grams in grams.items():
         weights = torch.eye(len(net.names))[net.names.index(style)].expand(len(photo), -1)
-        painted = net.net(photo, weights)
-        rows.append((painted[:4] * 255).round().byte().permute(0, 2, 3, 1).numpy())
+        image = net(torch.from_numpy(photos), weights)
+        painted = image.permute(0, 3, 1, 2).float() / 255
+        rows.append(image[:4].numpy())
         activations = vgg(painted, (*content_layers, *style_layers))
         style_losses = style_loss(activations, target_grams)
         metrics["content"].append(content_loss(activations, targets).mean().item())

@@ -31,9 +31,11 @@ SPEC = ModelSpec(
     max_pixels=2 << 20,
     instances=2,
     threads=1,
-    # A step of 1 in 255, and now and then another where rounding meets it.
-    golden_atol=2.0,
-    # Every tensor rounded to 16 bits moves the golden batch by 1 level, and photographs by up to 4.
+    quantized=True,
+    # Another ONNX Runtime may round halves otherwise: computed operator by operator, the golden batch of this one moves
+    # by up to 6 levels, and photographs by 16.
+    golden_atol=12.0,
+    # Every tensor rounded to 16 bits moves what floats make of the golden batch by 1 level, and photographs by up to 7.
     gpu_atol=4.0,
     # Bare photographs are at 3.8 and what ships is at 0.06; every picture is told for the painting that it is after.
     thresholds=(

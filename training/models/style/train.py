@@ -24,6 +24,7 @@ from training.models.features import net as features
 from training.models.features.net import Vgg, content_loss, gram, relative_error, total_variation
 from training.models.style import evaluate as measures
 from training.models.style.net import Served, StyleNet
+from training.quantize import Quantization, spread
 from training.rundir import RunDir, Stopped, load_checkpoint
 
 
@@ -345,6 +346,17 @@ def golden(net: nn.Module, corpus: Gallery) -> dict[str, np.ndarray]:
     weights[-1] = 1
     image = net(torch.from_numpy(content), torch.from_numpy(weights)).numpy()
     return {"content": content, "style_weights": weights, "image": image}
+
+
+def quantization(net: nn.Module, corpus: Gallery) -> Quantization:
+    """Photographs in each style in turn. What meets pixels stays in floats, for a few hundredths of the time."""
+    assert isinstance(net, Served)
+    photographs = [corpus.images[k] for k in spread(len(corpus.images))]
+    weights = np.eye(len(net.names), dtype=np.float32)[np.arange(len(photographs)) % len(net.names)]
+    return Quantization(
+        inputs={"content": photographs, "style_weights": list(weights)}, floats=("/net/down.0/", "/net/last/"),
+        averaged=True,
+    )  # fmt: skip
 
 
 def evaluate(net: nn.Module, corpus: Gallery, *, out: Path) -> dict[str, float]:

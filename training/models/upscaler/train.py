@@ -29,6 +29,7 @@ from training.models.features.net import content_loss
 from training.models.upscaler import evaluate as measures
 from training.models.upscaler.net import Served, Upscaler
 from training.models.upscaler.spec import OVERLAP, SCALE
+from training.quantize import Quantization, spread
 from training.rundir import RunDir, Stopped, load_checkpoint
 
 HELD_OUT = 100
@@ -359,6 +360,13 @@ def golden(net: nn.Module, _corpus: Pictures) -> dict[str, np.ndarray]:
     """Drawn pictures, since photographs may not be anyone's to publish, and what the eager model makes of them."""
     low_res = computer_art.CORPORA["hommage_klee"](3, seed=0)[:, :61, :83].copy()  # of no round size
     return {"low_res": low_res, "image": net(torch.from_numpy(low_res)).numpy()}
+
+
+def quantization(_net: nn.Module, corpus: Pictures) -> Quantization:
+    """Of photographs and drawings 32 each."""
+    lows = [corpus.photos[k][0] for k in spread(len(corpus.photos))]
+    lows += [reduced(corpus.drawings[k], SCALE, BICUBIC) for k in spread(len(corpus.drawings))]
+    return Quantization(inputs={"low_res": lows})
 
 
 def evaluate(net: nn.Module, corpus: Pictures, *, out: Path) -> dict[str, float]:
