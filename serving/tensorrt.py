@@ -196,7 +196,7 @@ def half(graph: Path) -> bytes:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of weights too small for 16 bits
             # No operator is left out: TensorRT computes all in halves, unlike ONNX Runtime on a CPU.
-            model = dequantized(onnx.load(graph))
+            model = for_gpus(onnx.load(graph))
             made = OnnxModel(convert_float_to_float16(model, keep_io_types=True, op_block_list=[]))
         made.topological_sort()
         return bytes(made.model.SerializeToString())
@@ -204,29 +204,40 @@ def half(graph: Path) -> bytes:
         raise PlanError(f"{graph.name} can't be read ({' '.join(str(exc).split())})") from exc
 
 
-def dequantized(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph without the QuantizeLinear and DequantizeLinear nodes of training.quantize, which are for CPUs.
+def for_gpus(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph without what is there for CPUs: the QuantizeLinear and DequantizeLinear nodes of training.quantize, and
+    the choice of pictures for which a cascade asks its other nets, which here are asked of all.
 
     It is `model` itself, changed. TensorRT would take such nodes only with signed integers and a zero point of 0, in
-    which ONNX Runtime is slow.
+    which ONNX Runtime is slow, and sizes that the data decide only where it knows how large they may become.
     """
     from onnx.numpy_helper import from_array, to_array
 
     graph, kept = model.graph, []
     stored = {weights.name: to_array(weights) for weights in graph.initializer}
-    unrounded: dict[str, str] = {}  # the tensor that a quantized or dequantized one was made from
+    same: dict[str, str] = {}  # what a tensor becomes: the one that was rounded, or of which pictures were chosen
+    chosen: set[str] = set()  # which pictures those are, and what is computed from that
     for node in graph.node:
-        node.input[:] = [unrounded.get(name, name) for name in node.input]
+        node.input[:] = [same.get(name, name) for name in node.input]
         source = node.input[0] if node.input else ""
-        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+        if node.op_type == "NonZero" or source in chosen:
+            chosen.update(node.output)
+        elif chosen.intersection(node.input):  # Gather and Reshape, and ScatterND, which puts results in their places
+            same[node.output[0]] = node.input[2] if node.op_type == "ScatterND" else source
+        elif node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             kept.append(node)
         elif source in stored and stored[source].dtype == np.int32:  # biases, which are kept rounded
             floats = stored[source].astype(np.float32) * stored[node.input[1]]
             graph.initializer.append(from_array(floats, node.output[0]))
         else:
-            unrounded[node.output[0]] = source
-    used = {name for node in kept for name in node.input}
-    weights = [each for each in graph.initializer if each.name in used]
+            same[node.output[0]] = source
+    needed = {value.name for value in graph.output}
+    for node in reversed(kept[:]):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+        else:
+            kept.remove(node)
+    weights = [each for each in graph.initializer if each.name in needed]
     del graph.node[:], graph.initializer[:], graph.value_info[:]
     graph.node.extend(kept)
     graph.initializer.extend(weights)

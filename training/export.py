@@ -224,7 +224,7 @@ def parity_reasons(candidate: Path, spec: ModelSpec) -> list[str]:
     try:
         graph = (candidate / repository.MODEL).read_bytes()
         if spec.quantized:
-            graph = tensorrt.dequantized(onnx.load_from_string(graph)).SerializeToString()
+            graph = tensorrt.for_gpus(onnx.load_from_string(graph)).SerializeToString()
         session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnx and onnxruntime have no base class for their errors
         return [f"ONNX Runtime can't load model.onnx: {' '.join(str(error).split())}"]
@@ -268,7 +268,7 @@ def graph_reasons(path: Path, spec: ModelSpec) -> list[str]:
             fixed = [(d.dim_value, s) for d, s in zip(dims, tensor.shape, strict=False) if s > 0 and d.dim_value]
             if len(dims) != len(tensor.shape) or any(d != s for d, s in fixed):
                 reasons.append(f"{tensor.name}: its shape is not {tensor.shape}")
-    return reasons + operators.reasons(tensorrt.dequantized(model))
+    return reasons + operators.reasons(tensorrt.for_gpus(model))
 
 
 def metric_reasons(candidate: Path, spec: ModelSpec, into: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """Convolutions in 8-bit integers, which a CPU computes two to three times as fast as floats.
 
 The graph keeps its floats: each tensor that is rounded passes a QuantizeLinear and a DequantizeLinear, from which ONNX
-Runtime makes integer operators. TensorRT is given the graph without them, serving.tensorrt.dequantized.
+Runtime makes integer operators. TensorRT is given the graph without them, serving.tensorrt.for_gpus.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def quantize(graph: Path, how: Quantization) -> None:
         graph, graph, Calibration(how.inputs), quant_format=QuantFormat.QDQ,
         activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, reduce_range=True, per_channel=True,
         op_types_to_quantize=list(how.operators), nodes_to_exclude=in_floats,
-        # The floats stay, and so do activations that rounding alone would do: dequantized() finds all as it was.
+        # The floats stay, and so do activations that rounding alone would do: for_gpus() finds all as it was.
         extra_options={
             "AddQDQPairToWeight": True, "QDQKeepRemovableActivations": True, "CalibMovingAverage": how.averaged,
         },

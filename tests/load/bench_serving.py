@@ -39,7 +39,7 @@ from serving.errors import ServingError
 from serving.repository import MODEL, REPOSITORY, newest
 from serving.spec import ModelSpec
 from tests.load import tables
-from tests.load.questions import LAST_STAGE, SIDES, folder, open_session, random_inputs
+from tests.load.questions import LAST_STAGE, SIDES, batch, folder, open_session, random_inputs
 from training.catalog import spec
 
 PERCENTILES = (50, 95, 99)
@@ -108,7 +108,7 @@ def bench_wgan(repository: Path, frames: int, rounds: int) -> dict[str, Any]:
 def bench_classifier(repository: Path, requests: int) -> dict[str, Any]:
     classifier = spec("classifier")
     run = in_process(repository, classifier)
-    pictures = np.random.default_rng(0).integers(0, 256, (requests, 1, 28, 28, 1), np.uint8)
+    pictures = batch(repository, classifier, requests)["image"][:, None]
     with (
         Embedded(repository, models=["classifier"]) as server,
         triton.InferenceServerClient(server.grpc) as plain,

@@ -29,8 +29,11 @@ SIDES = {"style": 256, "upscaler": 128, "colorizer": 256}
 LAST_STAGE = 2.0  # the colorizer works out both, whichever is asked for
 ITERATIONS = 3
 """of the painter: few, as it is the stream that is of interest"""
-COUNT = 4
-"""of each model, all different, so that answers which were swapped show"""
+DRAWN = 4
+"""pictures of noise of each model that is asked of those, all different, so that answers which were swapped show
+
+Others are asked of their golden batch, the classifier of garments: what one shows decides how long it takes.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +51,8 @@ class Question:
     streamed: bool = False
 
 
-def questions(repository: Path, model: str, count: int = COUNT) -> list[Question]:
-    """Raises RepositoryError for a model without a version or a golden batch."""
+def questions(repository: Path, model: str, count: int | None = None) -> list[Question]:
+    """`count` at most. Raises RepositoryError for a model without a version or a golden batch."""
     spec = served(model)
     inputs, expected = _inputs_and_expected(repository, spec, count)
     atol = _atol(spec)
@@ -75,7 +78,7 @@ def served(model: str) -> Served:
     return catalog.served(model)
 
 
-def _inputs_and_expected(repository: Path, spec: Served, count: int) -> tuple[Arrays, Arrays]:
+def _inputs_and_expected(repository: Path, spec: Served, count: int | None) -> tuple[Arrays, Arrays]:
     if isinstance(spec, Ensemble):
         first = spec.steps[0]
         golden = _golden(repository, first.model, first.model.inputs)
@@ -83,8 +86,7 @@ def _inputs_and_expected(repository: Path, spec: Served, count: int) -> tuple[Ar
         tensors = ensemble(repository, spec)(inputs)
         return inputs, {tensor.name: tensors[tensor.name] for tensor in spec.outputs}
     if spec.name in SIDES:
-        arrays = random_inputs(spec, count, SIDES[spec.name])
-        inputs = {tensor.name: array for tensor, array in zip(spec.inputs, arrays, strict=True)}
+        inputs = batch(repository, spec, count or DRAWN)
         return inputs, in_process(repository, spec)(inputs)
     inputs, expected = (_golden(repository, spec, tensors) for tensors in (spec.inputs, spec.outputs))
     if spec.decoupled:  # the golden painting is the start of any longer one
@@ -110,6 +112,15 @@ def _atol(spec: Served) -> float:
 def folder(repository: Path, model: str) -> Path:
     """Of the newest version."""
     return repository / model / str(newest(repository, model))
+
+
+def batch(repository: Path, model: ModelSpec, count: int) -> Arrays:
+    """Inputs of as many pictures, of noise or again and again those of its golden batch."""
+    if model.name in SIDES:
+        arrays = random_inputs(model, count, SIDES[model.name])
+        return {tensor.name: array for tensor, array in zip(model.inputs, arrays, strict=True)}
+    golden = _golden(repository, model, model.inputs)
+    return {name: array[np.arange(count) % len(array)] for name, array in golden.items()}
 
 
 def random_inputs(model: ModelSpec, count: int, side: int) -> tuple[np.ndarray, ...]:

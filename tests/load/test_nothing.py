@@ -27,14 +27,15 @@ def test_it_has_the_classifiers_face_and_pictures(tmp_path: Path) -> None:
             (v.name, v.type.tensor_type.elem_type) for v in known
         ]
     session = onnxruntime.InferenceSession(version / MODEL)
-    of_shipped = questions(REPOSITORY, "classifier")
+    of_shipped, alike = questions(REPOSITORY, "classifier"), []
     for question, known in zip(questions(tmp_path / "repository", "classifier"), of_shipped, strict=True):
         assert np.array_equal(question.inputs["image"], known.inputs["image"])
         (answer,) = session.run(["probabilities"], dict(question.inputs))
         assert answer.shape == (1, *SPEC.outputs[0].shape)
         assert answer.sum() == pytest.approx(1, abs=1e-5)
         assert np.array_equal(answer, question.expected["probabilities"])
-        assert not np.allclose(answer, known.expected["probabilities"], atol=0.1)
+        alike.append(np.allclose(answer, known.expected["probabilities"], atol=0.1))
+    assert np.mean(alike) < 0.2  # one class in ten is the same by chance
 
 
 def test_triton_serves_it(tmp_path: Path) -> None:

@@ -5,7 +5,19 @@ import pytest
 import torch
 from torch import nn
 
-from training.models.classifier.net import NETWORKS, FourConv, MirrorConvolution, OneConv, ResidualNet, Served, folded
+from training.models.classifier.net import (
+    NETWORKS,
+    Cascade,
+    Ensemble,
+    FourConv,
+    MirrorConvolution,
+    OneConv,
+    ResidualNet,
+    Served,
+    folded,
+    pixels,
+    shifted,
+)
 from training.models.classifier.spec import CLASSES, SPEC
 
 
@@ -147,3 +159,65 @@ def test_temperature_softens_without_changing_the_answer() -> None:
         sharp, soft = (Served(net, t).eval()(images) for t in (0.5, 2.0))
     assert (sharp.argmax(1) == soft.argmax(1)).all()
     assert (sharp.amax(1) > soft.amax(1)).all()
+
+
+class Brightness(nn.Module):
+    """Says the first class, and the surer the brighter the picture (N, 1, 28, 28) is."""
+
+    def forward(self, picture: torch.Tensor) -> torch.Tensor:
+        return 20 * picture.mean((1, 2, 3))[:, None] * torch.eye(1, len(CLASSES))
+
+
+class Last(nn.Module):
+    """Says the last class of anything, and remembers of how many pictures it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[int] = []
+
+    def forward(self, picture: torch.Tensor) -> torch.Tensor:
+        self.asked.append(len(picture))
+        return 40 * torch.eye(len(CLASSES))[-1:].expand(len(picture), -1)
+
+
+@pytest.mark.parametrize(
+    ("levels", "asked"),
+    [([255, 0, 255, 128, 0], 2), ([0, 0], 2), ([255, 255, 255], 0), ([255], 0)],
+    ids=["some", "all", "none", "not the only one"],
+)
+def test_cascade_asks_the_others_of_what_the_first_is_unsure_of(levels: list[int], asked: int) -> None:
+    """Of bright pictures the first is sure; of the dark ones the answer is all nets' together, each in its place."""
+    others = Last(), Last()
+    ensemble = Ensemble([], "residual")
+    ensemble.nets.extend([Brightness(), *others])
+    images = torch.tensor(levels, dtype=torch.uint8)[:, None, None, None].expand(-1, 28, 28, 1)
+    answers = Cascade(ensemble, 1.0)(images).argmax(1)
+    assert answers.tolist() == [0 if level else len(CLASSES) - 1 for level in levels]
+    assert [net.asked for net in others] == [[asked, 0], [asked, 0]]  # of none moved aside, as they are sure
+
+
+def test_cascade_that_is_unsure_of_everything_is_the_ensemble() -> None:
+    """Untrained nets are: all are asked of all pictures, moved aside as well."""
+    torch.manual_seed(0)
+    nets = [ResidualNet() for _ in range(3)]
+    ensemble = Ensemble([net.state_dict() for net in nets], "residual").eval()
+    images = torch.randint(0, 256, (5, 28, 28, 1), dtype=torch.uint8)
+    with torch.no_grad():
+        answers = [kind(ensemble, 1.0).eval()(images) for kind in (Served, Cascade)]
+        of_three = torch.stack([net.eval()(pixels(images)) for net in nets]).mean(0).softmax(1)
+    assert torch.allclose(*answers, atol=1e-6)
+    assert (answers[0] - of_three).abs().max() > 1e-4
+
+
+def test_pictures_move_aside_by_columns() -> None:
+    """What was at the edge is there twice, and what leaves at the other is gone."""
+    picture = torch.arange(28.0).expand(1, 1, 28, 28)
+    assert shifted(picture, 1)[0, 0, 5].tolist() == [*range(1, 28), 27]
+    assert shifted(picture, -1)[0, 0, 5].tolist() == [0, *range(27)]
+
+
+def test_the_sources_networks_see_a_picture_once() -> None:
+    one = OneConv()
+    picture = torch.rand(2, 1, 28, 28)
+    ensemble = Ensemble([one.state_dict()], "one-conv").eval()
+    assert torch.equal(ensemble(picture), one.eval()(picture))

@@ -118,8 +118,8 @@ def test_run_leaves_curves_and_a_net_that_can_be_served(corpus: Garments, tmp_pa
     assert {"validation_accuracy", "test_accuracy", "test_ece", "test_loss"} <= metrics.keys()
     golden = recipe.golden(net, corpus)
     assert {name: (array.dtype.name, array.shape) for name, array in golden.items()} == {
-        "image": ("uint8", (8, 28, 28, 1)),
-        "probabilities": ("float32", (8, 10)),
+        "image": ("uint8", (32, 28, 28, 1)),
+        "probabilities": ("float32", (32, 10)),
     }
 
 

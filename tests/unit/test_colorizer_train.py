@@ -127,7 +127,7 @@ def test_onnx_says_what_the_eager_model_says(trained: Path, size: tuple[int, int
     graph = trained / "candidate/model.onnx"
     rng = np.random.default_rng(0)
     gray, stage = rng.integers(0, 256, (batch, *size, 1), np.uint8), rng.uniform(1, 2, (batch, 1)).astype(np.float32)
-    floats = tensorrt.dequantized(onnx.load(graph)).SerializeToString()
+    floats = tensorrt.for_gpus(onnx.load(graph)).SerializeToString()
     session = onnxruntime.InferenceSession(floats, providers=["CPUExecutionProvider"])
     (answer,) = session.run(None, {"gray": gray, "stage": stage})
     net = recipe.load_net(trained / "checkpoints/last.pt")

@@ -21,7 +21,7 @@ GRAPHS = sorted(repo.REPOSITORY.glob(f"*/*/{repo.MODEL}"))
 def test_every_committed_graph_is_within_the_table(path: Path) -> None:
     """As TensorRT is given it: operators, types, attributes, opset and edges; each tensor's type is known, so that none
     goes unseen."""
-    model = tensorrt.dequantized(onnx.load(path))
+    model = tensorrt.for_gpus(onnx.load(path))
     assert operators.reasons(model) == []
     types = operators.tensor_types(model)
     unknown = [name for node in model.graph.node for name in node.output if not types.get(name)]

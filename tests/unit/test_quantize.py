@@ -12,7 +12,7 @@ from torch import nn
 
 from serving import repository, tensorrt
 from training import export, quantize
-from training.models.classifier.net import ResidualNet, Served, folded
+from training.models.classifier.net import SURE, Cascade, Ensemble, ResidualNet, Served, folded
 from training.models.classifier.spec import CLASSES, SIZE, SPEC
 
 
@@ -78,7 +78,7 @@ def test_all_convolutions_compute_in_integers(graphs: tuple[Path, Path], tmp_pat
 )
 def test_shipped_convolutions_compute_in_integers(model: str, in_floats: int, tmp_path: Path) -> None:
     graph = repository.REPOSITORY / model / str(repository.newest(repository.REPOSITORY, model)) / repository.MODEL
-    all_of_them = kinds(tensorrt.dequantized(onnx.load(graph)))["Conv"]
+    all_of_them = kinds(tensorrt.for_gpus(onnx.load(graph)))["Conv"]
     ran = kinds(optimized(graph, tmp_path))
     assert ran["Conv"] + ran["FusedConv"] == in_floats
     assert ran["QLinearConv"] == all_of_them - in_floats > 0
@@ -146,15 +146,44 @@ def test_products_of_two_fit_16_bits(graphs: tuple[Path, Path]) -> None:
 def test_floats_come_back(graphs: tuple[Path, Path], images: np.ndarray) -> None:
     """The operators are those from before, and so are the answers, but for biases."""
     before = onnx.load(graphs[0])
-    after = tensorrt.dequantized(onnx.load(graphs[1]))
+    after = tensorrt.for_gpus(onnx.load(graphs[1]))
     onnx.checker.check_model(after, full_check=True)
     assert sorted(node.op_type for node in after.graph.node) == sorted(node.op_type for node in before.graph.node)
     differences = np.abs(answers(after.SerializeToString(), images) - answers(graphs[0], images))
     assert differences.max() < 1e-3
 
 
+def test_gpus_ask_all_nets_of_all_pictures(images: np.ndarray, tmp_path: Path) -> None:
+    """The graph of a cascade answers as that does, one by one and together; what GPUs get, as the ensemble does."""
+    torch.manual_seed(3)
+    nets = [ResidualNet() for _ in range(3)]
+    for net in nets:
+        for _ in range(3):
+            net(torch.rand(64, 1, SIZE, SIZE))
+    ensemble = Served(folded(Ensemble([net.state_dict() for net in nets], "residual")), temperature=0.015).eval()
+    cascade = Cascade(ensemble.net, ensemble.temperature).eval()
+    given = torch.from_numpy(images)
+    with torch.no_grad():
+        of_first = Served(ensemble.net.nets[0], ensemble.temperature)(given).amax(1)
+        plain, chosen = ensemble(given).numpy(), cascade(given).numpy()
+    assert 0 < (of_first < SURE[0]).sum() < len(images)
+    assert np.abs(plain - chosen).max() > 0.1
+
+    path = tmp_path / "cascade.onnx"
+    export.write_onnx(cascade, SPEC, {"image": images[:8]}, path)
+    assert np.allclose(answers(path, images), chosen, atol=0.01)
+    one_by_one = np.concatenate([answers(path, images[k : k + 1]) for k in range(len(images))])
+    assert np.allclose(one_by_one, chosen, atol=0.01)
+
+    quantize.quantize(path, quantize.Quantization(inputs={"image": list(images)}))
+    after = tensorrt.for_gpus(onnx.load(path))
+    onnx.checker.check_model(after, full_check=True)
+    assert not {"NonZero", "ScatterND", "QuantizeLinear"} & set(kinds(after))
+    assert np.allclose(answers(after.SerializeToString(), images), plain, atol=0.01)
+
+
 def test_graph_without_rounding_stays_as_it_is(graphs: tuple[Path, Path], images: np.ndarray) -> None:
-    after = tensorrt.dequantized(onnx.load(graphs[0])).SerializeToString()
+    after = tensorrt.for_gpus(onnx.load(graphs[0])).SerializeToString()
     assert np.array_equal(answers(after, images), answers(graphs[0], images))
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.models.classifier.spec import CLASSES
+from training.models.classifier.spec import CLASSES, SIZE
 
 # --- what ships: a residual network for a CPU, invariant to mirroring ---
 # One wide convolution halves the side at once, and all depth lies at 14x14 and 7x7.
@@ -155,21 +155,47 @@ class FourConv(nn.Module):
 NETWORKS: dict[str, type[nn.Module]] = {"residual": ResidualNet, "one-conv": OneConv, "four-conv": FourConv}
 
 
+SHIFTS = (-1, 1)
+"""columns by which a picture is moved aside for the net that ships, to be seen anew; up and down gained nothing"""
+SURE = 0.95, 0.7
+"""what a Cascade takes for sure: of its first net, where one picture in five falls short, and of all of them, one in 17
+
+Of 3,000 pictures held out as many are named right as if all nets were asked of all pictures, moved as well, 0.950, and
+the loss is 0.136 instead of 0.131: means over three runs of three nets, of which each came first in turn. Of none moved
+0.948 are right.
+"""
+
+
 class Ensemble(nn.Module):
     """Picture (N, 1, 28, 28) -> the mean of the logits (N, 10) of nets that were trained from different seeds.
 
-    Where one errs by chance, the others outvote it (Lakshminarayanan et al. 2017). `weights` has a state dict of each;
+    Where one errs by chance, the others outvote it (Lakshminarayanan et al. 2017). The net that ships looks at each
+    picture moved aside, too: its stride of two makes it see other pixels then. `weights` has a state dict of each;
     RuntimeError for another network's.
     """
 
     def __init__(self, weights: Sequence[dict[str, Tensor]], network: str) -> None:
         super().__init__()
+        self.shifts = SHIFTS if network == "residual" else ()
         self.nets = nn.ModuleList(NETWORKS[network]() for _ in weights)
         for net, each in zip(self.nets, weights, strict=True):
             net.load_state_dict(each)
 
     def forward(self, picture: Tensor) -> Tensor:
-        return torch.stack([net(picture) for net in self.nets]).mean(0)
+        return self.with_shifted(picture, torch.stack([net(picture) for net in self.nets]).mean(0))
+
+    def with_shifted(self, picture: Tensor, logits: Tensor) -> Tensor:
+        """The mean of logits, which all nets gave a picture, and of what they give it when it is moved."""
+        if not self.shifts:
+            return logits
+        moved = torch.cat([shifted(picture, by) for by in self.shifts])
+        of_moved = torch.stack([net(moved) for net in self.nets]).mean(0).reshape(len(self.shifts), -1, len(CLASSES))
+        return (logits + of_moved.sum(0)) / (1 + len(self.shifts))
+
+
+def shifted(picture: Tensor, by: int) -> Tensor:
+    """(N, 1, 28, 28): column k of the result is column k + by of the picture; outside it, as at its edge."""
+    return picture[..., (torch.arange(SIZE, device=picture.device) + by).clamp(0, SIZE - 1)]
 
 
 class Served(nn.Module):
@@ -183,5 +209,44 @@ class Served(nn.Module):
         self.net, self.temperature = net, temperature
 
     def forward(self, image: Tensor) -> Tensor:
-        picture = image.float().permute(0, 3, 1, 2) / 255  # uint8 (N, 28, 28, 1) -> [0, 1] (N, 1, 28, 28)
-        return F.softmax(self.net(picture) / self.temperature, 1)
+        return self.probabilities(self.net(pixels(image)))
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return F.softmax(logits / self.temperature, 1)
+
+
+class Cascade(Served):
+    """An ensemble as a CPU computes it, in a fifth of the time (Wang et al. 2018).
+
+    All nets are asked only of pictures that the first is unsure of, and of those moved aside only where all of them are
+    unsure. serving.tensorrt.for_gpus() undoes it in the graph.
+    """
+
+    def forward(self, image: Tensor) -> Tensor:
+        assert isinstance(self.net, Ensemble)
+        first, *others = self.net.nets
+        picture = pixels(image)
+        of_first = first(picture)
+        unsure = self.unsure(of_first, SURE[0])
+        rest = picture[unsure]
+        of_all = torch.stack([of_first[unsure], *(net(rest) for net in others)]).mean(0)
+        still_unsure = self.unsure(of_all, SURE[1])
+        of_shifted = self.net.with_shifted(rest[still_unsure], of_all[still_unsure])
+        of_all = of_all.index_put((still_unsure,), of_shifted)
+        return self.probabilities(of_first.index_put((unsure,), of_all))
+
+    def unsure(self, logits: Tensor, sure: float) -> Tensor:
+        """Which of the pictures, int64 (n,)."""
+        return (self.probabilities(logits).amax(1) < sure).nonzero()[:, 0]
+
+    def margins(self, image: Tensor) -> Tensor:
+        """(N,): how far a picture is from being judged otherwise, in probability."""
+        assert isinstance(self.net, Ensemble)
+        logits = torch.stack([net(pixels(image)) for net in self.net.nets])
+        confidences = [self.probabilities(each).amax(1) for each in (logits[0], logits.mean(0))]
+        return torch.stack([(each - sure).abs() for each, sure in zip(confidences, SURE, strict=True)]).amin(0)
+
+
+def pixels(image: Tensor) -> Tensor:
+    """uint8 (N, 28, 28, 1) -> [0, 1] (N, 1, 28, 28)"""
+    return image.float().permute(0, 3, 1, 2) / 255

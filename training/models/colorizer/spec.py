@@ -22,7 +22,7 @@ SPEC = ModelSpec(
     # Every tensor rounded to 16 bits moves what floats make of the golden batch by 2 levels, and photographs by 3.
     gpu_atol=4.0,
     # 1 and 0 are to leave it gray, 1.28 and 0.99 to borrow the colours of the nearest training picture. What ships has
-    # 0.80 and 1.03; after regression alone 0.73 and 0.75.
+    # 0.81 and 1.03; after regression alone 0.74 and 0.75.
     thresholds=(
         Threshold(metric="ciede2000_to_gray", at_most=1.0, may_worsen_by=0.03),
         Threshold(metric="colourfulness_to_truth", at_least=0.5, may_worsen_by=0.1),
