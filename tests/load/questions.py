@@ -32,7 +32,8 @@ ITERATIONS = 3
 DRAWN = 4
 """pictures of noise of each model that is asked of those, all different, so that answers which were swapped show
 
-Others are asked of their golden batch, the classifier of garments: what one shows decides how long it takes.
+Others are asked of their golden batch, the classifier of garments: what one shows decides how long it takes. Two of a
+kind have much the same answer, so that only others' would show.
 """
 
 

@@ -197,22 +197,25 @@ def test_recipe_asks_the_graph_as_it_asks_its_net(
     assert np.array_equal(probabilities.numpy(), answers(graphs[1], images))
 
 
-def in_floats(golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """As a candidate has it, but for what the integers answer, which nobody asks for here."""
-    return {"image": golden["image"], f"probabilities{repository.IN_FLOATS}": golden["probabilities"]}
-
-
 def test_gate_compares_the_floats_with_the_eager_model(
     graphs: tuple[Path, Path], golden: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
-    """A graph that rounds right what was exported wrong is refused."""
+    """A graph that rounds right what was exported wrong is refused; so is one that answers otherwise to one alone."""
     (tmp_path / repository.MODEL).write_bytes(graphs[1].read_bytes())
-    np.savez(tmp_path / repository.GOLDEN, **in_floats(golden))
+    floats = f"probabilities{repository.IN_FLOATS}"
+    right = {
+        "image": golden["image"], "probabilities": answers(graphs[1], golden["image"]), floats: golden["probabilities"],
+    }  # fmt: skip
+    np.savez(tmp_path / repository.GOLDEN, **right)
     assert export.parity_reasons(tmp_path, SPEC) == []
     assert export.graph_reasons(tmp_path / repository.MODEL, SPEC) == []
-    other = golden | {"probabilities": golden["probabilities"] + np.float32(0.002)}
-    np.savez(tmp_path / repository.GOLDEN, **in_floats(other))
+    np.savez(tmp_path / repository.GOLDEN, **right | {floats: right[floats] + np.float32(0.002)})
     assert "probabilities differs from the eager model" in export.parity_reasons(tmp_path, SPEC)[0]
+    swapped = right["probabilities"][:, ::-1]
+    assert np.abs(swapped - right["probabilities"]).max() > SPEC.golden_atol
+    np.savez(tmp_path / repository.GOLDEN, **right | {"probabilities": swapped})
+    (reason,) = export.parity_reasons(tmp_path, SPEC)
+    assert reason.startswith("probabilities differs from its own answers to all together by")
 
 
 def test_candidate_of_before_is_refused_in_words(

@@ -352,6 +352,21 @@ def test_bad_arguments(
 
 
 @of_shipped
+def test_half_precision_keeps_the_signature_and_what_tensorrt_takes(model: str) -> None:
+    """What ships, in halves: the same inputs and outputs, a valid graph, operators and types of TensorRT's table."""
+    version = repo.REPOSITORY / model / str(repo.newest(repo.REPOSITORY, model))
+    graph, made = onnx.load(version / repo.MODEL), onnx.load_from_string(tensorrt.half(version / repo.MODEL))
+    onnx.checker.check_model(made, full_check=True)
+    for before, after in ((graph.graph.input, made.graph.input), (graph.graph.output, made.graph.output)):
+        signatures = [[(v.name, v.type.tensor_type.elem_type) for v in values] for values in (before, after)]
+        assert signatures[0] == signatures[1]
+    assert [reason for reason in operators.reasons(made) if "at the graph's edge" not in reason] == []
+    convolved = {node.input[0] for node in made.graph.node if node.op_type == "Conv"}
+    types = operators.tensor_types(made)
+    assert {types[name] for name in convolved} == {TensorProto.FLOAT16}
+
+
+@of_shipped
 def test_half_precision_agrees_with_the_golden_batch(model: str) -> None:
     """Every tensor in 16 bits, as on a GPU, moves what floats answer by no more than `gpu_atol` allows."""
     spec = catalog.spec(model)

@@ -351,8 +351,9 @@ def golden(net: nn.Module, corpus: Gallery) -> dict[str, np.ndarray]:
 def quantization(net: nn.Module, corpus: Gallery) -> Quantization:
     """Photographs in each style in turn. What meets pixels stays in floats, for a few hundredths of the time."""
     assert isinstance(net, Served)
-    photographs = [corpus.images[k] for k in spread(len(corpus.images), max(32, len(net.names)))]
-    weights = np.eye(len(net.names), dtype=np.float32)[np.arange(len(photographs)) % len(net.names)]
+    count, places = max(32, len(net.names)), spread(len(corpus.images))
+    photographs = [corpus.images[places[k % len(places)]] for k in range(count)]
+    weights = np.eye(len(net.names), dtype=np.float32)[np.arange(count) % len(net.names)]
     return Quantization(
         inputs={"content": photographs, "style_weights": list(weights)}, floats=("/net/down.0/", "/net/last/"),
         averaged=True,
