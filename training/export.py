@@ -224,16 +224,15 @@ def parity_reasons(candidate: Path, spec: ModelSpec) -> list[str]:
         ]
     try:
         graph = (candidate / repository.MODEL).read_bytes()
-        plain = tensorrt.for_gpus(onnx.load_from_string(graph)).SerializeToString() if spec.quantized else graph
-        served, eager = (onnxruntime.InferenceSession(g, providers=["CPUExecutionProvider"]) for g in (graph, plain))
+        floats = tensorrt.for_gpus(onnx.load_from_string(graph)).SerializeToString() if spec.quantized else graph
+        served, plain = (onnxruntime.InferenceSession(g, providers=["CPUExecutionProvider"]) for g in (graph, floats))
     except Exception as error:  # onnx and onnxruntime have no base class for their errors
         return [f"ONNX Runtime can't load model.onnx: {' '.join(str(error).split())}"]
-    whole = {name.removesuffix(in_floats): array for name, array in golden.items() if name.endswith(in_floats)}
-    asked = {t.name: golden[t.name] for t in spec.core.inputs}
+    of_eager = golden | {t.name: golden[t.name + in_floats] for t in spec.core.outputs}
     parts = (slice(None), slice(0, 1)) if spec.batching else (slice(None),)
-    reasons = _disagreements(eager, spec, asked | whole, parts, "the eager model", in_floats=spec.quantized)
+    reasons = _disagreements(plain, spec, of_eager, parts, "the eager model", in_floats=spec.quantized)
     if spec.quantized and not reasons:
-        one_by_one = [slice(k, k + 1) for k in range(len(next(iter(asked.values()))))]
+        one_by_one = [slice(k, k + 1) for k in range(len(golden[spec.core.inputs[0].name]))]
         reasons = _disagreements(served, spec, golden, one_by_one, "its own answers to all together")[:1]
     return reasons
 
