@@ -43,7 +43,7 @@ CORES = os.cpu_count() or 1
 DELAYS_US = (0, 500, 2000)
 SHAPES = ((1, 1), (1, CORES), (CORES, 1), (CORES, CORES), (CORES + 1, 1))
 """instances and threads"""
-PREFERRED = ((1,), (2,))
+PREFERRED = ((1,), (2,), (4,), (8,))
 ONE, MANY, BUSY = 1, 32, 0.9
 COLUMNS = {
     "p50_ms": "p50 of 1 caller, ms",
@@ -96,7 +96,7 @@ def settings(own: Setting) -> list[Setting]:
     shaped = [replace(own, instances=instances, threads=threads) for instances, threads in SHAPES]
     batched = [replace(own, max_batch=size) for size in (max(1, own.max_batch // 2), 2 * own.max_batch)]
     delayed = [replace(own, delay_us=delay) for delay in DELAYS_US]
-    preferring = [replace(own, preferred=sizes) for sizes in ((), *PREFERRED)]
+    preferring = [replace(own, preferred=sizes) for sizes in ((), *PREFERRED) if max(sizes, default=1) <= own.max_batch]
     return list(dict.fromkeys([own, *shaped, *batched, *delayed, *preferring]))
 
 
