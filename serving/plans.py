@@ -130,7 +130,7 @@ def render(config: pb.ModelConfig) -> str:
     for group in made.instance_group:
         group.kind = pb.ModelInstanceGroup.KIND_GPU
     made.parameters.pop(CPU_ONLY, None)
-    if made.dynamic_batching.preferred_batch_size:  # a CPU's: it gains nothing from a batch of pictures, a GPU does
+    if made.dynamic_batching.preferred_batch_size:  # chosen on a CPU; a GPU gains from larger ones
         del made.dynamic_batching.preferred_batch_size[:]
     return HEADER + str(text_format.MessageToString(made))
 

@@ -157,7 +157,7 @@ class RunDir:
     # --- the loop ---
 
     def steps(self, first: int, last: int) -> Iterator[int]:
-        """first .. last - 1 with a progress bar on a terminal. SIGTERM ends it after a whole step."""
+        """first .. last - 1 with a progress bar on a terminal. SIGTERM ends it where the recipe can save."""
         for outcome in ("published", "refused"):
             self._outcome(outcome)  # a counter that begins at 1 would show no increase
         STEPS.labels(self.model, self.path.name).set(last)
@@ -186,7 +186,7 @@ class RunDir:
             signal.signal(signal.SIGTERM, before)
 
     def stop(self) -> None:
-        """Ask the recipe to save after this step and raise Stopped. SIGTERM does the same."""
+        """Ask the recipe to save at the next step where it can and raise Stopped. SIGTERM does the same."""
         self._terminated = True
 
     @property

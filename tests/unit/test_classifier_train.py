@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,6 +78,40 @@ def test_resumed_run_equals_the_unbroken_one_bit_for_bit(
     assert resumed.stats() == whole.stats()
     assert [row["step"] for row in whole.stats()] == list(range(12))
     whole.close()
+    resumed.close()
+
+
+@pytest.mark.parametrize("network", recipe.NETWORKS)
+def test_saving_on_the_way_changes_nothing(network: str, corpus: Garments, tmp_path: Path) -> None:
+    """Checkpoints are of all nets after the same number of steps, and each net goes on as if there were none."""
+    seldom = dataclasses.replace(SMALL, network=network, nets=3)
+    learnt, saved = {}, []
+    for name, minutes in (("seldom", 60.0), ("often", 1e-9)):
+        options = dataclasses.replace(seldom, checkpoint_minutes=minutes)
+        run = open_run(tmp_path / name, options)
+        save = run.save
+
+        def note(state: dict[str, Any], save: Callable[[dict[str, Any]], None] = save) -> None:
+            saved.append(state["step"])
+            save(state)
+
+        run.save = note  # type: ignore[method-assign]
+        recipe.train(options, run, corpus)
+        run.close()
+        learners = torch.load(run.last, weights_only=True)["learners"]
+        learnt[name] = [{key: v.numpy().tobytes() for key, v in each["net"].items()} for each in learners]
+    assert saved == [18, 3, 6, 9, 12, 15, 18, 18]
+    assert learnt["often"] == learnt["seldom"]
+
+
+def test_run_of_another_version_is_not_resumed(corpus: Garments, tmp_path: Path) -> None:
+    """Its checkpoint says nothing of learners: a line, where a Job would end in a traceback, try after try."""
+    run = open_run(tmp_path / "run", SMALL)
+    run.save({"step": 0, "net": {}, "finished": []})
+    run.close()
+    resumed = open_run(tmp_path / "run", SMALL, resume=True)
+    with pytest.raises(BadInput, match=r"--resume: .*last\.pt was written by another version of the program"):
+        recipe.train(SMALL, resumed, corpus)
     resumed.close()
 
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -188,16 +186,14 @@ def batches_of(options: Options, images: Tensor) -> int:
     return max(1, len(images) // options.batch)
 
 
-@contextmanager
-def side_by_side(learners: list[Learner]) -> Iterator[ThreadPoolExecutor]:
+def side_by_side(learners: list[Learner]) -> ThreadPoolExecutor:
     """Threads that share a CPU's cores: two nets with a core each learn 1.3 times as fast as one after another with
     both. torch lets go of Python's lock wherever it computes."""
     # A GPU does one thing after another anyway, and from the one generator that dropout has, nets have to draw in turn.
     draws = any(isinstance(module, nn.Dropout) for module in learners[0].net.modules())
     cores = torch.get_num_threads()
     count = 1 if draws or learners[0].device.type == "cuda" else min(len(learners), cores)
-    with ThreadPoolExecutor(count, "net", torch.set_num_threads, (cores // count,)) as threads:
-        yield threads
+    return ThreadPoolExecutor(count, "net", torch.set_num_threads, (cores // count,))
 
 
 def train(options: Options, run: RunDir, corpus: Garments) -> Path:
@@ -212,6 +208,8 @@ def train(options: Options, run: RunDir, corpus: Garments) -> Path:
 
     learners, first = [Learner(options, number, device) for number in range(options.nets)], 0
     if (state := run.restore()) is not None:
+        if "learners" not in state:
+            raise BadInput(f"--resume: {run.last} was written by another version of the program; begin another --name")
         first = state["step"]
         restore_dropout(state, device)
         for learner, each in zip(learners, state["learners"], strict=True):

@@ -13,7 +13,7 @@ SPEC = ModelSpec(
     inputs=(Tensor(name="low_res", dtype="UINT8", shape=(ANY, ANY, 3)),),
     outputs=(Tensor(name="image", dtype="UINT8", shape=(ANY, ANY, 3)),),
     # A picture of 128 x 128 takes 36 ms on one core, and in a batch no less, so a CPU takes them one by one:
-    # tests/load/evidence/upscaler.md; one instance alone oversleeps, see wgan's spec.
+    # tests/load/evidence/upscaler.md (in floats); one instance alone oversleeps, see wgan's spec.
     batching=Batching(max_batch=8, preferred=(1,), queue_size=64, queue_timeout_us=20_000_000),
     max_pixels=1 << 19,  # of what is sent; 16 times as many come back
     instances=2,

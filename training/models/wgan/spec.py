@@ -13,7 +13,7 @@ SPEC = ModelSpec(
     # tests/load/evidence/wgan.md. A thread for each of two instances: a walk sends two batches at once. (A lone latent
     # takes 7.5 ms; with two threads each 6.5, and many callers get no more of them.) One instance alone may sleep
     # through what comes while it is busy, for 500 ms (serving/keeper.py; its p99 in evidence/classifier.md). No delay,
-    # here or elsewhere: of 0.5 ms a lone caller waits 13 % longer, the classifier's 55 %. And with a queue limit Triton
+    # here or elsewhere: of 0.5 ms a lone caller waits 13 % longer, the classifier's 70 %. And with a queue limit Triton
     # loses count of its idle instances, for good, when it merges delayed batches (its issue 8870, fixed in core#509).
     # Requests go in fours. Where one instance takes all that wait, the other waits, too: p99 of 32 callers is half as
     # long again, for no more pictures.
