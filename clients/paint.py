@@ -86,7 +86,7 @@ def opened(options: Namespace) -> tuple[Image.Image, Image.Image]:
     size = options.size or (SIZE if max(photo.size) > SIZE else None)
     most = tasks.PAINT.contract(options.model).max_pixels
     sized = sizing.sized(photo, size=size, most=most, name=options.photo, done="painted")
-    return sized, sizing.sized(style, name=options.painting)
+    return sized, sizing.sized(style, name=options.painting, done=None)
 
 
 def collect(strokes: Painting, seen: deque[Stroke]) -> None:

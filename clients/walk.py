@@ -84,9 +84,9 @@ def recipe(options: Namespace) -> Recipe:
 
 def check_vectors(path: Path, walks: list[str]) -> None:
     """Whether the keyframes can be written there, and neither walk is in the way; they may lie beside its frames."""
-    here = path.resolve()
+    here = files.resolved(path)
     for each in walks:
-        there = Path(each).resolve()
+        there = files.resolved(each)
         frames = saving.format_of(each) == saving.FOLDER and here.name != saving.WALK_JSON
         if here == there or here in there.parents or (there in here.parents and not frames):
             raise errors.InvalidInput(f"{path}: {each} is in the way, which is a walk; choose another file")

@@ -3,8 +3,8 @@
 Run by serving.local: python -I -S serving/keeper.py SHM_PREFIX FOLDER COMMAND...   (ends the server when
 standard input closes; then removes its process group, /dev/shm/SHM_PREFIX* and FOLDER)
 
-Where keeper and server are killed at once, as by the kernel when memory runs out, the server's shared memory stays. The
-next keeper removes it: a pod's /dev/shm outlives its containers, and would fill up.
+Where keeper and server are killed at once, as by the kernel when memory runs out, shared memory, folder and log stay.
+The next keeper removes them: a pod's /dev/shm and /tmp outlive its containers, and would fill up.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 GRACE_S = 20
 SHM = Path("/dev/shm")
 LOCK = ".lock"
-"""Suffix of a file that a keeper has locked as long as it lives."""
+"""Suffix of a file that a keeper has locked as long as it lives, with the name of the run's folder in it."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -33,6 +33,8 @@ def main(prefix: str, folder: str, *command: str) -> int:
     _remove_abandoned()
     with (SHM / f"{prefix}{LOCK}").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write(folder)
+        lock.flush()
         return _supervise(prefix, folder, command)
 
 
@@ -53,8 +55,13 @@ def _supervise(prefix: str, folder: str, command: Sequence[str]) -> int:
 
 def _remove_abandoned() -> None:
     for path in SHM.glob(f"atelier-*{LOCK}"):
-        with contextlib.suppress(OSError), path.open() as lock:  # its keeper lives, or it is another user's
+        with contextlib.suppress(OSError), path.open() as lock:  # its keeper lives, or it can't be read
+            if os.fstat(lock.fileno()).st_uid != os.getuid():
+                continue
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if folder := lock.read():
+                shutil.rmtree(folder, ignore_errors=True)
+                Path(folder).with_suffix(".log").unlink(missing_ok=True)
             _remove(path.name.removesuffix(LOCK))
 
 

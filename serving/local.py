@@ -290,7 +290,7 @@ def _tail(log: Path, keeper: subprocess.Popen[bytes]) -> None:
 def _ipv4(host: str) -> str:
     try:
         return socket.gethostbyname(host)
-    except OSError as exc:
+    except (OSError, UnicodeError) as exc:  # Python's of what can be no name, such as a..b
         raise _no_address(host, exc) from exc
 
 
@@ -316,8 +316,8 @@ def _unavailable(name: str, host: str, port: int, exc: OSError) -> ServerError:
     return _no_address(host, exc)
 
 
-def _no_address(host: str, exc: OSError) -> ServerError:
-    return ServerError(f"--host {host}: not an IPv4 address of this machine ({exc.strerror})")
+def _no_address(host: str, exc: OSError | UnicodeError) -> ServerError:
+    return ServerError(f"--host {host}: not an IPv4 address of this machine ({getattr(exc, 'strerror', None) or exc})")
 
 
 def port_taken(name: str, port: int) -> PortTaken:

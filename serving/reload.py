@@ -22,7 +22,6 @@ Triton. --watch sees it join, verifies it, and treats its verdict like any other
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 import math
 import signal
@@ -134,13 +133,18 @@ class Reloader:
     def _blame(self, replica: Replica, model: str, version: int, why: ServingError) -> NoReturn:
         """Refuses the version, unless the replica is wrong with the one before as well: its own fault."""
         before = [each for each in repo.versions(self.repository, model) if each < version]
-        if before and model in replica.serves():
+        served = replica.serves().get(model)
+        # What it serves; if that is this one or has been taken back, the one before, which is loaded as well: unless
+        # this one, with other members, has been loaded alone.
+        known = served if served in before else max(before, default=None)
+        alone = served == version and repo.config(self.repository, model).version_policy.latest.num_versions < 2
+        if served is not None and known is not None and not alone:
             try:
-                replica.verify(model, before[-1], self.atol)
+                replica.verify(model, known, self.atol)
             except Unreachable:
                 raise
             except ServingError as exc:
-                raise ServerError(f"{why}; the server's fault, as {model} {before[-1]} fails there too: {exc}") from why
+                raise ServerError(f"{why}; the server's fault, as {model} {known} fails there too: {exc}") from why
         raise Refused(str(why)) from why
 
     # --- the second phase, the switch: one replica after the other
@@ -197,10 +201,10 @@ class Reloader:
         """Calls `act` with every replica that is listed, those that join meanwhile included."""
         self._lost = 0
         done: set[Replica] = set()
+        # Listed anew each time: one that is gone before its turn has nothing to do with the version.
         while left := [replica for replica in self.replicas() if replica not in done]:
-            for replica in left:
-                self._with_retries(replica, act)
-                done.add(replica)
+            self._with_retries(left[0], act)
+            done.add(left[0])
         if not done:
             raise Unreachable("--servers: no replica is there; is one ready?")
 
@@ -255,20 +259,22 @@ class Watch:
                 if not all(self.reloader.is_current(replica, model, its) for replica, its in served.items()):
                     self._hand_over(model)
             self._last_error = ""
-        except (ServingError, OSError) as exc:  # the repository's: said once, as long as it lasts
+            ROUND.set_to_current_time()
+        except (ServingError, OSError) as exc:  # the repository's or the key's: said once, as long as it lasts
             if str(exc) != self._last_error:
                 log.error("%s", exc)
             self._last_error = str(exc)
-        ROUND.set_to_current_time()
 
     def _look(self) -> dict[Replica, dict[str, int]]:
-        """What each replica serves that answers."""
-        served = {}
+        """What each replica serves that answers. Where none of those listed does, it raises why."""
+        served, silent = {}, None
         for replica in self.reloader.replicas():
-            with contextlib.suppress(ServingError):
+            try:
                 if replica not in self._joined:
                     replica.end_trials(self._models())
                 served[replica] = replica.serves()
+            except ServingError as exc:
+                silent = exc
         for replica in served.keys() - self._joined:
             log.info("%s: joined", replica)
         for replica in self._joined - served.keys():
@@ -278,6 +284,8 @@ class Watch:
             self._backing_off.clear()
         self._joined = set(served)
         REPLICAS.set(len(served))
+        if silent and not served:
+            raise silent
         return served
 
     def _models(self) -> list[str]:
@@ -358,7 +366,7 @@ def _watch(options: argparse.Namespace) -> str:
 def _serve_metrics(host: str, port: int) -> None:
     try:
         prometheus_client.start_http_server(port, host)
-    except (OSError, OverflowError) as exc:
+    except (OSError, OverflowError, UnicodeError) as exc:
         raise ServerError(f"--metrics-host {host} --metrics-port {port}: {exc}; choose others") from exc
 
 

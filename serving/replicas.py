@@ -16,9 +16,8 @@ from tritonclient.utils import InferenceServerException
 from serving import repository as repo
 from serving import verify
 from serving.errors import ServerError, Unlisted, Unreachable
+from serving.verify import TRIAL
 
-TRIAL = "-trial"
-"""What a model is called while a version is tried out; no model's own name has a hyphen."""
 LOAD_TIMEOUT_S = 300.0
 ASK_TIMEOUT_S = 10.0
 DNS = "dns:"

@@ -42,6 +42,8 @@ INTEGER_ATOL, FLOAT_ATOL = 1.0, 1e-3
 """Differences that rounding explains, of each model that an answer passes through: one level of a picture, and the
 float error of other numbers."""
 PLAN_BACKEND = "tensorrt"
+TRIAL = "-trial"
+"""What a model is called while serving.reload tries a version out; no model's own name has a hyphen."""
 BATCH, STEPS = "its golden batch", "what its steps make of it"
 """What an answer is compared with."""
 
@@ -64,9 +66,9 @@ def connect(url: str) -> triton.InferenceServerClient:
 
 
 def loaded(client: triton.InferenceServerClient, repository: Path, timeout_s: float = TIMEOUT_S) -> dict[str, int]:
-    """The models that a server has ready, with the newest ready version of each."""
+    """The models that a server has ready for clients, with the newest ready version of each."""
     index = client.get_model_repository_index(headers=control_headers(repository), client_timeout=timeout_s)
-    ready = [model for model in index.models if model.state == "READY"]
+    ready = [model for model in index.models if model.state == "READY" and not model.name.endswith(TRIAL)]
     return {each.name: int(each.version) for each in sorted(ready, key=lambda each: int(each.version))}
 
 

@@ -77,7 +77,9 @@ def export_weights(model: str, checkpoint: Path, run: Path, *, corpus: Corpus) -
     recipe = catalog.recipe(model)
     net = recipe.load_net(checkpoint)
     candidate = _emptied(run / "candidate")
-    torch.save(recipe.weights(net), candidate / WEIGHTS)
+    content = io.BytesIO()  # as _write_npz does: torch's writer makes a RuntimeError of a full disk
+    torch.save(recipe.weights(net), content)
+    (candidate / WEIGHTS).write_bytes(content.getbuffer())
     _write_card(candidate, WEIGHTS, model, run, recipe.evaluate(net, corpus, out=run), {})
     return candidate
 
@@ -332,6 +334,8 @@ def over_seeds(runs: list[Path]) -> dict[str, object]:
         cards.append(dict(repository.Card.read(path).data))
     seeds = [card["options"].pop("seed", None) for card in cards]
     for run, card in zip(runs, cards, strict=True):
+        if getattr(catalog.recipe(card["model"]), "CORPUS_FROM_SEED", False):
+            card["corpus"] = card["corpus"]["name"]  # its checksum is another with each
         if any(card[part] != cards[0][part] for part in ("model", "options", "corpus")):
             raise BadInput(f"--beside: {run} differs from {runs[0]} in more than its seed")
     if len(set(seeds)) < len(seeds):

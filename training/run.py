@@ -208,7 +208,7 @@ def _hand_on(checkpoint: Path, run: Any, corpus: Any, asked: Invocation) -> None
         )
         return
     published = run.path / "published.txt"
-    if not published.is_file():
+    if not (published.is_file() and published.read_text().endswith(f" in {publish}\n")):
         version = export.published_by(run.path, run.model, publish)
         if version is None:
             candidate = export.export(run.model, checkpoint, run.path, corpus=corpus)

@@ -13,6 +13,7 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,6 +82,10 @@ class RunDir:
 
     def _begin(self) -> None:
         try:
+            if (self.path / "options.json").exists():  # of a run that has no checkpoint
+                for folder in ("samples", "tensorboard"):
+                    shutil.rmtree(self.path / folder, ignore_errors=True)
+                (self.path / "published.txt").unlink(missing_ok=True)
             for folder in ("samples", "checkpoints"):
                 (self.path / folder).mkdir(parents=True, exist_ok=True)
             made_by = {"run": uuid.uuid4().hex, **self.asked, "commit": commit(), "machine": machine()}

@@ -306,6 +306,9 @@ def test_a_server_that_goes_away_costs_no_canvas(tmp_path):
         pytest.param(["small.png", "wave.png"], ["small.png", "16 or more"], id="too-small"),
         pytest.param(["tiny.png", "wave.png"], ["tiny.png: would be painted at 10 x 10", "--size 16"], id="tiny"),
         pytest.param(["photo.jpg", "small.png"], ["small.png", "16 or more"], id="painting-too-small"),
+        pytest.param(
+            ["photo.jpg", "tiny.png"], ["tiny.png: has 10 x 10 pixels; give one of 16 or"], id="painting-tiny"
+        ),
         pytest.param(["photo.jpg", "wave.png", "--size", 5000], ["photo.jpg", "--size"], id="too-large"),
         pytest.param(["photo.jpg", "wave.png", "--size", 8], ["--size", "16 or more"], id="size-8"),
         pytest.param(["photo.jpg"], ["PAINTING"], id="one-picture"),

@@ -75,7 +75,7 @@ def test_run_that_was_published_is_not_published_again(
     tiny: tuple[subprocess.CompletedProcess[str], Path],
 ) -> None:
     """A pod that takes over from one that ended after publishing says which version there is, and adds none."""
-    said = "published wgan version 7 in /models\n"
+    said = f"published wgan version 7 in {tiny[1].parent / 'repository'}\n"
     (tiny[1] / "published.txt").write_text(said)
     again = training_run(*TINY, "--runs", tiny[1].parent, "--resume", "--publish", tiny[1].parent / "repository")
     (tiny[1] / "published.txt").unlink()

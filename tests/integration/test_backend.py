@@ -60,6 +60,21 @@ def turn(folder: Path, batch: str, dims: str = "[-1, -1, 3]") -> None:
     )
 
 
+def twice(folder: Path) -> None:
+    """A picture above itself, without batches: its answer is longer than what it is given."""
+    value = helper.make_tensor_value_info
+    write(
+        folder,
+        "input { name: 'image' data_type: TYPE_UINT8 dims: [-1, 3] }\n"
+        "output { name: 'both' data_type: TYPE_UINT8 dims: [-1, 3] }",
+        model(
+            [helper.make_node("Concat", ["image", "image"], ["both"], axis=0)],
+            value("image", TensorProto.UINT8, ["height", 3]),
+            value("both", TensorProto.UINT8, ["twice", 3]),
+        ),
+    )
+
+
 def pick(folder: Path) -> None:
     """The i-th of ten numbers, stored in half precision: an error for an i beyond."""
     nodes = [
@@ -113,6 +128,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[triton.Inferenc
     ragged = root / "turn_ragged" / "config.pbtxt"
     ragged.write_text(ragged.read_text().replace("3] }", "3] allow_ragged_batch: true }", 1))
     turn(root / "turn_unbatched", "", dims="[-1, -1, -1, 3]")
+    twice(root / "twice")
     pick(root / "pick")
     count(root / "count")
     with Embedded(root) as server, triton.InferenceServerClient(server.grpc) as client:
@@ -162,6 +178,8 @@ def test_no_batching(client: triton.InferenceServerClient) -> None:
     (image,) = pictures([(9, 4)])
     three = np.repeat(image, 3, axis=0)
     np.testing.assert_array_equal(ask(client, "turn_unbatched", three), three[:, ::-1])
+    row = image[0, :4, 0]
+    np.testing.assert_array_equal(ask(client, "twice", row), np.concatenate([row, row]))
 
 
 def test_error_stays_with_its_request(client: triton.InferenceServerClient) -> None:

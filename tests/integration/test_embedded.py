@@ -301,6 +301,7 @@ def test_broken_model(repository: Path, damage: Callable[[Path], None], says: st
         pytest.param(["--host", "192.0.2.1", "--free-ports"], "--host 192.0.2.1", id="host of another machine"),
         pytest.param(["--host", "::1", "--free-ports"], "--host ::1", id="host not IPv4"),
         pytest.param(["--host", "nowhere.invalid"], "--host nowhere.invalid", id="host unknown"),
+        pytest.param(["--host", "no..name"], "--host no..name", id="host that is no name"),
     ],
 )
 def test_bad_input(command: Command, repository: Path, tmp_path: Path, arguments: list[str], says: str) -> None:

@@ -43,7 +43,7 @@ def dies(two: Fleet, monkeypatch: pytest.MonkeyPatch) -> Embedded:
 def test_replica_that_dies_and_is_gone(two: Fleet, dies: Embedded, tmp_path: Path, caplog) -> None:
     """A pod that is deleted meanwhile is off the list soon: the others go on without it."""
     version, alive = fleet.publish(two.repository, tmp_path), two.addresses[:1]
-    addresses = iter([two.addresses] * 4)  # the lists of the first phase, of the second, and one more
+    addresses = iter([two.addresses] * 5)  # the lists of the first phase, which ends with one, and of the second
     reloader = Reloader(two.repository, lambda: next(addresses, alive), patience_s=30)
     assert reloader.hand_over(MODEL) == version
     assert f"{dies.grpc}: gone from --servers, going on without it: " in caplog.text

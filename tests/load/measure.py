@@ -89,8 +89,8 @@ def _counts(client: triton.InferenceServerClient, model: str) -> Counts:
 
 @dataclass(frozen=True)
 class Usage:
-    """Of a server's processes in `elapsed_s`: CPU seconds, and memory in bytes at seconds from the start. Memory that
-    processes share counts once (PSS)."""
+    """Of a server's processes in `elapsed_s`: CPU seconds, and memory in bytes at seconds from the start. Of memory
+    that processes share, each counts its part (PSS): so not all of what a second server or the generator maps, too."""
 
     cpu_s: float
     elapsed_s: float

@@ -113,7 +113,11 @@ def latencies(tally: Tally) -> dict[str, float]:
 
 def percentile_ms(tally: Tally, percentile: float) -> float:
     """Of right answers; infinite where there are none, as the histogram's own 0 would be the best of all."""
-    return float(tally.latency.get_value_at_percentile(percentile)) / 1000 if tally.correct else math.inf
+    if not tally.correct:
+        return math.inf
+    # The nearest rank: at least so many in a hundred are no slower. The library's own rounds to the rank below as well.
+    rank = math.ceil(round(percentile * tally.correct / 100, 9))
+    return float(tally.latency.get_value_at_percentile(100 * rank / tally.correct)) / 1000
 
 
 def _sum(tallies: Iterable[Tally]) -> Tally:

@@ -31,7 +31,7 @@ from tests.load.generator import Generator
 from tests.load.loop import Tally, Worker, WorkerResult
 from tests.load.plan import ClosedLoop, OpenLoop, Plan, Share
 from tests.load.questions import Question
-from tests.load.result import Result, server_lines
+from tests.load.result import Result, percentile_ms, server_lines
 from tests.load.targets import Arrays, AsyncTarget, Call, Failed, InProcess, Send, ThreadedTarget, from_coroutine
 
 RIGHT = {"number": np.ones((1, 1), np.float32)}
@@ -337,6 +337,15 @@ def test_a_tally_of_two_processes_is_that_of_all_their_requests() -> None:
     assert result.percentile_ms(50) == pytest.approx(1, rel=0.01)
     assert result.percentile_ms(99) == pytest.approx(9, rel=0.01)
     assert json.dumps(result.data())
+
+
+@pytest.mark.parametrize(("answers", "rank"), [(1, 1), (50, 50), (60, 60), (100, 99), (101, 100), (149, 148)])
+def test_a_percentile_is_the_nearest_rank(answers: int, rank: int) -> None:
+    """Of 60 answers no 59 are 99 in a hundred, so that p99 is the slowest."""
+    tally = Tally()
+    for number in range(1, answers + 1):
+        tally.record(number / 1000, None)
+    assert percentile_ms(tally, 99) == pytest.approx(rank, rel=0.001)
 
 
 def test_a_servers_cores_are_those_of_the_time_that_it_was_watched_for() -> None:

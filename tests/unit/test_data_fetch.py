@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import http.server
 import shutil
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from garment_files import TEST, TRAIN, TRAIN_IMAGES, TRAIN_LABELS, garments, kag
 
 from training.data import fashion_mnist, files, natural
 from training.errors import BadInput, Unreachable
+from training.models.features import net as features
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +186,30 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
     with pytest.raises(BadInput, match=r"--corpus: .*Not a directory") as refused:
         fashion_mnist.load()
     assert not isinstance(refused.value, Unreachable)  # another try would do no better
+
+
+@pytest.mark.parametrize("what", ["garments", "imagenette", "weights"])
+def test_a_full_volume_is_not_tried_again(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Job ends at once there, where a network that is down makes it try again: by the class of what is raised."""
+    url = f"{tmp_path.as_uri()}/"
+    for name in (f"{TRAIN_IMAGES}.gz", "pictures.tgz", "vgg-0.pth"):
+        (tmp_path / name).write_bytes(b"whatever")
+    monkeypatch.setenv("ATELIER_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(fashion_mnist, "MIRRORS", (url, url))
+    monkeypatch.setattr(natural, "ADDRESS", f"{url}pictures.tgz")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    fetch: dict[str, Callable[[], object]] = {
+        "garments": fashion_mnist.load,
+        "imagenette": natural.imagenette,
+        "weights": lambda: features.fetched(f"{url}vgg-0.pth"),
+    }
+    with pytest.raises(BadInput, match="No space left on device") as refused:
+        fetch[what]()
+    assert not isinstance(refused.value, Unreachable)
 
 
 def test_workers_that_want_imagenette_at_once_fetch_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

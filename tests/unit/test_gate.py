@@ -214,6 +214,26 @@ def test_card_tells_mean_and_spread_over_seeds(tmp_path: Path) -> None:
     assert told["standard_deviation"] == {"test_accuracy": pytest.approx(0.01)}
 
 
+def test_a_corpus_that_is_drawn_from_the_seed_is_no_difference(tmp_path: Path) -> None:
+    """As wgan's and the upscaler's are: its checksum is another with each. Another corpus is told, and so are
+    other bytes of one that comes from files."""
+    runs = [run_of_seed(tmp_path / str(seed), seed, 0.95) for seed in (0, 1)]
+
+    def of(model: str, *names: str) -> None:
+        for digest, (each, name) in enumerate(zip(runs, names, strict=True)):
+            path = each / "candidate" / repository.CARD
+            corpus = {"name": name, "sha256": str(digest) * 64}
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"model": model, "corpus": corpus}))
+
+    for model in ("wgan", "upscaler"):
+        of(model, "lines", "lines")
+        assert export.over_seeds(runs)["seeds"] == [0, 1]
+    for model, *names in (("wgan", "lines", "bars"), ("classifier", "fashion-mnist", "fashion-mnist")):
+        of(model, *names)
+        with pytest.raises(BadInput, match=f"--beside: {runs[1]} differs"):
+            export.over_seeds(runs)
+
+
 def test_runs_beside_must_differ_in_their_seed_only(tmp_path: Path) -> None:
     """Other options, the same seed twice, or no candidate: the message names the flag and the run."""
     first = run_of_seed(tmp_path / "first", 0, 0.94)

@@ -33,9 +33,10 @@ def keeper(name: str, tmp_path: Path) -> Iterator[Keeper]:
     running: list[subprocess.Popen[bytes]] = []
 
     def start(script: str) -> subprocess.Popen[bytes]:
-        (tmp_path / "folder").mkdir()
+        folder(tmp_path, name).mkdir()
+        folder(tmp_path, name).with_suffix(".log").touch()
         (Path("/dev/shm") / f"{name}-region").touch()
-        command = [sys.executable, "-I", "-S", str(KEEPER), name, str(tmp_path / "folder")]
+        command = [sys.executable, "-I", "-S", str(KEEPER), name, str(folder(tmp_path, name))]
         command += ["bash", "-c", f": {name}; {script}"]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         running.append(process)
@@ -47,6 +48,11 @@ def keeper(name: str, tmp_path: Path) -> Iterator[Keeper]:
     for process in running:
         with process:
             process.kill()
+
+
+def folder(tmp_path: Path, name: str) -> Path:
+    """As serving.local names it; the log lies beside it."""
+    return tmp_path / f"{name}-folder"
 
 
 def gone(name: str, folder: Path) -> None:
@@ -66,7 +72,7 @@ def test_input_closes(keeper: Keeper, name: str, tmp_path: Path) -> None:
     assert process.stdin is not None
     process.stdin.close()
     assert process.wait(traces.PATIENCE_S) == 7
-    gone(name, tmp_path / "folder")
+    gone(name, folder(tmp_path, name))
 
 
 def test_terminated(keeper: Keeper, name: str, tmp_path: Path) -> None:
@@ -74,7 +80,7 @@ def test_terminated(keeper: Keeper, name: str, tmp_path: Path) -> None:
     process = keeper(FAMILY.format(name=name, trap="trap 'exit 7' TERM;"))
     process.terminate()
     assert process.wait(traces.PATIENCE_S) == 7
-    gone(name, tmp_path / "folder")
+    gone(name, folder(tmp_path, name))
 
 
 def test_server_killed(keeper: Keeper, name: str, tmp_path: Path) -> None:
@@ -83,7 +89,7 @@ def test_server_killed(keeper: Keeper, name: str, tmp_path: Path) -> None:
     (server,) = {os.getpgid(pid) for pid in traces.processes(name)} - {os.getpgid(process.pid)}
     os.kill(server, signal.SIGKILL)
     assert process.wait(traces.PATIENCE_S) == 128 + signal.SIGKILL
-    gone(name, tmp_path / "folder")
+    gone(name, folder(tmp_path, name))
 
 
 def test_no_thread_preempts_the_one_that_wakes_it(keeper: Keeper, name: str) -> None:
@@ -100,7 +106,7 @@ def test_no_thread_preempts_the_one_that_wakes_it(keeper: Keeper, name: str) -> 
 
 
 def test_keeper_killed(keeper: Keeper, name: str, tmp_path: Path) -> None:
-    """Should the keeper itself be killed, the kernel ends the server, and the next keeper removes its shared memory."""
+    """Should the keeper itself be killed, the kernel ends the server, and the next keeper removes what stayed of it."""
     process = keeper(FAMILY.format(name=name, trap="trap 'kill 0' TERM;"))
     assert traces.files(name)  # from now on any keeper that starts on this machine may remove them
     process.kill()
@@ -110,17 +116,19 @@ def test_keeper_killed(keeper: Keeper, name: str, tmp_path: Path) -> None:
         time.sleep(0.02)
     _keep_another(tmp_path)
     assert not traces.files(name)
+    assert not list(tmp_path.iterdir())
 
 
 def test_keeper_lives(keeper: Keeper, name: str, tmp_path: Path) -> None:
-    """Another keeper leaves a running server's shared memory alone."""
+    """Another keeper leaves a running server's shared memory, folder and log alone."""
     process = keeper(FAMILY.format(name=name, trap=""))
     before = traces.files(name)
     _keep_another(tmp_path)
     assert traces.files(name) == before
+    assert len(list(tmp_path.iterdir())) == 2
     process.terminate()
     process.wait(traces.PATIENCE_S)
-    gone(name, tmp_path / "folder")
+    gone(name, folder(tmp_path, name))
 
 
 def _keep_another(tmp_path: Path) -> None:

@@ -89,6 +89,14 @@ def test_a_resumed_painting_is_the_same_to_the_bit(
         assert (whole / each).read_bytes() == (broken / each).read_bytes()
 
 
+def test_adam_keeps_to_what_can_be_shown(tmp_path: Path) -> None:
+    """As the served painter's: what is measured is the picture that is saved."""
+    asked = ["painter", "--preset", "tiny", "--optimizer", "adam", "--iterations", "8", "--no-film"]
+    assert run.main([*asked, "--runs", str(tmp_path)]) == 0
+    canvas = torch.load(tmp_path / "painter" / "checkpoints" / "last.pt")["canvas"]
+    assert 0 <= canvas.min() <= canvas.max() <= 1
+
+
 def test_a_line_search_that_comes_back_costs_nothing() -> None:
     """The same canvas again is answered from memory, and one that has moved is not."""
     rng = torch.Generator().manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,9 +14,10 @@ import stand_in
 
 from serving import reload, replicas
 from serving import repository as repo
-from serving.errors import ServerError, Unlisted, Unreachable, Withdrawn
+from serving.errors import ServerError, ServingError, Unlisted, Unreachable, Withdrawn
 from serving.reload import PATIENCE_S, Reloader, Watch
 from serving.replicas import Replica
+from serving.verify import loaded
 
 NOBODY = "127.0.0.1:1"
 
@@ -45,6 +47,11 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
             ["--watch", "--servers", NOBODY, "--metrics-port", "8", "--metrics-host", "nowhere.invalid"],
             "--metrics-host nowhere.invalid",
             id="metrics host",
+        ),
+        pytest.param(
+            ["--watch", "--servers", NOBODY, "--metrics-port", "8", "--metrics-host", "no..name"],
+            "--metrics-host no..name",
+            id="metrics host that is no name",
         ),
     ],
 )
@@ -137,6 +144,97 @@ def test_a_version_that_ends_its_servers(repository: Path, monkeypatch: pytest.M
         Reloader(repository, lambda: list(there)).hand_over("wgan")
     assert there == ["c:1"]
     assert repo.versions(repository, "wgan") == [1]
+
+
+def test_one_that_left_before_its_turn_is_not_lost_over_the_version(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a node is drained while the replica before is trying the version out."""
+    there = ["a:1", "b:1", "c:1"]
+    asked: list[str] = []
+
+    def slow(replica: Replica, *_: object) -> float:
+        asked.append(replica.address)
+        there[:] = ["a:1"]
+        return 0.0
+
+    monkeypatch.setattr(Replica, "serves", lambda replica: {"wgan": 1})
+    monkeypatch.setattr(Replica, "load", lambda *_: None)
+    monkeypatch.setattr(Replica, "verify", lambda *_: 0.0)
+    monkeypatch.setattr(Replica, "try_out", slow)
+    assert Reloader(repository, lambda: list(there)).hand_over("wgan") == 2
+    assert asked == ["a:1"]
+
+
+@pytest.mark.parametrize(
+    ("before", "newest", "serves", "loaded", "judge"),
+    [
+        pytest.param([1, 2], 3, 1, {1}, 1, id="it missed the one before"),
+        pytest.param([3], 4, 5, {4, 5}, None, id="nothing before is loaded"),
+        pytest.param([1, 2, 4], 5, 3, {2, 3, 4}, 4, id="what it serves has been withdrawn"),
+        pytest.param([1, 2], 3, 3, {2, 3}, 2, id="it joined with this one"),
+    ],
+)
+@pytest.mark.parametrize("sick", [False, True], ids=["the version's fault", "the server's"])
+def test_the_judge_is_a_version_that_the_replica_has_loaded(
+    before: list[int],
+    newest: int,
+    serves: int,
+    loaded: set[int],
+    judge: int | None,
+    sick: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A replica that is wrong with that, too, or has none to be judged by, condemns no version."""
+    repository = stand_in.repository(tmp_path / "repository")
+    source = repository / "wgan" / "2"
+    for version in {*before, newest} - {1, 2}:
+        shutil.copytree(source, repository / "wgan" / str(version))
+    for version in {1, 2} - {*before, newest}:
+        shutil.rmtree(repository / "wgan" / str(version))
+    asked: list[int] = []
+
+    def verify(replica: Replica, model: str, version: int, _: object) -> float:
+        if withdrawn():
+            return 0.0
+        asked.append(version)
+        if version == newest or sick or version not in loaded:
+            raise ServerError(f"{replica}: {model} {version} differs, or is not found")
+        return 0.0
+
+    def withdrawn() -> bool:
+        return newest not in repo.versions(repository, "wgan")
+
+    def disagrees(*_: object) -> float:
+        raise ServerError(f"a:1: wgan {newest} differs")
+
+    monkeypatch.setattr(Replica, "serves", lambda replica: {"wgan": serves})
+    monkeypatch.setattr(Replica, "load", lambda *_: None)
+    monkeypatch.setattr(Replica, "verify", verify)
+    monkeypatch.setattr(Replica, "try_out", disagrees)
+    with pytest.raises(ServingError) as told:
+        Reloader(repository, lambda: ["a:1"]).hand_over("wgan")
+    assert isinstance(told.value, Withdrawn) == (not sick and judge is not None) == withdrawn()
+    if judge:
+        assert asked[-1] == judge
+
+
+def test_a_version_that_was_loaded_alone_has_no_judge(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of other members: the replica joined with it and with nothing else, so that its word against it counts."""
+
+    def verify(replica: Replica, model: str, version: int, _: object) -> float:
+        if 2 in repo.versions(repository, "wgan"):
+            raise ServerError(f"{replica}: {model} {version} differs, or is not found")
+        return 0.0
+
+    config = repository / "wgan" / "config.pbtxt"
+    config.write_text(config.read_text().replace("num_versions: 2", "num_versions: 1"))
+    monkeypatch.setattr(Replica, "serves", lambda replica: {"wgan": 2})
+    monkeypatch.setattr(Replica, "load", lambda *_: None)
+    monkeypatch.setattr(Replica, "verify", verify)
+    with pytest.raises(Withdrawn):
+        Reloader(repository, lambda: ["a:1"]).hand_over("wgan")
 
 
 def test_the_only_replica_is_lost(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,3 +343,43 @@ def test_trouble_with_the_volume_is_said_once(tmp_path: Path, monkeypatch: pytes
     away.rename(repository)
     watch.round()
     assert [record.getMessage() for record in caplog.records] == [f"--repository {repository}: no such folder"]
+
+
+def test_a_watch_that_no_replica_answers_says_why_and_misses_its_round(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, caplog
+) -> None:
+    """As with a key that Triton does not take: once in the log, and the alert on rounds that are missed will fire."""
+    rounds: list[None] = []
+    refusing = [True]
+
+    def end_trials(replica: Replica, _: object) -> None:
+        if refusing[0]:
+            raise ServerError(f"{replica}: ending trials: no permission")
+
+    monkeypatch.setattr("serving.reload.ROUND", SimpleNamespace(set_to_current_time=lambda: rounds.append(None)))
+    monkeypatch.setattr(Replica, "end_trials", end_trials)
+    monkeypatch.setattr(Replica, "serves", lambda replica: {"wgan": 2})
+    monkeypatch.setattr(Replica, "verify", lambda *_: 0.0)
+    watch = Watch(Reloader(repository, lambda: ["a:1", "b:1"]))
+    for _ in range(3):
+        watch.round()
+    assert [record.getMessage() for record in caplog.records] == ["b:1: ending trials: no permission"]
+    assert not rounds
+    refusing[0] = False
+    watch.round()
+    assert len(rounds) == 1
+
+
+def test_a_trial_is_nothing_that_clients_ask_for(repository: Path) -> None:
+    """So a deep health check during a hand-over looks for no golden batch of it."""
+    models = [SimpleNamespace(name=name, version="3", state="READY") for name in ("wgan", "wgan-trial")]
+    client = SimpleNamespace(get_model_repository_index=lambda **_: SimpleNamespace(models=models))
+    assert loaded(client, repository) == {"wgan": 3}
+
+
+def test_a_watch_without_replicas_has_nothing_to_say(repository: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    """None is ready yet; its round is over."""
+    rounds: list[None] = []
+    monkeypatch.setattr("serving.reload.ROUND", SimpleNamespace(set_to_current_time=lambda: rounds.append(None)))
+    Watch(Reloader(repository, list)).round()
+    assert (len(rounds), caplog.text) == (1, "")

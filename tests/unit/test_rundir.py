@@ -40,6 +40,20 @@ def test_new_run_never_overwrites_an_old_one(tmp_path: Path) -> None:
     assert run.last.read_bytes() == before
 
 
+def test_nothing_stays_of_a_run_that_had_no_checkpoint_yet(tmp_path: Path) -> None:
+    """Its samples would be taken for the new one's, in a film; a folder that was never a run keeps what it holds."""
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "mine.png").write_bytes(b"")
+    open_run(tmp_path).close()
+    assert (tmp_path / "samples" / "mine.png").exists()
+    (tmp_path / "samples" / "000005.png").write_bytes(b"")
+    (tmp_path / "published.txt").write_text("published m version 1 in /models\n")
+    open_run(tmp_path).close()
+    assert not (tmp_path / "published.txt").exists()
+    assert list((tmp_path / "samples").iterdir()) == []
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+
+
 def test_resume_with_other_options_names_the_flag(tmp_path: Path) -> None:
     """A run goes on with the options it began with."""
     run = open_run(tmp_path / "run")

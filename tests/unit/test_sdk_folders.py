@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from atelier import folders
 from atelier.errors import InvalidInput
+from atelier.files import check_apart
+from atelier.pictures import open_picture
 
 LONG = "x" * 300
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
@@ -103,6 +107,37 @@ def test_what_was_made_before_is_replaced_and_nothing_else():
     Path("x/2.jpg").write_text("words")
     with pytest.raises(InvalidInput, match=r"x/2\.jpg: is there already"):
         plan("in", out="x")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("height", [2400, 4800], ids=["over Pillow's warning", "over its limit"])
+def test_a_sheet_with_more_pixels_than_pillow_opens_is_ours(height):
+    """As of a panorama beside what was made of it; only its header is read."""
+    target = Path("sheet.png")
+    folders.write(target, PHOTO, about="sheet")
+    written = target.read_bytes()
+    header = struct.pack(">4sII", b"IHDR", 41_000, height) + written[24:29]
+    target.write_bytes(written[:12] + header + struct.pack(">I", zlib.crc32(header)) + written[33:])
+    folders.check_free(target)
+
+
+def test_a_large_picture_of_someone_else_is_not_decoded(monkeypatch):
+    """To find that it has no mark, gigabytes of pixels need not be read."""
+    PHOTO.save("theirs.png")
+    decoded: list[Image.Image] = []
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", decoded.append)
+    with pytest.raises(InvalidInput, match="without a mark of Atelier's"):
+        folders.check_free(Path("theirs.png"))
+    assert not decoded
+
+
+def test_links_in_a_circle_are_no_picture():
+    """No traceback: what opens them says so by name."""
+    Path("circle.jpg").symlink_to("circle.jpg")
+    assert plan("circle.jpg") == {"circle.jpg": "out/circle-scream.png"}
+    with pytest.raises(InvalidInput, match=r"circle\.jpg: cannot be read: Too many levels of symbolic links"):
+        open_picture("circle.jpg")
+    check_apart(Path("circle.jpg"), ["a.jpg"])
 
 
 def test_a_file_that_is_named_is_replaced():

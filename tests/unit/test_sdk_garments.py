@@ -107,6 +107,13 @@ def test_extreme_sizes_are_taken(size):
     assert preprocess_garment(Image.new("RGB", size, (200, 30, 30))).shape == (SIZE, SIZE)
 
 
+def test_a_garment_at_the_end_of_a_strip_is_found():
+    """Whose small picture is one pixel wide, and so of other proportions."""
+    photo = Image.new("RGB", (15, 3000), (128, 128, 128))
+    photo.paste((200, 30, 30), (0, 2900, 15, 2980))
+    assert preprocess_garment(photo).any()
+
+
 def test_source_method_is_the_sources():
     """Longest side 20, Lanczos, sharpened, centred on white, inverted: a black bar becomes a white one on black."""
     seen = preprocess_garment(Image.new("RGB", (100, 40), "black"), method="source")

@@ -199,6 +199,15 @@ def test_a_profile_says_which_colours_are_meant(tmp_path, form, made):
     np.testing.assert_array_equal(as_rgb(found, alpha=True), found)
 
 
+def test_a_linear_profile_is_applied_whatever_its_name():
+    """Painting programs call theirs linear sRGB; left out, its pictures are far too dark."""
+    at = SRGB.index(b"para", 128)  # the one curve of all three channels, of type 3: g, a, b, c, d in 16.16
+    curve = struct.pack(">4s4xHxx5i", b"para", 3, *(round(x * 65536) for x in (1, 1, 0, 1, 0)))
+    linear = SRGB[:at] + curve + SRGB[at + len(curve) :]
+    given = Image.open(io.BytesIO(bytes_of(Image.new("RGB", (9, 9), (55, 55, 55)), icc_profile=linear)))
+    assert near(as_rgb(given).getpixel((4, 4)), (128, 128, 128), 1)
+
+
 @pytest.mark.parametrize("profile", [SRGB, b"damaged"], ids=["srgb", "damaged"])
 def test_another_profile_changes_nothing(profile):
     """To the bit; the picture that was given keeps it."""

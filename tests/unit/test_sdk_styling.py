@@ -181,6 +181,7 @@ def test_the_size_that_an_error_names_is_one_that_fits(width, height):
         pytest.param(photo(), {"size": 200}, "200 x 150 pixels, more than the limit", id="made-too-large"),
         pytest.param(photo(90, 12), {}, "90 x 12 pixels, and both sides must have 16 or more", id="thin"),
         pytest.param(photo(90, 30), {"size": 30}, "30 x 10 pixels, and both sides", id="made-too-thin"),
+        pytest.param(photo(1000, 155), {"size": 30}, "give a size of 104 or more", id="by-its-own-proportions"),
         pytest.param(photo(4, 4), {}, "picture: has 4 x 4 pixels", id="a-dot"),
         pytest.param([photo(), photo(90, 12)], {}, "picture 2: would be stylised at 90 x 12", id="one-of-several"),
         pytest.param([photo(), "a.jpg"], {}, "picture 2: 'a.jpg' is not one", id="a-path-among-pictures"),

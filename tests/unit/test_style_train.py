@@ -13,6 +13,7 @@ from PIL import Image
 from training import run
 from training.errors import BadInput, Unreachable
 from training.models.style import train as recipe
+from training.models.style.spec import SPEC
 from training.models.style.train import PRESETS, Gallery
 from training.rundir import RunDir
 
@@ -185,6 +186,7 @@ def test_what_is_missing_is_named(pictures: Path, changes: dict[str, object], sa
         ("broken.png", "can't be decoded"),
         ("line.png", "is too narrow, 400 x 4"),
         ("PA 0.png", "two paintings in .* are called pa-0"),
+        ("星月夜.png", "gives its style no name; rename it"),
     ],
 )
 def test_a_painting_that_can_not_be_used_is_named(tmp_path: Path, file: str, says: str) -> None:
@@ -196,6 +198,22 @@ def test_a_painting_that_can_not_be_used_is_named(tmp_path: Path, file: str, say
         Image.new("RGB", (400, 4) if file == "line.png" else (60, 60)).save(tmp_path / file)
     with pytest.raises(BadInput, match=f"--styles: .*{says}"):
         recipe.load_paintings(tmp_path, side=384)
+
+
+@pytest.mark.parametrize(
+    ("stem", "name"),
+    [
+        ("pa_0", "pa-0"),
+        ("J.M.W. Turner", "j-m-w-turner"),
+        ("Café Terrace (1888)", "cafe-terrace-1888"),
+        ("O'Keeffe", "o-keeffe"),
+        ("--Ølga--", "lga"),
+    ],
+)
+def test_any_file_name_makes_a_name_of_a_style(stem: str, name: str) -> None:
+    """One that what is served may be called, or publishing fails after all the training."""
+    assert recipe.style_name(stem) == name
+    SPEC.with_members({"style_weights": [name]})
 
 
 @pytest.mark.parametrize(

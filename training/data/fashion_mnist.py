@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from training.data import files
-from training.errors import BadInput, Unreachable
+from training.errors import BadInput
 from training.models.classifier.spec import CLASSES, SIZE
 
 # The official addresses: Zalando's bucket, and the repository of the same authors.
@@ -165,8 +165,7 @@ def fetch_missing(folder: Path) -> None:
         try:
             files.fetch([mirror + archive for mirror in MIRRORS], folder / archive, sha256=OFFICIAL[name])
         except OSError as error:
-            fault = Unreachable if error.errno is None else BadInput  # the network's, or the folder's
-            raise fault(
+            raise files.fault(error)(
                 f"--corpus: can't fetch {archive} ({error}); put {', '.join(f'{name}.gz' for name in missing)} "
                 f"into {folder} yourself, or name a folder that has them"
             ) from error

@@ -5,6 +5,7 @@ share.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shutil
 import sys
@@ -20,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from serving import repository
-from training.errors import BadInput
+from training.errors import BadInput, Unreachable
 
 SHEET = "contact-sheet.png"
 TIMEOUT_S = 30.0  # for a connection, and for each next piece of a file
@@ -46,6 +47,8 @@ def fetch(urls: Sequence[str], to: Path, *, sha256: str) -> None:
                 with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, part.open("wb") as file:
                     shutil.copyfileobj(answer, file)
             except (OSError, HTTPException) as error:
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise  # of the folder, not of the URL
                 faults.append(f"{url}: {str(error).removeprefix('<urlopen error ').removesuffix('>')}")
                 continue
             if repository.sha256(part).startswith(sha256):
@@ -53,6 +56,12 @@ def fetch(urls: Sequence[str], to: Path, *, sha256: str) -> None:
                 return
             faults.append(f"{url}: what came has another checksum")
     raise OSError("; ".join(faults))
+
+
+def fault(error: Exception) -> type[BadInput]:
+    """What an error of `fetch` or of unpacking is to a Job: the network's, after which it tries again, or the folder's,
+    which another try would find as it is."""
+    return Unreachable if getattr(error, "errno", None) is None else BadInput
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 
 from training.data import files, photos
 from training.data.corpus import checksum
-from training.errors import BadInput, Unreachable
+from training.errors import BadInput
 
 ADDRESS = "https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-160.tgz"
 SHA256 = "88daccb09b6fce93f45e6c09ddeb269cce705549e6bff322092a2a5a11489863"
@@ -67,7 +67,7 @@ def imagenette(*, flag: str = "--corpus") -> Path:
                 if not folder.is_dir():  # another process may have brought it meanwhile
                     unpack(folder)
         except (OSError, tarfile.TarError) as error:
-            raise Unreachable(f"{flag}: {error}; try again, or name a folder of your own") from error
+            raise files.fault(error)(f"{flag}: {error}; try again, or name a folder of your own") from error
     return folder / "train"
 
 

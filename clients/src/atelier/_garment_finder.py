@@ -59,19 +59,23 @@ def find(picture: Image.Image) -> tuple[Image.Image, Mask]:
     part, inside = _segmented(picture)
     box = Image.fromarray(inside).getbbox()
     if box and max(box[2] - box[0], box[3] - box[1]) < _SMALL * max(part.size):
-        crop, found = _segmented(picture.crop(_padded(box, picture.width / part.width, picture.size)))
+        crop, found = _segmented(picture.crop(_padded(box, part.size, picture.size)))
         if found.any():
             return crop, found
     return part, inside
 
 
-def _padded(box: tuple[int, int, int, int], scale: float, limit: tuple[int, int]) -> tuple[int, int, int, int]:
-    """A box with as much around it as garments on photos have, in a picture `scale` times as large."""
-    left, top, right, bottom = (scale * side for side in box)
+def _padded(
+    box: tuple[int, int, int, int], small: tuple[int, int], large: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """A box in a small picture to one in the large, with as much around it as garments on photos have."""
+    # Each side by its own: the small picture of a narrow one has its proportions only roughly.
+    left, right = (box[k] * large[0] / small[0] for k in (0, 2))
+    top, bottom = (box[k] * large[1] / small[1] for k in (1, 3))
     margin = max(right - left, bottom - top) / 4
     return (
         max(0, int(left - margin)), max(0, int(top - margin)),
-        min(limit[0], int(right + margin)), min(limit[1], int(bottom + margin)),
+        min(large[0], int(right + margin)), min(large[1], int(bottom + margin)),
     )  # fmt: skip
 
 

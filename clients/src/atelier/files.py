@@ -49,9 +49,14 @@ def check_writable(target: Path) -> None:
 
 def check_apart(target: Path, others: Iterable[str | Path], *, what: str = "a picture that was given") -> None:
     """Raises InvalidInput if `target` is one of the others, which are `what`, or below one as if that were a folder."""
-    here = target.resolve()
-    if not {Path(other).resolve() for other in others}.isdisjoint((here, *here.parents)):
+    here = resolved(target)
+    if not {resolved(other) for other in others}.isdisjoint((here, *here.parents)):
         raise InvalidInput(f"{target}: would replace {what}; choose another")
+
+
+def resolved(path: str | Path) -> Path:
+    """As `Path.resolve`, which raises RuntimeError for symbolic links in a circle, up to Python 3.12."""
+    return Path(os.path.realpath(path))
 
 
 def exists(path: Path) -> bool:

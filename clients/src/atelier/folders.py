@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 
 from atelier.errors import InvalidInput
-from atelier.files import check_writable, is_dir, map_os_errors, replacing
-from atelier.pictures import FORMATS, as_rgb
+from atelier.files import check_writable, is_dir, map_os_errors, replacing, resolved
+from atelier.pictures import FORMATS, QUIET, as_rgb
 
 OUT: Final = Path("out")
 """Where results go if nobody says."""
@@ -117,7 +117,7 @@ def _jobs(path: Path, out: Path | None, tag: str, several: bool) -> Iterator[Job
     if not is_dir(path):
         yield Job(path, (out or OUT) / f"{path.stem}-{tag}.png")
         return
-    name = path.resolve().name
+    name = resolved(path).name
     target = OUT / f"{name}-{tag}" if out is None else out / name if several else out
     found = list(_pictures(path, but=target))
     if not found:
@@ -133,22 +133,22 @@ def _pictures(folder: Path, *, but: Path) -> Iterator[Path]:
     That is what is in a folder `but` below it, and what is ours in the folder OUT below it.
     """
     endings = {ending for ending, form in Image.registered_extensions().items() if form in FORMATS}
-    made, out = (each.resolve() if folder.resolve() in each.resolve().parents else None for each in (but, OUT))
+    made, out = (resolved(each) if resolved(folder) in resolved(each).parents else None for each in (but, OUT))
     with map_os_errors(folder, "searched"):
         for path in sorted(folder.rglob("*")):
             hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
             if path.suffix.lower() in endings and path.is_file() and not hidden:
-                within = path.resolve().parents
+                within = resolved(path).parents
                 if made not in within and not (out in within and _is_ours(path)):
                     yield path
 
 
 def _check_apart(jobs: Sequence[Job]) -> None:
     """No result in the place of another, or of a picture that was given."""
-    given = {job.source.resolve() for job in jobs}
-    counts = Counter(job.target.resolve() for job in jobs)
+    given = {resolved(job.source) for job in jobs}
+    counts = Counter(resolved(job.target) for job in jobs)
     for job in jobs:
-        target = job.target.resolve()
+        target = resolved(job.target)
         if target in given:
             raise InvalidInput(f"{job.target}: would replace a picture that was given; choose another --out")
         if counts[target] > 1:
@@ -156,8 +156,14 @@ def _check_apart(jobs: Sequence[Job]) -> None:
 
 
 def _is_ours(path: Path) -> bool:
+    form = Image.registered_extensions().get(path.suffix.lower())
+    if form not in FORMATS:
+        return False
     try:
-        with Image.open(path, formats=FORMATS) as picture:
-            return str(picture.getexif().get(ExifTags.Base.ImageDescription, "")).startswith(MARK)
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
+        # By its decoder, as a sheet may have more pixels than Image.open allows; and by no more than the header, of
+        # which PNG's own getexif would not be content where there is no EXIF.
+        with QUIET, path.open("rb") as file, Image.OPEN[form][0](file, str(path)) as picture:
+            exif = Image.Image.getexif(picture)
+            return str(exif.get(ExifTags.Base.ImageDescription, "")).startswith(MARK)
+    except Exception:  # what decoders raise on another's bytes shares no narrower type
         return False

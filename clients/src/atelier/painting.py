@@ -207,7 +207,7 @@ class Commission:
     ) -> Commission:
         """What `Client.paint` is given, checked and resized. Raises InvalidInput."""
         photo = sized(content, size=size, most=contract.max_pixels, name="content", done="painted")
-        return cls(photo, _within(sized(style, name="style"), photo.width * photo.height), knobs, keep_color)
+        return cls(photo, _within(sized(style, name="style", done=None), photo.width * photo.height), knobs, keep_color)
 
     def tensors(self) -> Tensors:
         pictures = {name: np.asarray(colours(getattr(self, name)))[None] for name in ("content", "style")}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Final
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageChops, ImageCms, ImageOps, UnidentifiedImageError
 
 from atelier._types import Say
 from atelier.errors import InvalidInput
@@ -27,6 +27,8 @@ FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "PPM")
 _READABLE: Final = "PNG, JPEG, WebP, GIF, TIFF, BMP and AVIF are"
 _HEIC: Final = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1")
 _WHITE_16: Final = 65535
+_SRGB_LEVELS: Final = 3
+"""By which profiles of sRGB differ from each other, in their tables' rounding."""
 
 
 class _Quiet:
@@ -179,12 +181,21 @@ def _in_srgb(picture: Image.Image) -> Image.Image:
     with contextlib.suppress(Exception):  # a profile that cannot be read, or is of another mode, changes nothing
         if profile := picture.info.get("icc_profile"):
             source = ImageCms.getOpenProfile(io.BytesIO(profile))
-            if "sRGB" not in ImageCms.getProfileDescription(source):
-                srgb = ImageCms.createProfile("sRGB")
+            srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+            if not _is_srgb(source, srgb):
                 made = ImageCms.profileToProfile(picture, source, srgb, outputMode=mode) or picture
     made = made if made.mode == mode else made.convert(mode)
     made.info.pop("icc_profile", None)
     return made
+
+
+def _is_srgb(profile: ImageCms.ImageCmsProfile, srgb: ImageCms.ImageCmsProfile) -> bool:
+    """By its name, and by what it makes of grays: linear ones are called sRGB, too."""
+    if "sRGB" not in ImageCms.getProfileDescription(profile):
+        return False
+    grays = Image.linear_gradient("L").convert("RGB")
+    seen = ImageCms.profileToProfile(grays, profile, srgb) or grays
+    return int(np.asarray(ImageChops.difference(seen, grays)).max()) <= _SRGB_LEVELS
 
 
 def _halved(picture: Image.Image) -> Image.Image:

@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from atelier import _gif, _video
 from atelier.errors import AtelierError, InvalidInput
-from atelier.files import check_writable, exists, is_dir, map_os_errors, replacing
+from atelier.files import check_writable, exists, is_dir, map_os_errors, replacing, resolved
 from atelier.pictures import QUIET
 from atelier.recipe import Recipe
 
@@ -193,7 +193,7 @@ def _check_folder(folder: Path) -> set[str] | None:
         return None
     if not is_dir(folder):
         raise InvalidInput(f"{folder}: is a file; name a folder, or give it an ending such as .gif")
-    if folder.resolve().parent == folder.resolve():
+    if resolved(folder).parent == resolved(folder):
         raise InvalidInput(f"{folder}: is the root of the file system; name a folder in it")
     ours = _listed(folder / WALK_JSON)
     for path in folder.glob("frame-*.png"):

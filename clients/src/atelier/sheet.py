@@ -25,7 +25,7 @@ from atelier.files import check_apart, check_file
 SIDE: Final = 168
 """Pixels of the side of either picture: 6 for each of the network's 28."""
 MOST: Final = 600
-"""Cards on one sheet, which then has 70 million pixels."""
+"""Cards on one sheet, which then has 88 million pixels."""
 
 _GAP, _TITLE, _LINE, _LETTERS = 16, 24, 17, 14
 _LARGE: Final = 1024

@@ -25,10 +25,16 @@ Groups = Sequence[Sequence[int]]
 
 
 def sized(
-    picture: Image.Image, *, size: int | None = None, most: int = 0, name: str = "picture", done: str = "stylised"
+    picture: Image.Image,
+    *,
+    size: int | None = None,
+    most: int = 0,
+    name: str = "picture",
+    done: str | None = "stylised",
 ) -> Image.Image:
     """A picture as it is sent: upright RGB or RGBA of 8 bits, its long side `size` pixels (None: as it is).
 
+    `done` is what it is sent for, in an error that says which size would do; None for one whose size nobody chooses.
     Raises InvalidInput, beginning with `name`: no picture, a side below SMALLEST_SIDE, or above `most` pixels in all.
     """
     side = as_int(size)
@@ -37,7 +43,9 @@ def sized(
     given = upright(picture, name=name)
     width, height = sides = given.size if side is None else scaled(given.size, side)
     if min(sides) < SMALLEST_SIDE:
-        least = math.ceil(SMALLEST_SIDE * max(sides) / min(sides))
+        if done is None:
+            raise InvalidInput(f"{name}: has {width} x {height} pixels; give one of {SMALLEST_SIDE} or more a side")
+        least = math.ceil(SMALLEST_SIDE * max(given.size) / min(given.size))
         need = f"both sides must have {SMALLEST_SIDE} or more; give a size of {least} or more (--size {least})"
         raise InvalidInput(f"{name}: would be {done} at {width} x {height} pixels, and {need}")
     if most and width * height > most:

@@ -92,6 +92,8 @@ class TritonPythonModel:
 
     def _run(self, feeds: list[Feed]) -> list[Any]:
         results = self._infer(_concatenated(feeds))
+        if len(feeds) == 1:  # of a model without batches always, whose answers may be longer than its inputs
+            return [self._response(tuple(results))]
         sizes = [len(next(iter(feed.values()))) for feed in feeds]
         parts = zip(*(_split(result, sizes) for result in results), strict=True)
         return [self._response(arrays) for arrays in parts]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from training.data import files
-from training.errors import BadInput, Unreachable
+from training.errors import BadInput
 
 # Convolutions between one pooling and the next.
 BLOCKS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
@@ -122,7 +122,7 @@ def fetched(url: str) -> Path:
         try:
             files.fetch((url,), path, sha256=path.stem.rsplit("-", 1)[1])
         except OSError as error:
-            raise Unreachable(f"--features: {error}; or put the file there yourself: {path}") from error
+            raise files.fault(error)(f"--features: {error}; or put the file there yourself: {path}") from error
     return path
 
 

@@ -140,6 +140,8 @@ def lr_multiplier(done: float, warm_up: float) -> float:
 def size_at(epoch: int, options: Options) -> int:
     """Pixels a side of an epoch's pictures: in steps of 16, the largest for the last third."""
     done = min(1.0, epoch / max(1, options.epochs - 1) * 1.5)
+    if done == 1:
+        return options.last_size
     return options.first_size + round((options.last_size - options.first_size) * done / 16) * 16
 
 

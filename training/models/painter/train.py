@@ -211,6 +211,8 @@ def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
 
         # --- one iteration, and what came of it ---
         optimizer.step(closure)
+        if knobs.optimizer == "adam":
+            canvas.detach().clamp_(0, 1)  # as the served painter's; L-BFGS is free there as here
         objective = closure()
         content, style, tv = closure.losses.tolist()
         stats = {"objective": objective, "content": content, "style": style, "total_variation": tv}

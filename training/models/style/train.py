@@ -6,7 +6,9 @@ photograph is from the photograph in what it shows, and from the painting in wha
 
 from __future__ import annotations
 
+import re
 import time
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,11 +148,21 @@ def load_paintings(source: Path, *, side: int, flag: str = "--styles") -> dict[s
         small = ImageOps.contain(upright, (side, side), Image.Resampling.LANCZOS)
         if min(small.size) < 16:
             raise BadInput(f"{flag}: {folder / name} is too narrow, {upright.width} x {upright.height}")
-        style = Path(name).stem.lower().replace("_", "-").replace(" ", "-")
+        style = style_name(Path(name).stem)
+        if not style:
+            raise BadInput(
+                f"{flag}: {folder / name} gives its style no name; rename it, with letters from a to z in it"
+            )
         if style in paintings:
             raise BadInput(f"{flag}: two paintings in {folder} are called {style}; rename one")
         paintings[style] = np.array(small)
     return paintings
+
+
+def style_name(stem: str) -> str:
+    """Café Terrace (1888) -> cafe-terrace-1888: what a style of a served model may be called. "" if nothing is left."""
+    plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
 
 
 def train(options: Options, run: RunDir, corpus: Gallery) -> Path:

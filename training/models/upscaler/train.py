@@ -108,6 +108,9 @@ TINY: dict[str, Any] = {
     "photos": 32, "sizes": 2, "drawings": 2, "channels": 4, "layers": 2, "size": 32, "batch": 4, "steps": 4,
     "sample_every": 2, "features": features.RANDOM, "feature_layers": ("conv1_1",),
 }  # fmt: skip
+CORPUS_FROM_SEED = True
+"""Runs that differ in their seed differ in what is drawn for them, too."""
+
 PRESETS = {"default": Options(), "tiny": Options(**TINY)}
 
 Pair = tuple[np.ndarray, np.ndarray]

@@ -90,6 +90,9 @@ class Options:
                 raise BadInput(f"--{name}: {getattr(self, name)} must lie within 0 and 1, without 1")
 
 
+CORPUS_FROM_SEED = True
+"""Runs that differ in their seed differ in what is drawn for them, too."""
+
 PRESETS = {
     "default": Options(),
     # The source's options. It names no average of weights, no decay and no drift term; its batch norm needs float32.
