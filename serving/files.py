@@ -18,6 +18,7 @@ def write_atomically(path: Path, content: str | bytes, mode: int = 0o666) -> Non
             temporary.write_bytes(content)
         fsync(temporary)
         temporary.replace(path)
+        fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -16,7 +16,7 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -133,19 +133,27 @@ def card(repository: Path, model: str, version: int) -> Card:
     return Card.read(repository / model / str(version) / CARD)
 
 
-def publish(candidate: Path, repository: Path, model: str, *, beside: Mapping[str, str] = MappingProxyType({})) -> int:
+def publish(
+    candidate: Path,
+    repository: Path,
+    model: str,
+    *,
+    beside: Mapping[str, str] = MappingProxyType({}),
+    check_last: Callable[[], None] = lambda: None,
+) -> int:
     """Adds `candidate` (a folder with model.onnx, card.json, golden.npz) as the next version; returns that.
 
     A reader sees the whole version or none of it, whatever happens meanwhile; no number is used twice. A candidate's
     TensorRT plan comes along. `beside` are the texts of the files beside the versions, by name: pbtxt.files(spec).
-    config.pbtxt follows the newest version's members, see configs.fitted. Raises RepositoryError, having changed
-    nothing.
+    config.pbtxt follows the newest version's members, see configs.fitted. `check_last` is called when nobody else can
+    publish the model any more; what it raises keeps the version out. Raises RepositoryError, having changed nothing.
     """
     check(candidate, model)
     folder = repository / model
     with _translating_os_errors(f"publishing {model} in {repository}"):
         folder.mkdir(parents=True, exist_ok=True)
         with _staged(candidate, folder, [*FILES, *plans.files(candidate)]) as staged, _flocked(folder):
+            check_last()
             number = max(_numbers_used(folder), default=0) + 1
             _assign_version(staged, number)
             files.fsync(staged)

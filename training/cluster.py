@@ -163,7 +163,8 @@ def connect(*, namespace: str | None, context: str | None) -> Cluster:
     configuration = client.Configuration()
     configuration.retries = False  # training.submit tells people, and tries again where that is right
     try:
-        if kubeconfig is None and context is None and POD_TOKEN.exists():
+        none = kubeconfig is None and not Path("~/.kube/config").expanduser().exists()
+        if none and context is None and POD_TOKEN.exists():
             loader.load_incluster_config(client_configuration=configuration)
             own = POD_TOKEN.with_name("namespace").read_text()
         else:

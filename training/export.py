@@ -189,14 +189,22 @@ def publish(model: str, candidate: Path, into: Path) -> int:
     (candidate / "refused.txt").unlink(missing_ok=True)
     reasons = parity_reasons(candidate, spec) + graph_reasons(candidate / repository.MODEL, spec)
     reasons += metric_reasons(candidate, spec, into)
-    reasons = reasons or serving_reasons(candidate, spec)
+    _refuse_for(reasons or serving_reasons(candidate, spec), candidate, model)
+
+    def check_last() -> None:
+        """Another may have published a better one since."""
+        _refuse_for(metric_reasons(candidate, spec, into), candidate, model)
+
+    try:
+        return repository.publish(candidate, into, model, beside=pbtxt.files(spec), check_last=check_last)
+    except ServingError as error:
+        raise BadInput(f"--publish: {error}") from error
+
+
+def _refuse_for(reasons: list[str], candidate: Path, model: str) -> None:
     if reasons:
         (candidate / "refused.txt").write_text("\n".join(reasons) + "\n")
         raise Refused(f"{model} refused, kept in {candidate}: {'; '.join(reasons)}")
-    try:
-        return repository.publish(candidate, into, model, beside=pbtxt.files(spec))
-    except ServingError as error:
-        raise BadInput(f"--publish: {error}") from error
 
 
 def published_by(run: Path, model: str, into: Path) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -29,6 +30,7 @@ STUCK = {
 }
 """Reasons to wait that do not pass by themselves: a Job's pods can't be changed."""
 STARTING = {"ContainerCreating", "PodInitializing"}
+TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
 
 
 class Follower:
@@ -40,7 +42,8 @@ class Follower:
     def __init__(self, cluster: Cluster, job: str, *, show: Callable[[str], None], tell: Callable[[str], None]) -> None:
         self.cluster, self.job, self.show, self.tell = cluster, job, show, tell
         self._told: set[str] = set()
-        self._shown_until: dict[str, str] = {}
+        self._shown_until: dict[str, tuple[str, int]] = {}
+        """by pod: the last line's timestamp, and how many lines with that were shown"""
         self._log_failures: Counter[str] = Counter()
         self._incomplete_logs: set[str] = set()
         """pods whose log may go on"""
@@ -107,19 +110,32 @@ class Follower:
         """A log that breaks off is read again in the next round, without the lines that were shown."""
         self._incomplete_logs.add(pod)
         try:
-            for timestamp, line in self.cluster.log(pod, CONTAINER):
-                # The kubelet's timestamps have a fixed width: text order is time order.
-                if timestamp > self._shown_until.get(pod, ""):
-                    self.show(line)
-                    self._shown_until[pod] = timestamp
+            self._show_rest(pod)
         except ClusterError as error:
-            self._log_failures[pod] += 1
-            if not final or self._log_failures[pod] < LOG_ATTEMPTS:
+            self._log_failures[pod] += final
+            if self._log_failures[pod] < LOG_ATTEMPTS:
                 return
             self.tell(f"the rest of pod {pod}'s log can't be read: {error}")
         if final:
             self._incomplete_logs.remove(pod)
             self._ended.add(pod)
+
+    def _show_rest(self, pod: str) -> None:
+        """The log's lines after those that were shown. Raises ClusterError where it breaks off."""
+        until, count = self._shown_until.get(pod, ("", 0))
+        skipping, skipped = bool(until), 0
+        for timestamp, line in self.cluster.log(pod, CONTAINER):
+            if not TIMESTAMP.match(timestamp):  # the kubelet's own words, where it can't read on
+                self._tell_once(f"pod {pod}'s log: {timestamp} {line}".rstrip())
+                raise Unreachable(f"{timestamp} {line}".rstrip())
+            # Of a fixed width, so that text order is time order. CRI-O gives lines that it reads at once the same.
+            if skipping and (timestamp < until or (timestamp == until and skipped < count)):
+                skipped += timestamp == until
+                continue
+            skipping = False
+            self.show(line)
+            last, with_last = self._shown_until.get(pod, ("", 0))
+            self._shown_until[pod] = timestamp, with_last + 1 if timestamp == last else 1
 
     def _say_why_waiting(self, waiting: Json) -> None:
         reason = waiting.get("reason", "")

@@ -32,6 +32,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from training import distributed
+from training.devices import pick_device
 from training.errors import BadInput, Refused
 
 STEP = prometheus_client.Gauge("atelier_training_step", "Steps done", ["model", "run"])
@@ -273,7 +274,7 @@ def commit() -> str:
 
 def machine() -> dict[str, Any]:
     """What the numbers depend on besides the options."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    device = torch.cuda.get_device_name() if pick_device().type == "cuda" else "cpu"
     return {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 

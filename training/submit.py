@@ -117,7 +117,8 @@ def _change(job: Any, pod: Any, container: Any, args: argparse.Namespace) -> Non
         _set_nodes(job["spec"], container, args.nodes)
     container["args"] += training_arguments(args.model, args.preset, args.set)
     if args.cpu:
-        container["image"] = container["image"].removesuffix("-gpu") + "-cpu"
+        if container["image"].endswith("-gpu"):  # another is whoever edited the file's own
+            container["image"] = container["image"].removesuffix("-gpu") + "-cpu"
         container["resources"]["limits"].pop(jobs.GPU, None)
         pod.pop("tolerations", None)
         for variable in container.get("env", []):

@@ -15,7 +15,7 @@ from torch.distributed import run
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from training.errors import BAD_INPUT, REFUSED, STOPPED
+from training.errors import BAD_INPUT, REFUSED
 
 
 def main(arguments: list[str]) -> int:
@@ -35,9 +35,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _status(error: ChildFailedError) -> int:
-    """What a worker said, if one did: the others may have ended before it only because they lost it."""
+    """What a worker said, if one did: the others may have ended before it only because they lost it. Being stopped is
+    nothing that one says: torchrun sends SIGTERM to all that are left when one has failed."""
     said = [failure.exitcode for failure in error.failures.values()]
-    for status in (BAD_INPUT, REFUSED, STOPPED):
+    for status in (BAD_INPUT, REFUSED):
         if status in said:
             return status
     first = error.get_first_failure()[1].exitcode

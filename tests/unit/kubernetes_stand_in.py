@@ -72,6 +72,10 @@ class Pod:
     first: list[dict[str, Any] | None] = field(default_factory=list)
     log_breaks_after: int | None = None
     """lines; the connection breaks there, once"""
+    kubelet_says: str = ""
+    """in the log after its first line, once, and then no more of it"""
+    lines_at_once: int = 1
+    """that have the same time stamp, as CRI-O gives them"""
     log_stays_open: bool = False
     log_lost: bool = False
     collected_after_its_log: bool = False
@@ -295,7 +299,13 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 pod.ended = pod.collected_after_its_log
                 return
-            self._chunk(f"2026-01-01T00:00:00.{number:09d}Z {line}\n".encode())
+            if number and pod.kubelet_says:
+                self._chunk(f"{pod.kubelet_says}\n".encode())
+                self._chunk(b"")
+                pod.kubelet_says = ""
+                return
+            moment = number // pod.lines_at_once
+            self._chunk(f"2026-01-01T00:00:00.{moment:09d}Z {line}\n".encode())
         if pod.log_stays_open:
             self.stand_in.closing.wait()
         pod.ended = True

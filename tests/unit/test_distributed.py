@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from training import catalog, distributed, run
+from training import catalog, distributed, run, torchrun
 from training.errors import BadInput
 
 
@@ -43,3 +44,21 @@ def test_a_model_for_one_worker_refuses_several(
     told = capsys.readouterr()
     assert (told.out, told.err.count("\n")) == ("", 1)
     assert told.err.startswith(f"training.run: WORLD_SIZE: {model} is for one worker, not 2; several train ")
+
+
+@pytest.mark.parametrize(
+    ("codes", "status"),
+    [
+        pytest.param([1, 143], 1, id="a crash, and one that torchrun stopped"),
+        pytest.param([1, 2], 2, id="bad options, and one that lost the other"),
+        pytest.param([143, 143], 143, id="stopped"),
+        pytest.param([-9, 143], 137, id="killed"),
+    ],
+)
+def test_a_job_ends_with_what_its_workers_said(codes: list[int], status: int) -> None:
+    """143 would be forgiven without end by the Job's podFailurePolicy."""
+    failures = {}
+    for rank, code in enumerate(codes):
+        failures[rank] = ProcessFailure(local_rank=rank, pid=1, exitcode=code, error_file="none")
+        failures[rank].timestamp = rank
+    assert torchrun._status(ChildFailedError("training.run", failures)) == status

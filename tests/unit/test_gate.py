@@ -162,6 +162,26 @@ def test_live_version_of_another_corpus_does_not_count(candidate: Path, tmp_path
     assert export.metric_reasons(candidate, GATED, tmp_path / "repository") == []
 
 
+def test_a_better_version_that_came_meanwhile_is_the_one_to_meet(
+    candidate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two Jobs may both be better than what is live, and one of them worse than the other."""
+    into, other = tmp_path / "repository", stand_in.candidate(tmp_path / "other")
+    with_structure(other, 0.95)
+    with_structure(candidate, 0.6)
+
+    def meanwhile(*_: object) -> list[str]:
+        repository.publish(other, into, "wgan")
+        return []
+
+    monkeypatch.setattr(export, "serving_reasons", meanwhile)
+    monkeypatch.setattr(catalog, "spec", lambda _: GATED)
+    with pytest.raises(Refused, match="structure"):
+        export.publish("wgan", candidate, into)
+    assert "structure" in (candidate / "refused.txt").read_text()
+    assert repository.versions(into, "wgan") == [1]
+
+
 def test_refused_candidate_stays_with_every_reason(candidate: Path, tmp_path: Path) -> None:
     """Nothing is published; refused.txt has a line for each reason."""
     with_structure(candidate, 0.1)

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from training.errors import BadInput, Refused
 from training.run import _push_metrics
-from training.rundir import RunDir, load_checkpoint
+from training.rundir import RunDir, load_checkpoint, machine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,3 +237,14 @@ def test_directory_that_cannot_be_written_names_the_flag(tmp_path: Path) -> None
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="--runs: can't write"):
         open_run(tmp_path / "file" / "run")
+
+
+def test_the_machine_is_what_the_run_computes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that was not asked for has not trained anything."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setenv("ATELIER_DEVICE", "cpu")
+    assert machine()["device"] == "cpu"
+    monkeypatch.delenv("ATELIER_DEVICE")
+    assert machine()["device"] == "a GPU"

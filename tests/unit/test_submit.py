@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,7 +16,7 @@ import pytest
 import yaml
 from kubernetes_stand_in import KubernetesStandIn, Refusal, stand_in_cluster, write_kubeconfig
 
-from training import jobs, run, submit
+from training import cluster, jobs, run, submit
 
 MANIFESTS = list(yaml.safe_load_all((jobs.ROOT / "deploy" / "train-wgan.yaml").read_text()))
 
@@ -74,6 +76,32 @@ def test_submit_for_cpu_asks_for_no_gpu(tmp_path, monkeypatch):
     (container,) = job["spec"]["template"]["spec"]["containers"]
     assert container["image"] == jobs.image("cpu")
     assert {"name": jobs.DEVICE, "value": "cpu"} in container["env"]
+
+
+def test_a_kubeconfig_goes_before_the_account_of_the_pod_one_is_in(tmp_path, monkeypatch):
+    """As in a notebook's pod, whose user has one for the cluster with the GPUs."""
+    token = tmp_path / "token"
+    token.write_text("of the pod")
+    monkeypatch.setattr(cluster, "POD_TOKEN", token)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with stand_in_cluster(tmp_path, monkeypatch) as server:
+        (tmp_path / ".kube").mkdir()
+        shutil.copy(os.environ["KUBECONFIG"], tmp_path / ".kube" / "config")
+        monkeypatch.delenv("KUBECONFIG")
+        assert submit.main(["wgan"]) == 0
+    assert len(server.of_kind("Job")) == 1
+
+
+def test_cpu_leaves_an_image_of_one_s_own_alone(tmp_path, monkeypatch):
+    """As the file's header says, a reader may have put another into it."""
+    shutil.copytree(jobs.ROOT / "deploy", tmp_path / "deploy")
+    path = tmp_path / "deploy" / "train-wgan.yaml"
+    path.write_text(path.read_text().replace(jobs.image("gpu"), "registry.example/train:v3"))
+    monkeypatch.setattr(jobs, "ROOT", tmp_path)
+    with stand_in_cluster(tmp_path, monkeypatch) as server:
+        assert submit.main(["wgan", "--cpu"]) == 0
+    (job,) = server.of_kind("Job")
+    assert job["spec"]["template"]["spec"]["containers"][0]["image"] == "registry.example/train:v3"
 
 
 def test_submit_on_several_nodes(tmp_path, monkeypatch):

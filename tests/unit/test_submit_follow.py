@@ -86,14 +86,25 @@ def test_follow_until_the_backoff_limit(tmp_path, monkeypatch, capsys):
     assert err.endswith("lines: failed: BackoffLimitExceeded: Job has reached the specified backoff limit\n")
 
 
+@pytest.mark.parametrize("at_once", [1, 2, 3])
 @pytest.mark.parametrize("after", range(4))
-def test_a_broken_log_connection_loses_and_repeats_nothing(after, tmp_path, monkeypatch, capsys):
-    """Wherever the connection breaks, every line is shown once."""
+def test_a_broken_log_connection_loses_and_repeats_nothing(after, at_once, tmp_path, monkeypatch, capsys):
+    """Wherever the connection breaks, every line is shown once, and were there several in one moment."""
     log = ["one", "two", "three"]
-    with stand_in_cluster(tmp_path, monkeypatch, Pod(log=log, log_breaks_after=after)) as server:
+    pod = Pod(log=log, log_breaks_after=after, lines_at_once=at_once)
+    with stand_in_cluster(tmp_path, monkeypatch, pod) as server:
         status, out, _ = _follow(server, capsys)
     assert (status, out.splitlines()) == (0, log)
     assert server.pods[0].log_breaks_after in (None, 3)
+
+
+def test_what_the_kubelet_says_in_a_log_is_no_line_of_it(tmp_path, monkeypatch, capsys):
+    """It is told, and the log goes on behind the lines that were shown."""
+    pod = Pod(log=["one", "two", "three"], kubelet_says="failed to create fsnotify watcher: too many open files")
+    with stand_in_cluster(tmp_path, monkeypatch, pod) as server:
+        status, out, err = _follow(server, capsys)
+    assert (status, out) == (0, "one\ntwo\nthree\n")
+    assert "pod lines-pod0's log: failed to create fsnotify watcher: too many open files\n" in err
 
 
 def test_follow_waits_for_a_node_and_says_so_once(tmp_path, monkeypatch, capsys):

@@ -26,10 +26,11 @@ from training.data import files
 from training.errors import BadInput
 from training.models.classifier.spec import CLASSES, SIZE
 
-# The official addresses: Zalando's bucket, and the repository of the same authors.
+# The official addresses: the authors' repository, and Zalando's bucket, which has no https. A cluster lets a Job go to
+# port 443 only (deploy/triton/networkpolicies.yaml).
 MIRRORS = (
-    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
 )
 # SHA-256 of each, as the .gz that is fetched.
 OFFICIAL = {

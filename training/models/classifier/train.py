@@ -121,7 +121,7 @@ def load_corpus(options: Options) -> Garments:
 
 
 class Learner:
-    """One net with what trains it, all from its own seed."""
+    """One net with what trains it, from its own seed."""
 
     def __init__(self, options: Options, number: int, device: torch.device) -> None:
         self.options, self.seed, self.device = options, options.seed * options.nets + number, device
@@ -130,7 +130,7 @@ class Learner:
         if options.bf16:
             self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
         self.optimizers = make_optimizers(self.net, options)
-        # Everything random beside the weights is drawn on the CPU from here, and dropout's from torch's own generator.
+        # What is random beside weights and order comes from here, on the CPU; what dropout draws, from torch's own.
         self.rng = torch.Generator().manual_seed(self.seed)
         self.order: Tensor | None = None  # of the pictures, in this epoch
 
@@ -152,6 +152,7 @@ class Learner:
         options, batches = self.options, batches_of(self.options, images)
         epoch, batch = divmod(step, batches)
         if batch == 0 or self.order is None:
+            # Which is net k's in this epoch was net k + 1's in the one before; their weights and augmentation differ.
             self.order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.seed + epoch))
         chosen = self.order[batch * options.batch : (batch + 1) * options.batch].to(self.device)
         for group in [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]:
