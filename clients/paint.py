@@ -45,7 +45,8 @@ def parser() -> cli.Parser:
     add("--out", metavar="PATH", help="a .png .jpg .webp .tif, or a folder (out/PHOTO-PAINTING.png)")
     add("--film", metavar="PATH", help="how it came into being: a .mp4 .gif .webp .png .zip, or a folder of frames")
     add("--fps", type=cli.rate, default=10.0, metavar="N", help="frames of the film a second (10)")
-    add("--size", type=cli.at_least(sizing.SMALLEST_SIDE), metavar="N", help=f"pixels of the long side ({SIZE})")
+    size = f"pixels of the long side ({SIZE}; a smaller photo stays as it is)"
+    add("--size", type=cli.at_least(sizing.SMALLEST_SIDE), metavar="N", help=size)
     add("--keep-color", action="store_true", help="keep the photo's colours, paint its brightness")
     add = made.add_argument_group("how it is painted").add_argument
     add("--iterations", type=int, metavar="N", help="steps towards the painting (100)")

@@ -43,7 +43,8 @@ def parser() -> cli.Parser:
     either("--all", action="store_true", help="every style, on a sheet with their names")
     either("--list", action="store_true", help="only say which styles there are")
     add = made.add_argument_group("what you get").add_argument
-    add("--size", type=cli.at_least(sizing.SMALLEST_SIDE), metavar="N", help="pixels of the long side (as given)")
+    size = f"pixels of the long side (as given; {SHEET_SIZE} with --all)"
+    add("--size", type=cli.at_least(sizing.SMALLEST_SIDE), metavar="N", help=size)
     add("--strength", type=cli.between(0, 1), default=1.0, metavar="S", help="0 is the photo, 1 the painting (1)")
     add("--keep-color", action="store_true", help="keep the photo's colours, paint its brightness")
     add("--out", metavar="PATH", help="a .png .jpg .webp .tif, or a folder (out/PHOTO-STYLE.png)")

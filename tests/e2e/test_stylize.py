@@ -150,6 +150,7 @@ def test_help_names_every_option_and_the_exit_statuses():
         "--version", "--url", "--repository", "--in-process", "Exit status",
     ):  # fmt: skip
         assert words in done.stdout
+    assert "pixels of the long side (as given; 384 with --all)" in " ".join(done.stdout.split())
 
 
 # --- good and bad in one call

@@ -121,6 +121,12 @@ def test_a_sheet_with_more_pixels_than_pillow_opens_is_ours(height):
     folders.check_free(target)
 
 
+def test_what_was_made_here_is_ours_whatever_its_ending():
+    """Its bytes say which format it has."""
+    folders.write(Path("made.png"), PHOTO, about="scream")
+    folders.check_free(Path("made.png").rename("made.jpg"))
+
+
 def test_a_large_picture_of_someone_else_is_not_decoded(monkeypatch):
     """To find that it has no mark, gigabytes of pixels need not be read."""
     PHOTO.save("theirs.png")

@@ -195,20 +195,54 @@ def test_a_profile_says_which_colours_are_meant(tmp_path, form, made):
     (tmp_path / "a").write_bytes(bytes_of(made, form, icc_profile=EXCHANGED, lossless=True))
     found = open_picture(tmp_path / "a", alpha=True)
     assert near(found.convert("RGB").getpixel((20, 10)), TOP[::-1], 5)
+    assert (found.mode == "RGBA") == made.has_transparency_data
     assert found.mode == "RGB" or found.getchannel("A").getextrema() == (0, 255)
     np.testing.assert_array_equal(as_rgb(found, alpha=True), found)
 
 
-def test_a_linear_profile_is_applied_whatever_its_name():
-    """Painting programs call theirs linear sRGB; left out, its pictures are far too dark."""
+def linear_profile() -> bytes:
+    """SRGB, and its name, but for the curve."""
     at = SRGB.index(b"para", 128)  # the one curve of all three channels, of type 3: g, a, b, c, d in 16.16
     curve = struct.pack(">4s4xHxx5i", b"para", 3, *(round(x * 65536) for x in (1, 1, 0, 1, 0)))
-    linear = SRGB[:at] + curve + SRGB[at + len(curve) :]
-    given = Image.open(io.BytesIO(bytes_of(Image.new("RGB", (9, 9), (55, 55, 55)), icc_profile=linear)))
+    return SRGB[:at] + curve + SRGB[at + len(curve) :]
+
+
+def test_a_linear_profile_is_applied_whatever_its_name():
+    """Painting programs call theirs linear sRGB; left out, its pictures are far too dark."""
+    given = Image.open(io.BytesIO(bytes_of(Image.new("RGB", (9, 9), (55, 55, 55)), icc_profile=linear_profile())))
     assert near(as_rgb(given).getpixel((4, 4)), (128, 128, 128), 1)
 
 
-@pytest.mark.parametrize("profile", [SRGB, b"damaged"], ids=["srgb", "damaged"])
+def gray_profile(gamma: float) -> bytes:
+    """A colour space of grays alone: a header, and one curve."""
+    curve = struct.pack(">4s4xIHxx", b"curv", 1, round(gamma * 256))
+    white = struct.pack(">3i", *(round(x * 65536) for x in (0.9642, 1, 0.8249)))
+    head = struct.pack(
+        ">I4xI4s4s4s12x4s28x12s48x", 144 + len(curve), 0x02100000, b"mntr", b"GRAY", b"XYZ ", b"acsp", white
+    )
+    return head + struct.pack(">I4sII", 1, b"kTRC", 144, len(curve)) + curve
+
+
+@pytest.mark.parametrize(("level", "seen"), [(0, 0), (64, 81), (128, 146), (255, 255)])
+@pytest.mark.parametrize("mode", ["L", "LA", "I;16"])
+def test_a_profile_of_grays_says_which_are_meant(mode, level, seen):
+    """As scanners have; the levels are those of gamma 1.8 in sRGB's curve, and alpha stays."""
+    pixel = {"L": np.uint8(level), "LA": np.uint8([level, 99]), "I;16": np.uint16(257 * level)}[mode]
+    plain = Image.fromarray(np.tile(pixel, (9, 9, 1)).squeeze())
+    assert plain.mode == mode
+    given = Image.open(io.BytesIO(bytes_of(plain, icc_profile=gray_profile(1.8))))
+    *colours, alpha = as_rgb(given, alpha=True).convert("RGBA").getpixel((4, 4))
+    assert near(tuple(colours), (seen,) * 3, 1)
+    assert alpha == (99 if mode == "LA" else 255)
+
+
+def test_a_gray_picture_may_have_a_profile_of_colours():
+    """Which is applied to its grays as well."""
+    given = Image.open(io.BytesIO(bytes_of(Image.new("L", (9, 9), 55), icc_profile=linear_profile())))
+    assert near(as_rgb(given).getpixel((4, 4)), (128, 128, 128), 1)
+
+
+@pytest.mark.parametrize("profile", [SRGB, b"damaged", gray_profile(1.8)], ids=["srgb", "damaged", "of-grays"])
 def test_another_profile_changes_nothing(profile):
     """To the bit; the picture that was given keeps it."""
     given = Image.open(io.BytesIO(bytes_of(NOISE, icc_profile=profile)))

@@ -143,6 +143,21 @@ def test_an_odd_vector_out_is_refused():
 
 
 @pytest.mark.parametrize(
+    ("keyframes", "says"),
+    [
+        pytest.param(np.empty((0, 100), np.float32), "2 keyframes or more, and there is 0", id="none"),
+        pytest.param(KEYFRAMES[0], r"need the shape \(N, D\), have \(100,\)", id="one-vector"),
+        pytest.param(KEYFRAMES[:, :0], r"need the shape \(N, D\), have \(4, 0\)", id="of-no-numbers"),
+    ],
+)
+@pytest.mark.parametrize("pairs", [False, True], ids=["one-walk", "pairs"])
+def test_what_are_no_keyframes_is_refused(keyframes, says, pairs):
+    """InvalidInput, in pairs or not."""
+    with pytest.raises(InvalidInput, match=says):
+        Recipe(keyframes=keyframes, pairs=pairs)
+
+
+@pytest.mark.parametrize(
     ("options", "columns", "rows"),
     [
         pytest.param({"loop": True}, 5, 4, id="loop-a-row-for-each-leg"),

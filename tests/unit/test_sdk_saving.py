@@ -9,15 +9,16 @@ import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 import av
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from atelier import _gif, latents, saving
+from atelier import _gif, files, latents, saving
 from atelier.errors import InvalidInput, MissingPackage
 from atelier.recipe import Recipe
 
@@ -227,6 +228,44 @@ def test_the_same_walk_makes_the_same_bytes(tmp_path):
         saving.save(tmp_path / name, smooth_frames(), recipe=RECIPE)
     assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "b.gif").read_bytes()
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+    with zipfile.ZipFile(tmp_path / "a.zip") as file:
+        assert {entry.date_time for entry in file.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("height", [2400, 4800], ids=["over Pillow's warning", "over its limit"])
+def test_a_strip_with_more_pixels_than_pillow_opens_is_read(height, tmp_path):
+    """As of a long walk in large pictures; only its header is."""
+    target = tmp_path / "walk.png"
+    saving.save(target, smooth_frames(1), recipe=RECIPE)
+    written = target.read_bytes()
+    header = struct.pack(">4sII", b"IHDR", 41_000, height) + written[24:29]
+    target.write_bytes(written[:12] + header + struct.pack(">I", zlib.crc32(header)) + written[33:])
+    assert saving.read(target).to_json() == RECIPE.to_json()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_webp_with_more_pixels_than_pillow_opens_is_read(tmp_path):
+    """Its decoder would refuse it by itself."""
+    target = tmp_path / "walk.webp"
+    saving.save(target, smooth_frames(1), recipe=RECIPE)
+    written = bytearray(target.read_bytes())
+    assert written[12:16] == b"VP8X"
+    written[24:30] = (16_382).to_bytes(3, "little") * 2  # both sides, less one
+    target.write_bytes(written)
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(target)
+    assert saving.read(target).to_json() == RECIPE.to_json()
+
+
+def test_a_large_picture_without_a_walk_is_not_decoded(tmp_path, monkeypatch):
+    """To find that it holds none, gigabytes of pixels need not be read."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
+    decoded: list[Image.Image] = []
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", decoded.append)
+    with pytest.raises(InvalidInput, match="holds no walk"):
+        saving.read(tmp_path / "photo.png")
+    assert not decoded
 
 
 def zipped(*, flags: int = 0, method: int = 0) -> bytes:
@@ -258,6 +297,7 @@ def webp(exif: bytes) -> bytes:
         pytest.param("a.zip", zipped(flags=1), "cannot be read .*encrypted", id="encrypted-zip"),
         pytest.param("a.zip", zipped(method=99), "cannot be read .*compression method", id="zip-of-another-kind"),
         pytest.param("a.webp", webp(b"hello"), "cannot be read", id="damaged-exif"),
+        pytest.param("a.webp", webp(b"")[:-9], "cannot be read", id="half-a-webp"),
     ],
 )
 def test_what_is_no_walk_is_refused(name, content, says, tmp_path):
@@ -397,6 +437,29 @@ def test_check_finds_it_before_any_work_is_done(name, options, says, tmp_path):
         saving.check(f"{tmp_path}/{name}" if name[0] != "/" else name, **{"fps": 20, **options})
     assert name.rstrip("/") in str(caught.value)
     assert {p.name for p in tmp_path.iterdir()} == {"file", "folder.gif"}
+
+
+@pytest.mark.parametrize("name", ["a\0b.gif", "a\0b", "a\ud800b.png"], ids=["file", "folder", "no-text"])
+def test_a_name_that_nothing_can_have_is_refused(name, tmp_path):
+    """Where the system says only that there is no such file."""
+    for refused in (
+        lambda path: saving.save(path, smooth_frames(1)),
+        lambda path: latents.save(path, latents.draw(1, seed=1)),
+        latents.load,
+    ):
+        with pytest.raises(InvalidInput, match="cannot be") as caught:
+            refused(tmp_path / name)
+        assert str(caught.value).startswith(f"{tmp_path / name}: cannot be ")
+    with pytest.raises(InvalidInput, match="no such file"):
+        saving.read(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_drive_that_is_not_there_is_named(tmp_path, monkeypatch):
+    """Of which not even the root exists, on Windows."""
+    monkeypatch.setattr(files, "exists", lambda path: False)
+    with pytest.raises(InvalidInput, match=r"walk\.gif: cannot be written: there is no /$"):
+        files.check_writable(tmp_path / "walk.gif")
 
 
 def test_check_leaves_nothing_behind(tmp_path):

@@ -8,10 +8,17 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 
+import grpc
 import pytest
+from PIL import Image
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
 
 import atelier
 from atelier import errors
@@ -68,6 +75,72 @@ def test_options_are_keyword_only_and_every_call_has_a_deadline(client, name):
     assert len(by_position) <= 1 + (name in OF_TWO)
     default = next(p.default for p in parameters if p.name == "timeout_s")
     assert default is atelier.NOT_GIVEN or 0 < default < 3600
+
+
+@pytest.mark.parametrize("client", [atelier.Client, atelier.AsyncClient])
+@pytest.mark.parametrize("timeout_s", [sys.maxsize, 1e300, 1.1e9], ids=repr)
+def test_a_deadline_beyond_what_grpc_counts_is_refused(client, timeout_s):
+    """It would have passed at once; the line says how long one may be."""
+    with pytest.raises(errors.InvalidInput, match=r"timeout_s .*: must be .* 1,000,000,000 at most"):
+        client("localhost:1", timeout_s=timeout_s)
+    assert client("localhost:1", timeout_s=1e9)
+
+
+@pytest.mark.parametrize("client", [atelier.Client, atelier.AsyncClient])
+def test_a_walk_through_vectors_of_no_numbers_is_refused(client):
+    """As any that the model does not take."""
+    with pytest.raises(errors.InvalidInput, match=r"keyframes: need the shape \(N, D\), have \(2, 0\)"):
+        client("localhost:1").walk([[], []])
+
+
+class Useless(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """A server whose painter's answers have nothing in them; says when its stream has ended."""
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+
+    def ModelMetadata(
+        self, request: pb.ModelMetadataRequest, context: grpc.ServicerContext
+    ) -> pb.ModelMetadataResponse:
+        return pb.ModelMetadataResponse(name=request.name, versions=["1"])
+
+    def ModelStreamInfer(
+        self, requests: Iterator[pb.ModelInferRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.ModelStreamInferResponse]:
+        context.add_callback(self.ended.set)
+        yield pb.ModelStreamInferResponse(infer_response=pb.ModelInferResponse(model_name="painter", model_version="1"))
+        self.ended.wait()
+
+
+@pytest.fixture
+def useless() -> Iterator[tuple[Useless, str]]:
+    """That server, and its address."""
+    servicer, server = Useless(), grpc.server(ThreadPoolExecutor(2))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield servicer, f"127.0.0.1:{port}"
+    server.stop(None).wait()
+
+
+def test_a_painting_whose_first_answer_is_of_no_use_is_cancelled(useless):
+    """On the server, too, while the client and the painting are still there."""
+    servicer, address = useless
+    with atelier.Client(address) as client:
+        painting = client.paint(Image.new("RGB", (16, 16)), Image.new("RGB", (16, 16)))
+        with pytest.raises(errors.ServerError, match="its answer has no output"):
+            next(painting)
+        assert servicer.ended.wait(30)
+
+
+async def test_an_async_painting_whose_first_answer_is_of_no_use_is_cancelled(useless):
+    """As a synchronous one."""
+    servicer, address = useless
+    async with atelier.AsyncClient(address) as client:
+        painting = client.paint(Image.new("RGB", (16, 16)), Image.new("RGB", (16, 16)))
+        with pytest.raises(errors.ServerError, match="its answer has no output"):
+            await anext(painting)
+        assert await asyncio.to_thread(servicer.ended.wait, 30)
 
 
 def test_every_error_is_in_the_one_tree():

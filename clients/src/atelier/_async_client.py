@@ -270,8 +270,8 @@ class AsyncClient:
         commission = await asyncio.to_thread(prepare)
         tensors = await asyncio.to_thread(commission.tensors)
         opened = self._core.open_stream(PAINT, tensors, model, version, timeout_s, handle.attach)
-        stream, stroke = await self._run(opened)
         try:
+            stream, stroke = await self._run(opened)
             while stroke is not None:
                 next_stroke = self._core.read_stream(PAINT, stream, model, timeout_s)
                 if last := stroke.iteration == stroke.total:
@@ -281,7 +281,7 @@ class AsyncClient:
                     yield await asyncio.to_thread(commission.finished, stroke)
                 stroke = None if last else await self._run(next_stroke)
         finally:
-            stream.cancel()
+            handle.cancel()  # a stream whose first answer is of no use, too
 
     async def _results(
         self, task: Task[T], batches: list[Tensors], model: str, version: int | None, timeout_s: float

@@ -281,8 +281,8 @@ class Client:
         self, commission: Commission, model: str, version: int | None, timeout_s: float, handle: CancelHandle
     ) -> Generator[Stroke, None, None]:
         opened = self._core.open_stream(PAINT, commission.tensors(), model, version, timeout_s, handle.attach)
-        stream, stroke = self._run(opened)
         try:
+            stream, stroke = self._run(opened)
             while stroke is not None:
                 next_stroke = self._core.read_stream(PAINT, stream, model, timeout_s)
                 if last := stroke.iteration == stroke.total:
@@ -292,7 +292,7 @@ class Client:
                     yield commission.finished(stroke)
                 stroke = None if last else self._run(next_stroke)
         finally:
-            stream.cancel()
+            handle.cancel()  # a stream whose first answer is of no use, too
 
     def _results(
         self, task: Task[T], batches: list[Tensors], model: str, version: int | None, timeout_s: float

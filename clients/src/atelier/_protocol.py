@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import sys
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -33,6 +32,8 @@ MAX_BACKOFF_S: Final = 2.0
 JITTER: Final = 0.5
 """Share of a backoff by which it is longer or shorter at random, so that many clients do not come back as one."""
 PROBE_TIMEOUT_S: Final = 2.0
+MAX_TIMEOUT_S: Final = 1e9
+"""32 years. gRPC counts a deadline in nanoseconds from 1970 in 64 bits; what is beyond them has passed at once."""
 
 
 @dataclass(frozen=True)
@@ -294,9 +295,10 @@ def _count(tensors: Tensors) -> int:
 
 
 def _checked_timeout(timeout_s: float) -> float:
-    if is_number(timeout_s) and 0 < timeout_s <= sys.float_info.max:
+    if is_number(timeout_s) and 0 < timeout_s <= MAX_TIMEOUT_S:
         return float(timeout_s)
-    raise errors.InvalidInput(f"timeout_s {timeout_s!r}: must be a number of seconds above 0, and finite")
+    most = f"{MAX_TIMEOUT_S:,.0f} at most"
+    raise errors.InvalidInput(f"timeout_s {timeout_s!r}: must be a number of seconds above 0, and {most}")
 
 
 def _version(version: int | None) -> str:

@@ -40,7 +40,10 @@ def check_file(target: Path) -> None:
 
 def check_writable(target: Path) -> None:
     """Raises InvalidInput if nothing can be made at `target`. Leaves nothing behind."""
-    there = next(path for path in (target.absolute(), *target.absolute().parents) if exists(path))
+    _check_name(target)
+    there = next((path for path in (target.absolute(), *target.absolute().parents) if exists(path)), None)
+    if there is None:
+        raise InvalidInput(f"{target}: cannot be written: there is no {target.absolute().anchor}")
     if not is_dir(there):
         there = there.parent if there == target.absolute() else there
     with map_os_errors(target), tempfile.TemporaryDirectory(prefix=".atelier-", dir=there):
@@ -80,7 +83,17 @@ def map_os_errors(target: Path, done: str = "written") -> Iterator[None]:
         raise InvalidInput(f"{target}: cannot be {done}: {exc.strerror or exc}") from exc
 
 
+def _check_name(target: Path) -> None:
+    """Raises InvalidInput for a name that no file can have, as with a NUL; of it `exists` says only that it is not."""
+    try:
+        with contextlib.suppress(OSError):
+            os.lstat(target)
+    except ValueError as exc:
+        raise InvalidInput(f"{target}: cannot be written: {exc}") from exc
+
+
 def _check_kind(target: Path) -> None:
+    _check_name(target)
     if is_dir(target) or not target.name:
         raise InvalidInput(f"{target}: is a folder; name a file")
     if exists(target) and not target.is_file():  # root could put a file in the place of /dev/null

@@ -17,7 +17,7 @@ from PIL import ExifTags, Image
 
 from atelier.errors import InvalidInput
 from atelier.files import check_writable, is_dir, map_os_errors, replacing, resolved
-from atelier.pictures import FORMATS, QUIET, as_rgb
+from atelier.pictures import FORMATS, as_rgb, header
 
 OUT: Final = Path("out")
 """Where results go if nobody says."""
@@ -156,13 +156,8 @@ def _check_apart(jobs: Sequence[Job]) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    form = Image.registered_extensions().get(path.suffix.lower())
-    if form not in FORMATS:
-        return False
     try:
-        # By its decoder, as a sheet may have more pixels than Image.open allows; and by no more than the header, of
-        # which PNG's own getexif would not be content where there is no EXIF.
-        with QUIET, path.open("rb") as file, Image.OPEN[form][0](file, str(path)) as picture:
+        with header(path) as picture:
             exif = Image.Image.getexif(picture)
             return str(exif.get(ExifTags.Base.ImageDescription, "")).startswith(MARK)
     except Exception:  # what decoders raise on another's bytes shares no narrower type

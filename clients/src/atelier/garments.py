@@ -1,7 +1,7 @@
 """Garments as the classifier sees them: photos turned into pictures like those of Fashion-MNIST, and their names.
 
     seen = garments.preprocess_garment(pictures.open_picture("shirt.jpg"))
-    garments.NAMES["fr"][label]
+    client.classify(seen)[0].translated("fr").label
 
 There a garment is white on black and fills the frame. On a photo it lies on a floor or hangs on a wall.
 """

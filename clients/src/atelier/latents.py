@@ -95,6 +95,8 @@ def _text(path: Path) -> str:
         raise InvalidInput(f"{path}: cannot be read: {exc.strerror}") from exc
     except UnicodeDecodeError as exc:
         raise InvalidInput(f"{path}: is not a text file (UTF-8), at byte {exc.start}") from exc
+    except ValueError as exc:  # of a name that no file can have
+        raise InvalidInput(f"{path}: cannot be read: {exc}") from exc
     if "\0" in text:
         raise InvalidInput(f"{path}: is not a text file, it has a NUL byte")
     return text

@@ -73,7 +73,7 @@ def walk(keyframes: npt.ArrayLike, *, steps: int, path: Path = "spline", loop: b
     per_leg = as_int(steps)
     if per_leg is None or per_leg < 1:
         raise InvalidInput(f"steps {steps!r}: must be a whole number, 1 or more")
-    points = _keyframes(keyframes)
+    points = check_keyframes(keyframes)
     count = frame_count(len(points), steps=per_leg, loop=loop)
     check_count(count)
     times = np.arange(count) / per_leg
@@ -82,12 +82,13 @@ def walk(keyframes: npt.ArrayLike, *, steps: int, path: Path = "spline", loop: b
     return frames.astype(np.float32)
 
 
-def _keyframes(keyframes: npt.ArrayLike) -> _Reals:
+def check_keyframes(keyframes: npt.ArrayLike) -> _Reals:
+    """Keyframes (N, D) as `walk` takes them, in float64. Raises InvalidInput."""
     try:
         points = np.asarray(keyframes, dtype=np.float64)
     except Exception as exc:  # what is like an array may raise anything, as PyTorch's tensors do
         raise InvalidInput("keyframes: must be an array of numbers, shape (N, D)") from exc
-    if points.ndim != 2:
+    if points.ndim != 2 or not points.shape[1]:
         raise InvalidInput(f"keyframes: need the shape (N, D), have {points.shape}")
     if len(points) < 2:
         raise InvalidInput(f"a walk needs 2 keyframes or more, and there is {len(points)}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import stat
+import struct
 import threading
 import warnings
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ SMALLEST_SIDE: Final = 8
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "PPM")
 """What cameras, phones and the web make. Not Pillow's whole list: some of it is read by other programs."""
 _READABLE: Final = "PNG, JPEG, WebP, GIF, TIFF, BMP and AVIF are"
+_GRAY_MODES: Final = ("1", "L", "LA")
 _HEIC: Final = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1")
 _WHITE_16: Final = 65535
 _SRGB_LEVELS: Final = 3
@@ -91,6 +93,26 @@ def as_rgb(picture: Image.Image, *, alpha: bool = False, name: str = "picture") 
         return _flattened(_upright(picture), alpha)
 
 
+@contextlib.contextmanager
+def header(path: Path) -> Iterator[Image.Image]:
+    """A picture of which only the header is read, told by its bytes: it may have more pixels than Image.open allows.
+
+    Take its EXIF by Image.Image.getexif, as PNG's own would decode all of one that has none. Of a WebP there is nothing
+    else. Raises UnidentifiedImageError for what is in none of FORMATS, and what decoders raise on damaged bytes.
+    """
+    Image.init()
+    with QUIET, path.open("rb") as file:
+        start = file.read(16)
+        for form in FORMATS:
+            decoder, accepts = Image.OPEN[form]
+            if accepts and accepts(start) is True:  # text is why Pillow, as it was built, cannot
+                file.seek(0)
+                with _bare_webp(file) if form == "WEBP" else decoder(file, str(path)) as picture:
+                    yield picture
+                return
+    raise UnidentifiedImageError(f"{path}: none of {', '.join(FORMATS)}")
+
+
 def opaque(picture: Image.Image) -> Image.Image:
     """RGBA as RGB, transparent pixels filled in with the colours of the nearest: no edge that a network would see.
 
@@ -138,6 +160,22 @@ def _opened(file: IO[bytes], name: str) -> Image.Image:
         raise InvalidInput(f"{name}: is not a picture that can be read; {_READABLE}") from exc
 
 
+def _bare_webp(file: IO[bytes]) -> Image.Image:
+    """A pixel with the EXIF of a WebP, whose own decoder makes room for every pixel at once, or refuses so many."""
+    picture = Image.new("L", (1, 1))
+    (told,) = struct.unpack("<4xI", file.read(8))
+    if file.seek(0, io.SEEK_END) < told + 8:
+        raise OSError("it is cut short")
+    file.seek(12)
+    while len(head := file.read(8)) == 8:
+        name, size = struct.unpack("<4sI", head)
+        if name == b"EXIF":
+            picture.info["exif"] = file.read(size)
+            break
+        file.seek(size + size % 2, io.SEEK_CUR)
+    return picture
+
+
 @contextlib.contextmanager
 def _undamaged(name: str) -> Iterator[None]:
     """Turns what Pillow raises into InvalidInput with `name`, and keeps its warnings from the user."""
@@ -166,26 +204,42 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 def _flattened(picture: Image.Image, alpha: bool) -> Image.Image:
     if picture.mode == "F" or picture.mode.startswith("I"):
-        return _to_8_bits(picture)
+        return _in_srgb(_to_8_bits(picture), gray=True)
+    gray = picture.mode in _GRAY_MODES
     if picture.has_transparency_data:
-        rgba = _in_srgb(picture.convert("RGBA"))
+        rgba = _in_srgb(picture.convert("RGBA"), gray=gray)
         if alpha:
             return rgba
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return _in_srgb(picture if picture.mode == "CMYK" else picture.convert("RGB"))
+    return _in_srgb(picture if picture.mode == "CMYK" else picture.convert("RGB"), gray=gray)
 
 
-def _in_srgb(picture: Image.Image) -> Image.Image:
-    """RGB or RGBA converted from the picture's colour profile to sRGB, without the profile."""
+def _in_srgb(picture: Image.Image, *, gray: bool) -> Image.Image:
+    """RGB or RGBA converted from the picture's colour profile to sRGB, without the profile.
+
+    `gray` says that it had no colours before it was made RGB.
+    """
     made, mode = picture, "RGBA" if picture.mode == "RGBA" else "RGB"
     with contextlib.suppress(Exception):  # a profile that cannot be read, or is of another mode, changes nothing
         if profile := picture.info.get("icc_profile"):
             source = ImageCms.getOpenProfile(io.BytesIO(profile))
             srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-            if not _is_srgb(source, srgb):
+            if gray and source.profile.xcolor_space.strip() == "GRAY":
+                made = _gray_in_srgb(picture, source, srgb)
+            elif not _is_srgb(source, srgb):
                 made = ImageCms.profileToProfile(picture, source, srgb, outputMode=mode) or picture
     made = made if made.mode == mode else made.convert(mode)
     made.info.pop("icc_profile", None)
+    return made
+
+
+def _gray_in_srgb(
+    picture: Image.Image, profile: ImageCms.ImageCmsProfile, srgb: ImageCms.ImageCmsProfile
+) -> Image.Image:
+    """RGB or RGBA that was gray, by way of L: to nothing else does a profile of grays apply."""
+    made = ImageCms.profileToProfile(picture.convert("L"), profile, srgb, outputMode="RGB") or picture
+    if picture.mode == "RGBA":
+        made.putalpha(picture.getchannel("A"))
     return made
 
 
@@ -207,7 +261,10 @@ def _halved(picture: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(picture: Image.Image) -> Image.Image:
-    """Gray of 16 bits over its whole range; of more, or of floats, from its darkest pixel to its brightest."""
+    """Gray of 16 bits over its whole range; of more, or of floats, from its darkest pixel to its brightest.
+
+    The profile is kept.
+    """
     values = np.asarray(picture, dtype=np.float64)
     black, white = float(values.min()), float(values.max())
     if not np.isfinite([black, white]).all():
@@ -215,4 +272,6 @@ def _to_8_bits(picture: Image.Image) -> Image.Image:
     if picture.mode != "F" and black >= 0 and white <= _WHITE_16:
         black, white = 0, _WHITE_16
     levels = (values - black) * (255 / ((white - black) or 1))
-    return Image.fromarray(np.rint(levels).astype(np.uint8)).convert("RGB")
+    made = Image.fromarray(np.rint(levels).astype(np.uint8)).convert("RGB")
+    made.info["icc_profile"] = picture.info.get("icc_profile")
+    return made

@@ -58,6 +58,7 @@ class Recipe:
             if number is None and (value is not None or name == "steps"):
                 raise InvalidInput(f"{name} {value!r}: must be a whole number")
             object.__setattr__(self, name, number)  # NumPy's are no JSON
+        paths.check_keyframes(self.keyframes)  # before they are taken in pairs
         if self.pairs and len(self.keyframes) % 2:
             raise InvalidInput(f"pairs: {len(self.keyframes)} vectors do not make pairs, one is left over")
         self.latents()  # raises for the rest

@@ -24,7 +24,7 @@ from PIL.PngImagePlugin import PngInfo
 from atelier import _gif, _video
 from atelier.errors import AtelierError, InvalidInput
 from atelier.files import check_writable, exists, is_dir, map_os_errors, replacing, resolved
-from atelier.pictures import QUIET
+from atelier.pictures import header
 from atelier.recipe import Recipe
 
 WALK_JSON: Final = "walk.json"
@@ -235,11 +235,9 @@ def _metadata(path: Path) -> str | None:
 
 def _picture_metadata(path: Path) -> str | None:
     try:
-        with QUIET:
-            picture = Image.open(path)  # a long strip may have more pixels than Pillow thinks wise
-        with picture:
+        with header(path) as picture:
             found = picture.info.get("comment") or picture.info.get("atelier")
-            found = found or picture.getexif().get(_EXIF_DESCRIPTION)
+            found = found or Image.Image.getexif(picture).get(_EXIF_DESCRIPTION)
     except UnidentifiedImageError as exc:
         raise InvalidInput(f"{path}: is neither a picture, a video, a folder nor a zip of a walk") from exc
     return found.decode("ascii", "replace") if isinstance(found, bytes) else found

@@ -1,7 +1,8 @@
 """A series of pictures through a model, as scripts do it: a few at a time, each saved when it is made, and counted.
 
 jobs = folders.plan(["frames"], out="painted", tag="scream")
-outcome = series.run(jobs, server, fitted=sizing.sized, made=stylised, about="{style}; {model} version {version}")
+about = "{style}; {model} version {version}"
+outcome = series.run(jobs, server, title="stylize", fitted=sizing.sized, made=stylised, about=about)
 """
 
 from __future__ import annotations
