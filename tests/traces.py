@@ -17,7 +17,8 @@ PROGRAMS = {"keeper": "python", "server": "tritonserver", "model": "triton_pytho
 
 
 def server_id(address: str) -> str:
-    """The name under which the server at an HTTP address runs; all its traces carry it."""
+    """The name under which the server at an HTTP address runs; all its traces carry it, but for Triton's own
+    /tmp/python_env_* and /tmp/folder*: that none of these stays after a SIGKILL is not checked."""
     connection = http.client.HTTPConnection(address, timeout=PATIENCE_S)
     with contextlib.closing(connection):
         connection.request("GET", "/v2")

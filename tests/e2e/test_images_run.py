@@ -128,7 +128,7 @@ def test_make_images_says_how_large_they_are(built):
 def test_images_hold_no_tools(image, built, engine):
     """They run as the user that the manifests name, and hold no compiler and no pip."""
     assert engine.inspect(f"localhost/{image}")["Config"]["User"] == str(jobs.UID)
-    find = "id -u; command -v gcc cc make git pip pip3; python -c 'import pip'"
+    find = "id -u; for tool in gcc cc make git pip pip3; do command -v $tool; done; python -c 'import pip'"
     done = engine.run("--rm", "--network", "none", "--entrypoint", "sh", f"localhost/{image}", "-c", find)
     assert (done.returncode, done.stdout) == (1, f"{jobs.UID}\n"), done
     assert "No module named 'pip'" in done.stderr

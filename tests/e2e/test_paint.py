@@ -173,6 +173,7 @@ def test_help_names_every_knob():
         "tv-weight", "content-layers", "style-layers", "start", "seed", "scales", "optimizer", "url", "repository",
     ):  # fmt: skip
         assert f"--{flag}" in done.stdout
+    assert "pixels of the long side (512; a smaller photo stays as it is)" in " ".join(done.stdout.split())
 
 
 @pytest.mark.parametrize(("options", "most"), [((), 1), (("--film", "f.gif"), 9)], ids=["painting", "film"])
@@ -287,6 +288,8 @@ def test_a_server_that_goes_away_costs_no_canvas(tmp_path):
         for number in traces.processes(traces.server_id(server.http), "server"):
             os.kill(number, signal.SIGKILL)
         status, out, line = terminal.ended()
+        log = server.log
+    log.unlink()  # it stays, to tell what happened
     assert (status, out) == (2, "")
     assert "what there was is kept: p.png: 400 x 400" in line
     assert opened(tmp_path / "p.png").size == (400, 400)

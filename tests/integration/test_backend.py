@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import counts
+import failures
 import numpy as np
 import onnx
 import pytest
@@ -119,8 +120,25 @@ def count(folder: Path) -> None:
     )
 
 
+def weigh(folder: Path) -> None:
+    """The sum of three numbers, which config.pbtxt names and the graph alone counts; two instances."""
+    value = helper.make_tensor_value_info
+    write(
+        folder,
+        "max_batch_size: 8\ninput { name: 'weights' data_type: TYPE_FP32 dims: [-1] }\n"
+        "output { name: 'sum' data_type: TYPE_FP32 dims: [1] }\ninstance_group { count: 2 kind: KIND_CPU }\n"
+        "parameters { key: 'weights' value { string_value: 'scream,starry-night,water-lilies' } }",
+        model(
+            [helper.make_node("MatMul", ["weights", "ones"], ["sum"])],
+            value("weights", TensorProto.FLOAT, ["batch", "members"]),
+            value("sum", TensorProto.FLOAT, ["batch", 1]),
+            ones=np.ones((3, 1), np.float32),
+        ),
+    )
+
+
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[triton.InferenceServerClient]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
     need_tritonserver()
     root = tmp_path_factory.mktemp("backend")
     turn(root / "turn", f"max_batch_size: 8\n{BATCH_OF_EIGHT}")
@@ -131,12 +149,19 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[triton.Inferenc
     twice(root / "twice")
     pick(root / "pick")
     count(root / "count")
-    with Embedded(root) as server, triton.InferenceServerClient(server.grpc) as client:
+    weigh(root / "weigh")
+    with Embedded(root) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server: Embedded) -> Iterator[triton.InferenceServerClient]:
+    with triton.InferenceServerClient(server.grpc) as client:
         yield client
 
 
 def ask(client: triton.InferenceServerClient, name: str, array: Array) -> Array:
-    given = {"pick": "index"}.get(name, "image")
+    given = {"pick": "index", "weigh": "weights"}.get(name, "image")
     tensor = triton.InferInput(given, array.shape, np_to_triton_dtype(array.dtype))
     tensor.set_data_from_numpy(array)
     answer = client.infer(name, [tensor], client_timeout=60)
@@ -236,3 +261,42 @@ def test_a_picture_that_is_too_large_is_refused_alone(client: triton.InferenceSe
         1.0,
         1.0,
     ]
+
+
+# --- what failed is counted, as Triton takes every answer for a success
+
+
+def test_nothing_has_failed_yet(server: Embedded, client: triton.InferenceServerClient) -> None:
+    """Each reason is there from the start, at 0, so that the first failure is an increase; answers add nothing."""
+    assert ask(client, "weigh", np.ones((1, 3), np.float32)).item() == 3
+    assert failures.counted(server, "weigh") == failures.counted(server, "turn") == {"BACKEND": 0, "INVALID": 0}
+
+
+def test_failures_are_counted_by_whose_fault_they_are(server: Embedded, client: triton.InferenceServerClient) -> None:
+    """One for each request, though eight run together: the model's, and those whose pictures are too large."""
+    before = {name: failures.counted(server, name) for name in ("pick", "count")}
+    indices = [np.array([[index]], np.float32) for index in (0, 1, 99, 3, 4, -99, 6, 7)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(ask, client, "pick", index) for index in indices]
+    assert sum(each.exception() is not None for each in asked) == 2
+    outcomes(client, pictures([(150, 201)] * 3 + [(10, 10)] * 5))
+    for name, more in (("pick", {"BACKEND": 2, "INVALID": 0}), ("count", {"BACKEND": 0, "INVALID": 3})):
+        assert failures.counted(server, name) == {reason: before[name][reason] + more[reason] for reason in more}
+
+
+def test_instances_count_together_and_a_reload_goes_on(server: Embedded, client: triton.InferenceServerClient) -> None:
+    """Two instances have one counter; the model that comes back has it, too."""
+
+    def fail(times: int) -> None:
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            asked = [pool.submit(ask, client, "weigh", np.ones((1, 4), np.float32)) for _ in range(times)]
+        assert all(isinstance(each.exception(), InferenceServerException) for each in asked)
+
+    before = failures.counted(server, "weigh")["INVALID"]
+    fail(40)
+    assert failures.counted(server, "weigh") == {"BACKEND": 0, "INVALID": before + 40}
+    client.unload_model("weigh")
+    counts.reached(lambda: not client.is_model_ready("weigh"), True)
+    client.load_model("weigh")
+    fail(1)
+    assert failures.counted(server, "weigh") == {"BACKEND": 0, "INVALID": before + 41}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,14 @@ import yaml
 from conftest import need_tritonserver
 from prometheus import NAMESPACE, Manifest, Pod, Prometheus
 
+from serving import pbtxt
 from serving.embedded import Embedded
 
 BUSY, CALM = "atelier-triton-busy", "atelier-triton-calm"
 OF_EACH_REPLICA = ("pod_model:atelier_requests:rate5m", "pod:atelier_queue_seconds:per_request2m")
 CALLERS = 6
+CROWD = 100
+"""Callers at once, more than style's queue holds."""
 NOT_HERE = {
     "kube_": "kube-state-metrics watches an API server, and there is none",
     "kubelet_": "the kubelet counts what is on volumes, and there is none",
@@ -56,11 +60,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory, monitored: list[Manifest])
         metrics = {name: f"127.0.0.1:{scripts.free_port()}" for name in ("reload", "train")}
         held.enter_context(_reloading(folder / BUSY, busy.grpc, metrics["reload"]))
         held.enter_context(_training(folder, metrics["train"]))
-        templates = {
-            each["metadata"]["name"]: each["spec"]["template"]
-            for each in (*monitored, *yaml.safe_load_all((prometheus.DEPLOY / "train-wgan.yaml").read_text()))
-            if each["kind"] in ("Deployment", "Job")
-        }
+        templates = _templates((*monitored, *yaml.safe_load_all((prometheus.DEPLOY / "train-wgan.yaml").read_text())))
         pods = [
             Pod(BUSY, templates["atelier-triton"], {"metrics": busy.metrics}),
             Pod(CALM, templates["atelier-triton"], {"metrics": calm.metrics}),
@@ -74,6 +74,15 @@ def watched(tmp_path_factory: pytest.TempPathFactory, monitored: list[Manifest])
         for rule in OF_EACH_REPLICA:  # a busy one may miss its first scrapes
             found.wait(f"count(count by (pod) ({rule})) == 2")
         yield found
+
+
+def _templates(manifests: Iterable[Manifest]) -> dict[str, Manifest]:
+    """Of the pods of each Deployment and Job."""
+    return {
+        each["metadata"]["name"]: each["spec"]["template"]
+        for each in manifests
+        if each["kind"] in ("Deployment", "Job")
+    }
 
 
 @contextlib.contextmanager
@@ -247,3 +256,79 @@ def test_kedas_query_has_an_answer(watched):
     (scaled,) = yaml.safe_load_all((prometheus.DEPLOY / "components/keda/scaledobject.yaml").read_text())
     (trigger,) = scaled["spec"]["triggers"]
     assert len(watched.wait(trigger["metadata"]["query"])) == 1
+
+
+# --- a full queue, which Triton counts nowhere
+
+
+SLOW = """
+import time
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        time.sleep(0.05)
+        tensors = [pb_utils.get_input_tensor_by_name(request, "number").as_numpy() for request in requests]
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("same", tensor)]) for tensor in tensors]
+"""
+
+
+def _slow_model(folder: Path) -> Path:
+    """A repository whose `style` has the queue of the real one, and takes its time."""
+    (folder / "style" / "1").mkdir(parents=True)
+    (folder / "style" / "1" / "model.py").write_text(SLOW)
+    policy = pbtxt.config(stand_in.STYLE).dynamic_batching.default_queue_policy
+    (folder / "style" / "config.pbtxt").write_text(
+        "name: 'style' backend: 'python' max_batch_size: 4 instance_group { kind: KIND_CPU }\n"
+        "input { name: 'number' data_type: TYPE_FP32 dims: 1 } output { name: 'same' data_type: TYPE_FP32 dims: 1 }\n"
+        f"dynamic_batching {{ preferred_batch_size: 1 default_queue_policy {{ {policy} }} }}"
+    )
+    return folder
+
+
+@contextlib.contextmanager
+def _crowd(server: str) -> Iterator[list[str]]:
+    """Callers of style, who come again when they are answered, and later when they are not. Yields the reasons why."""
+    stop, refusals = threading.Event(), list[str]()
+    number = triton.InferInput("number", [1, 1], "FP32")
+    number.set_data_from_numpy(np.zeros((1, 1), np.float32))
+
+    def call(client: triton.InferenceServerClient) -> None:
+        while not stop.is_set():
+            try:
+                client.infer("style", [number])
+            except triton.InferenceServerException as refusal:
+                refusals.append(refusal.message())
+                stop.wait(0.2)
+
+    with triton.InferenceServerClient(server) as client, concurrent.futures.ThreadPoolExecutor(CROWD) as threads:
+        for _ in range(CROWD):
+            threads.submit(call, client)
+        try:
+            yield refusals
+        finally:
+            stop.set()
+
+
+def test_a_full_queue_is_seen(tmp_path, monitored):
+    """Callers are turned away, and no failure is counted; but scrapes find the queue full, for which the alert asks."""
+    need_tritonserver()
+    prometheus.need_prometheus()
+    with contextlib.ExitStack() as held:
+        server = held.enter_context(Embedded(_slow_model(tmp_path / "models")))
+        refusals = held.enter_context(_crowd(server.grpc))
+        pod = Pod("atelier-triton-x", _templates(monitored)["atelier-triton"], {"metrics": server.metrics})
+        scrapes = prometheus.scrape_configs(prometheus.of_kind(monitored, "PodMonitor"), [pod])
+        found = held.enter_context(prometheus.running(tmp_path, scrapes, prometheus.groups(monitored)))
+        (alert,) = (
+            rule
+            for group in prometheus.groups(monitored)
+            for rule in group["rules"]
+            if rule.get("alert") == "AtelierShedding"
+        )
+        assert len(found.wait(alert["expr"])) == 1
+        assert found.values(alert["expr"], "namespace", "model").keys() == {(NAMESPACE, "style")}
+        counted = found.values('nv_inference_request_failure{model="style"}', "reason")
+    assert len(refusals) > 100
+    assert all("Exceeds maximum queue size" in refusal for refusal in refusals)
+    assert set(counted.values()) == {0}

@@ -27,7 +27,7 @@ NOBODY = "127.0.0.1:1"
 
 
 @pytest.fixture
-def dies(two: Fleet, monkeypatch: pytest.MonkeyPatch) -> Embedded:
+def dies(two: Fleet, monkeypatch: pytest.MonkeyPatch) -> Iterator[Embedded]:
     """The second replica, which is killed at the moment when it is to load the version for good."""
     load, last = Replica.load, two.servers[1]
 
@@ -37,7 +37,8 @@ def dies(two: Fleet, monkeypatch: pytest.MonkeyPatch) -> Embedded:
         load(replica, model)
 
     monkeypatch.setattr(Replica, "load", load_or_die)
-    return last
+    yield last
+    last.log.unlink()  # it would stay, to tell what happened
 
 
 def test_replica_that_dies_and_is_gone(two: Fleet, dies: Embedded, tmp_path: Path, caplog) -> None:

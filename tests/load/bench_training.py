@@ -124,7 +124,9 @@ def classifier_plain(options: classifier.Options, corpus: Garments) -> tuple[flo
     labels = torch.from_numpy(corpus.train.labels).long()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(options.seed))
     ends, losses, right = [], [], 0
-    for batch in range(len(images) // options.batch):
+    batches = len(images) // options.batch
+    for batch in range(batches):
+        adam.param_groups[0]["lr"] = options.lr * classifier.lr_multiplier(batch, batches, options.warm_up)
         chosen = order[batch * options.batch : (batch + 1) * options.batch]
         logits = net(images[chosen].float() / 255)
         loss = F.cross_entropy(logits, labels[chosen])

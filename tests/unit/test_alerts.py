@@ -13,6 +13,10 @@ import prometheus
 import pytest
 import yaml
 
+from serving import pbtxt
+from serving.spec import Ensemble
+from training import catalog
+
 CASES = Path(__file__).with_name("alerts.yaml")
 
 
@@ -97,3 +101,53 @@ def test_runbook_knows_each_alert(monitored):
         assert heading, f"{page} has no heading {anchor}"
         section = text.partition(f"\n{heading}\n")[2].partition("\n#")[0]
         assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set(alerts(monitored)), name
+
+
+# --- what rules and panels say of the project
+
+
+def test_rules_know_each_queues_limit(monitored):
+    """Each model that has a queue, with its max_queue_size of config.pbtxt, and no other."""
+    rules = [rule for group in prometheus.groups(monitored) for rule in group["rules"]]
+    limits = [rule for rule in rules if rule.get("record") == "model:atelier_queue_limit:requests"]
+    specs = [catalog.served(name) for name in catalog.names()]
+    queues = {spec.name: pbtxt.config(spec).dynamic_batching.default_queue_policy.max_queue_size for spec in specs}
+    assert {rule["labels"]["model"]: rule["expr"] for rule in limits} == {
+        name: f"vector({size})" for name, size in queues.items() if size
+    }
+
+
+def test_rules_know_the_ensembles(monitored):
+    """Those whose failures Triton counts twice, under OTHER."""
+    (rule,) = (
+        rule
+        for group in prometheus.groups(monitored)
+        for rule in group["rules"]
+        if rule.get("record") == "model_reason:atelier_failures:rate5m"
+    )
+    ensembles = {name for name in catalog.names() if isinstance(catalog.served(name), Ensemble)}
+    assert set(re.findall(r'model!?="([^"]+)"', rule["expr"])) == ensembles
+
+
+def test_only_our_triton_is_looked_at(monitored):
+    """Rules, panels and their variables ask for Triton's own metrics by the job that the PodMonitor sets."""
+    asked = [rule["expr"] for group in prometheus.groups(monitored) for rule in group["rules"]]
+    for board in prometheus.dashboards(monitored).values():
+        asked += [query for _, query in prometheus.asked(board)]
+        asked += [variable["query"]["query"] for variable in board["templating"]["list"] if variable["type"] == "query"]
+    selectors = [found for query in asked for found in re.findall(r"\bnv_\w+(?:\{[^}]*\})?", query)]
+    assert len(selectors) > 20
+    assert [found for found in selectors if 'job="atelier-triton"' not in found] == []
+
+
+def test_every_job_is_known_as_ours(monitored):
+    """AtelierJobFailed finds the pods of each file's Job: by their container and their claim."""
+    expression = alerts(monitored)["AtelierJobFailed"]["expr"]
+    known = dict(re.findall(r'\{(container|persistentvolumeclaim)="(.+?)"\}', expression))
+    files = [yaml.safe_load_all(path.read_text()) for path in prometheus.DEPLOY.glob("*.yaml")]
+    pods = [each["spec"]["template"]["spec"] for file in files for each in file if each["kind"] == "Job"]
+    assert len(pods) > 5
+    for pod in pods:
+        assert known["container"] in [container["name"] for container in pod["containers"]]
+        claims = [volume["persistentVolumeClaim"] for volume in pod["volumes"] if "persistentVolumeClaim" in volume]
+        assert known["persistentvolumeclaim"] in [claim["claimName"] for claim in claims]

@@ -315,14 +315,15 @@ def test_learning_rate_rises_and_falls_to_nearly_nothing() -> None:
     ("preset", "network", "epochs"), [("one-conv", "one-conv", 10), ("four-conv", "four-conv", 10)]
 )
 def test_source_presets_are_the_sources(preset: str, network: str, epochs: int) -> None:
-    """Batches of 256, Adam at Keras's learning rate, no schedule; its augmentation where that is asked for."""
+    """Batches of 256, plain Adam, whose learning rate the source leaves open; its augmentation where that is asked
+    for."""
     source, augmented = PRESETS[preset], PRESETS[f"{preset}-augmented"]
-    assert (source.network, source.epochs, source.batch, source.lr) == (network, epochs, 256, 1e-3)
-    assert (source.weight_decay, source.warm_up, source.label_smoothing, source.muon_lr) == (0, 0, 0, 0)
+    assert (source.network, source.epochs, source.batch, source.nets) == (network, epochs, 256, 1)
+    assert (source.weight_decay, source.label_smoothing, source.muon_lr) == (0, 0, 0)
     assert source.validation == 0.2
     assert not any((source.crop, source.rotate_deg, source.shift, source.shear_deg, source.zoom, source.erase))
     assert AUGMENTED == {"rotate_deg": 8.0, "shift": 0.08, "shear_deg": 0.3, "zoom": 0.08}
-    assert augmented == dataclasses.replace(source, epochs=50, **AUGMENTED)
+    assert augmented == dataclasses.replace(source, epochs=50, lr=augmented.lr, **AUGMENTED)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,11 @@ def keeper(name: str, tmp_path: Path) -> Iterator[Keeper]:
     yield start
     for process in running:
         with process:
-            process.kill()
+            process.terminate()  # it takes its server along, as it could not if it were killed
+            try:
+                process.wait(traces.PATIENCE_S)
+            finally:
+                process.kill()
 
 
 def folder(tmp_path: Path, name: str) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -218,4 +218,5 @@ def test_the_gpu_image_has_what_builds_plans() -> None:
     """TensorRT's API in the image's own version, and all that serving.tensorrt imports besides."""
     text = (jobs.ROOT / "deploy" / "images" / "gpu.Dockerfile").read_text()
     assert "'.[gpu]' \"tensorrt-cu13-bindings==${TRT_VERSION%%+*}.*\"" in text
-    assert json.dumps("onnx==1.23.2") in (jobs.ROOT / "pyproject.toml").read_text().partition("gpu = [")[2]
+    extras = tomllib.loads((jobs.ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert "onnx==1.23.2" in extras["gpu"]

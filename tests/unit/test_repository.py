@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import stand_in
+import traces
 from conftest import mounted
 
 from serving import configs, pbtxt
@@ -108,9 +109,24 @@ def test_damaged_candidate(candidate: Path, repository: Path, damage: Callable[[
     assert content(repository) == before
 
 
-def _publish_when_told(gate: str, candidate: Path, repository: Path) -> int:
-    while not os.path.exists(gate):  # noqa: PTH110 - the tightest loop, so that both start at once
+def wait_at(gate: str) -> None:
+    """In a process of its own: says that it has come, and goes on once the gate is there."""
+    Path(f"{gate}-{os.getpid()}").touch()
+    while not os.path.exists(gate):  # noqa: PTH110 - the tightest loop, so that all start at once
         pass
+
+
+def open_for(count: int, gate: Path) -> None:
+    """Makes the gate once so many wait at it: to start Python takes longer than what they do after it."""
+    end = time.monotonic() + traces.PATIENCE_S
+    while len(come := list(gate.parent.glob(f"{gate.name}-*"))) < count:
+        assert time.monotonic() < end, come
+        time.sleep(0.01)
+    gate.touch()
+
+
+def _publish_when_told(gate: str, candidate: Path, repository: Path) -> int:
+    wait_at(gate)
     return repo.publish(candidate, repository, "wgan")
 
 
@@ -120,7 +136,7 @@ def test_publishers_at_once(candidate: Path, repository: Path, tmp_path: Path) -
     with multiprocessing.get_context("spawn").Pool(4) as pool:
         arguments = [(str(gate), candidate, repository)] * 4
         numbers = pool.starmap_async(_publish_when_told, arguments, chunksize=1)
-        gate.touch()
+        open_for(4, gate)
         assert sorted(numbers.get(60)) == [3, 4, 5, 6]
     for version in repo.versions(repository, "wgan"):
         assert repo.card(repository, "wgan", version).version == version

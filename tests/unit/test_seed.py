@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import stand_in
-from test_repository import content
+from test_repository import content, open_for, wait_at
 
 from serving import repository as repo
 from serving.errors import RepositoryError
@@ -64,8 +63,7 @@ def test_configs_come_along(shipped: Path, tmp_path: Path) -> None:
 
 
 def _seed_when_told(gate: str, shipped: Path, volume: Path) -> list[str]:
-    while not os.path.exists(gate):  # noqa: PTH110 - the tightest loop, so that all start at once
-        pass
+    wait_at(gate)
     return repo.seed(shipped, volume)
 
 
@@ -74,7 +72,7 @@ def test_replicas_at_once(shipped: Path, tmp_path: Path) -> None:
     gate, volume = tmp_path / "gate", tmp_path / "volume"
     with multiprocessing.get_context("spawn").Pool(4) as pool:
         done = pool.starmap_async(_seed_when_told, [(str(gate), shipped, volume)] * 4, chunksize=1)
-        gate.touch()
+        open_for(4, gate)
         added = [each for one in done.get(60) for each in one]
     assert sorted(added) == ["upscaler 2", "wgan 2", "wgan_x4 1"]
     assert {path.name for path in volume.glob(".*")} == {repo.KEY, ".lock"}

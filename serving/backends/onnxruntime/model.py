@@ -23,6 +23,9 @@ import triton_python_backend_utils as pb_utils
 Array = npt.NDArray[Any]
 Feed = dict[str, Array]
 
+INVALID, BACKEND = "INVALID", "BACKEND"
+"""Why a request fails: by its own fault, or by the model's, for which Triton's metrics have this word."""
+
 CHUNK_PIXELS = 4 * 64 * 64
 """Of pictures of free size, in one run. In a network like Johnson's four of 32 x 32 together take 0.73 of their time
 one by one, of 64 x 64 the same, of 96 x 96 1.11, of 512 x 512 1.12 and four times the memory: their layers leave the
@@ -40,8 +43,11 @@ class TritonPythonModel:
         self._pictures = [tensor["name"] for tensor in config["input"] if _is_picture(tensor)]
         parameters = config.get("parameters", {})
         self._max_pixels = _integer(parameters, "max_pixels")
+        named = {name: parameters[name]["string_value"] for name in self._inputs if name in parameters}
+        self._members = {name: len(members.split(",")) for name, members in named.items()}
         path = Path(pb_utils.get_model_dir()) / "model.onnx"
         self._session = _session(path, parameters)
+        self._failures = _Failures(args)
         ctypes.CDLL(None).malloc_trim(0)  # what reading the graph took: of the colorizer's 120 MB 32
         _check(path, "input", self._inputs, self._session.get_inputs())
         _check(path, "output", self._outputs, self._session.get_outputs())
@@ -68,8 +74,12 @@ class TritonPythonModel:
             if height * width > self._max_pixels:
                 size = f"{name}: {width} x {height} pixels are more than the {self._max_pixels:,} of max_pixels"
                 error = pb_utils.TritonError(f"{size}; send a smaller picture", pb_utils.TritonError.INVALID_ARG)
-                return pb_utils.InferenceResponse(error=error)
+                return self._failure(INVALID, error)
         return None
+
+    def _failure(self, reason: str, error: Any) -> Any:
+        self._failures.count(reason)
+        return pb_utils.InferenceResponse(error=error)
 
     def _groups(self, feeds: dict[int, Feed]) -> Iterator[list[int]]:
         """Keys of requests that differ in nothing but their batch size."""
@@ -88,7 +98,14 @@ class TritonPythonModel:
         except Exception as exc:
             if len(feeds) > 1:  # find whose fault it is, and answer the others
                 return [self._responses([feed])[0] for feed in feeds]
-            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(_one_line(exc)))]
+            reason = INVALID if self._is_at_fault(feeds[0]) else BACKEND
+            return [self._failure(reason, pb_utils.TritonError(_one_line(exc)))]
+
+    def _is_at_fault(self, feed: Feed) -> bool:
+        """Whether a request that failed is of no use to any model: an empty array, or not a number for each member.
+        What else a graph does not take, such as too small a picture, is not told from a fault of its own."""
+        miscounted = any(feed[name].shape[-1] != count for name, count in self._members.items())
+        return miscounted or any(array.size == 0 for array in feed.values())
 
     def _run(self, feeds: list[Feed]) -> list[Any]:
         results = self._infer(_concatenated(feeds))
@@ -120,6 +137,27 @@ class TritonPythonModel:
     def _response(self, arrays: tuple[Array, ...]) -> Any:
         pairs = zip(self._outputs, arrays, strict=True)
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in pairs])
+
+
+class _Failures:
+    """How many requests were answered with an error, by reason: Triton takes every answer for a success. All instances
+    of a version share the counters. Under TorchServe there are none."""
+
+    def __init__(self, args: dict[str, str]) -> None:
+        self._counters: dict[str, Any] = {}
+        if hasattr(pb_utils, "MetricFamily"):
+            self._family = pb_utils.MetricFamily(  # kept, as the counters would go with it
+                name="atelier_backend_failures_total",
+                description="Requests that a backend answered with an error.",
+                kind=pb_utils.MetricFamily.COUNTER,
+            )
+            version = {"model": args["model_name"], "version": args["model_version"]}
+            for reason in (INVALID, BACKEND):
+                self._counters[reason] = self._family.Metric(labels=version | {"reason": reason})
+
+    def count(self, reason: str) -> None:
+        if self._counters:
+            self._counters[reason].increment(1)
 
 
 def _is_picture(tensor: dict[str, Any]) -> bool:

@@ -27,6 +27,8 @@ else:  # a model's process knows this folder, and no packages around it
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 PICTURES = ("content", "style")
+CODES = {"INVALID": "INVALID_ARG", "REJECTED": "UNAVAILABLE", "BACKEND": "INTERNAL"}
+"""Triton's code for each reason to fail: by the request's own fault, as one too many, by the model's."""
 
 
 class Cancelled(Exception):
@@ -43,6 +45,7 @@ class TritonPythonModel:
             _integer(config, key) for key in ("max_streams", "max_pixels", "intra_op_thread_count")
         )
         self._session = _session(Path(pb_utils.get_model_dir()) / "model.onnx", threads)
+        self._failures = _Failures(args)
         self._turns = Turns()
         self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
@@ -63,7 +66,7 @@ class TritonPythonModel:
         try:
             commission = _Commission(request, self._max_pixels)
         except knobs.BadRequest as exc:
-            _refuse(sender, str(exc), pb_utils.TritonError.INVALID_ARG)
+            self._fail(sender, "INVALID", str(exc))
             return
         thread = threading.Thread(target=self._work, args=(sender, commission))
         with self._lock:
@@ -73,7 +76,7 @@ class TritonPythonModel:
         if full:
             # The SDK tells an overload by Triton's own words for one.
             text = f"{self._name}: one more beside {self._max_streams} under way exceeds maximum queue size"
-            _refuse(sender, text, pb_utils.TritonError.UNAVAILABLE)
+            self._fail(sender, "REJECTED", text)
         else:
             thread.start()
 
@@ -83,9 +86,14 @@ class TritonPythonModel:
         with self._lock:
             self._threads.remove(threading.current_thread())
         if error:
-            _refuse(sender, error, pb_utils.TritonError.INTERNAL)
+            self._fail(sender, "BACKEND", error)
         else:
             sender.send(flags=FINAL)
+
+    def _fail(self, sender: Any, reason: str, text: str) -> None:
+        self._failures.count(reason)
+        error = pb_utils.TritonError(text, getattr(pb_utils.TritonError, CODES[reason]))
+        sender.send(pb_utils.InferenceResponse(error=error), flags=FINAL)
 
     def _paint(self, sender: Any, commission: _Commission) -> str | None:
         """Paints and sends; returns an error's text, if there was one."""
@@ -113,6 +121,22 @@ class TritonPythonModel:
 
         inputs = {node.name: _shape(node) for node in self._session.get_inputs()}
         return painting.Graph(run, inputs, [node.name for node in self._session.get_outputs()])
+
+
+class _Failures:
+    """How many requests were answered with an error, by reason; see the onnxruntime backend."""
+
+    def __init__(self, args: dict[str, str]) -> None:
+        self._family = pb_utils.MetricFamily(
+            name="atelier_backend_failures_total",
+            description="Requests that a backend answered with an error.",
+            kind=pb_utils.MetricFamily.COUNTER,
+        )
+        version = {"model": args["model_name"], "version": args["model_version"]}
+        self._counters = {reason: self._family.Metric(labels=version | {"reason": reason}) for reason in CODES}
+
+    def count(self, reason: str) -> None:
+        self._counters[reason].increment(1)
 
 
 class _Commission:
@@ -152,10 +176,6 @@ def _answer(stroke: painting.Stroke) -> Any:
         "objective": np.array([stroke.evaluation.objective], np.float32),
     }
     return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in tensors.items()])
-
-
-def _refuse(sender: Any, text: str, code: Any) -> None:
-    sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(text, code)), flags=FINAL)
 
 
 def _session(path: Path, threads: int) -> ort.InferenceSession:

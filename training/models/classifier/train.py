@@ -1,6 +1,6 @@
 """Train the classifier of garments. Run: python -m training.run classifier --dry-run
 
-On Fashion-MNIST (Xiao et al. 2017). Presets `one-conv` and `four-conv` are the source's programs to the letter; the
+On Fashion-MNIST (Xiao et al. 2017). Presets `one-conv` and `four-conv` are the source's networks and options; the
 default ships.
 """
 
@@ -95,20 +95,22 @@ class Options:
                 raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} must lie within 0 and 1, without 1")
 
 
-# The source's: Adam as Keras sets it, no schedule, no augmentation.
-SOURCE = Options(
-    network="one-conv", validation=0.2, nets=1, epochs=10, batch=256, lr=1e-3, muon_lr=0.0, weight_decay=0.0,
-    warm_up=0.0, label_smoothing=0.0, crop=0, erase=0.0,
+# The source's: Adam, no augmentation. Of its learning rate the source says nothing; these were chosen on the pictures
+# held out. Keras's own is --lr 1e-3 --warm-up 0.
+ONE_CONV = Options(
+    network="one-conv", validation=0.2, nets=1, epochs=10, batch=256, lr=8e-3, muon_lr=0.0, weight_decay=0.0,
+    warm_up=0.3, label_smoothing=0.0, crop=0, erase=0.0,
 )  # fmt: skip
+FOUR_CONV = replace(ONE_CONV, network="four-conv", lr=2e-2)
 # Its augmentation. Keras's shear is in degrees, so that 0.3 is next to nothing.
 AUGMENTED: dict[str, Any] = {"rotate_deg": 8.0, "shift": 0.08, "shear_deg": 0.3, "zoom": 0.08}
 
 PRESETS = {
     "default": Options(),
-    "one-conv": SOURCE,
-    "one-conv-augmented": replace(SOURCE, epochs=50, **AUGMENTED),
-    "four-conv": replace(SOURCE, network="four-conv"),
-    "four-conv-augmented": replace(SOURCE, network="four-conv", epochs=50, **AUGMENTED),
+    "one-conv": ONE_CONV,
+    "one-conv-augmented": replace(ONE_CONV, epochs=50, lr=2e-3, **AUGMENTED),
+    "four-conv": FOUR_CONV,
+    "four-conv-augmented": replace(FOUR_CONV, epochs=50, **AUGMENTED),
     # Seconds on a CPU: that the path works, not that the answers are right.
     "tiny": Options(pictures=640, nets=2, epochs=1, batch=64),
 }
