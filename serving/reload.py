@@ -134,11 +134,11 @@ class Reloader:
         """Refuses the version, unless the replica is wrong with the one before as well: its own fault."""
         before = [each for each in repo.versions(self.repository, model) if each < version]
         served = replica.serves().get(model)
-        # What it serves; if that is this one or has been taken back, the one before, which is loaded as well: unless
-        # this one, with other members, has been loaded alone.
-        known = served if served in before else max(before, default=None)
+        # What it serves; if that is this one or has been taken back, the one before that, which is loaded as well:
+        # unless this one, with other members, has been loaded alone.
+        known = served if served in before else max((each for each in before if each < (served or 0)), default=None)
         alone = served == version and repo.config(self.repository, model).version_policy.latest.num_versions < 2
-        if served is not None and known is not None and not alone:
+        if known is not None and not alone:
             try:
                 replica.verify(model, known, self.atol)
             except Unreachable:

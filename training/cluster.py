@@ -159,17 +159,18 @@ class Cluster:
 def connect(*, namespace: str | None, context: str | None) -> Cluster:
     """By the kubeconfig ($KUBECONFIG or ~/.kube/config) or, in a pod that has none, the pod's own account."""
     kubeconfig = os.environ.get("KUBECONFIG")
+    path = kubeconfig or "~/.kube/config"  # as it is now; the package's default is that of its import
     loader: Any = config  # the package leaves it untyped
     configuration = client.Configuration()
     configuration.retries = False  # training.submit tells people, and tries again where that is right
     try:
-        none = kubeconfig is None and not Path("~/.kube/config").expanduser().exists()
+        none = kubeconfig is None and not Path(path).expanduser().exists()
         if none and context is None and POD_TOKEN.exists():
             loader.load_incluster_config(client_configuration=configuration)
             own = POD_TOKEN.with_name("namespace").read_text()
         else:
-            loader.load_kube_config(kubeconfig, context=context, client_configuration=configuration)
-            contexts, active = loader.list_kube_config_contexts(kubeconfig)
+            loader.load_kube_config(path, context=context, client_configuration=configuration)
+            contexts, active = loader.list_kube_config_contexts(path)
             chosen = next(c for c in contexts if c["name"] == context) if context else active
             own = chosen["context"].get("namespace", "default")
     except Exception as error:  # beside ConfigException, whatever a file that is no kubeconfig leads to

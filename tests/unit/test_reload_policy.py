@@ -171,7 +171,7 @@ def test_one_that_left_before_its_turn_is_not_lost_over_the_version(
     [
         pytest.param([1, 2], 3, 1, {1}, 1, id="it missed the one before"),
         pytest.param([3], 4, 5, {4, 5}, None, id="nothing before is loaded"),
-        pytest.param([1, 2, 4], 5, 3, {2, 3, 4}, 4, id="what it serves has been withdrawn"),
+        pytest.param([1, 2, 4], 5, 3, {2, 3}, 2, id="what it serves has been withdrawn"),
         pytest.param([1, 2], 3, 3, {2, 3}, 2, id="it joined with this one"),
     ],
 )
