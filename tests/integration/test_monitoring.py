@@ -311,7 +311,7 @@ def _crowd(server: str) -> Iterator[list[str]]:
 
 
 def test_a_full_queue_is_seen(tmp_path, monitored):
-    """Callers are turned away, and no failure is counted; but scrapes find the queue full, for which the alert asks."""
+    """Callers are turned away, which no failure metric counts; but scrapes find the queue full, as the alert asks."""
     need_tritonserver()
     prometheus.need_prometheus()
     with contextlib.ExitStack() as held:
@@ -329,6 +329,8 @@ def test_a_full_queue_is_seen(tmp_path, monitored):
         assert len(found.wait(alert["expr"])) == 1
         assert found.values(alert["expr"], "namespace", "model").keys() == {(NAMESPACE, "style")}
         counted = found.values('nv_inference_request_failure{model="style"}', "reason")
-    assert len(refusals) > 100
-    assert all("Exceeds maximum queue size" in refusal for refusal in refusals)
-    assert set(counted.values()) == {0}
+    full = [refusal for refusal in refusals if "Exceeds maximum queue size" in refusal]
+    assert len(full) > 100
+    # On a busy machine something else may befall a request, and that is counted.
+    assert counted
+    assert sum(counted.values()) <= len(refusals) - len(full), set(refusals)
