@@ -18,7 +18,8 @@ def write_atomically(path: Path, content: str | bytes, mode: int = 0o666) -> Non
             temporary.write_bytes(content)
         fsync(temporary)
         temporary.replace(path)
-        fsync(path.parent)
+        if os.name != "nt":  # Windows opens no folder
+            fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from typing import Any
 from urllib.parse import urlsplit
 
+import kubernetes_validate
 import pytest
 import yaml
+from pod_security import violations
+from test_kustomize import rendered, triton
+from test_manifests import DEPLOY, VERSIONS
+from wiring import of_kind
 
 from training import catalog, jobs
 
-DEPLOY = jobs.ROOT / "deploy"
 README = (DEPLOY / "README.md").read_text()
 FETCHED = [job for name in catalog.trained() for job in catalog.jobs(name) if job.fetched_from]
 
@@ -27,6 +33,18 @@ def block(containing: str) -> list[str]:
         text for text in re.findall(r"^```\w*\n(.*?)^```$", README, re.DOTALL | re.MULTILINE) if containing in text
     )
     return found.splitlines()
+
+
+def test_the_overlay_in_the_readme(tmp_path):
+    """The overlay that a reader is shown renders, with the reader's namespace and registry."""
+    (shown,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    mine = tmp_path / "deploy" / "overlays" / "mine"
+    mine.mkdir()
+    (mine / "kustomization.yaml").write_text(shown)
+    manifests = rendered(mine)
+    assert {m["metadata"].get("namespace") for m in manifests} == {"art"}
+    assert triton(manifests)[1]["image"].startswith("registry.example/atelier-serving:")
 
 
 def test_the_namespace_is_made_before_anything_is_put_into_it():
@@ -51,6 +69,25 @@ def test_pictures_are_copied_into_a_pod_that_runs():
     assert wait.startswith("kubectl wait --for=condition=Ready pod/fill ")
     assert copy.startswith("kubectl cp styles fill:")
     assert delete == "kubectl delete pod fill"
+
+
+def test_the_pod_in_the_readme():
+    """The pod that copies pictures onto the volume is one that the namespace admits: restricted, and within a quota."""
+    (overrides,) = re.findall(r"kubectl run fill .* --overrides '(.*?)'", README, re.DOTALL)
+    spec = json.loads(overrides)["spec"]
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "fill"}, "spec": spec}
+    kubernetes_validate.validate(pod, VERSIONS[-1], strict=True)
+    assert violations(spec) == []
+    (container,) = spec["containers"]
+    assert all(container["resources"][kind].keys() == {"cpu", "memory"} for kind in ("requests", "limits"))
+
+
+def test_the_queue_in_the_readme():
+    """The line that puts a Job into its queue does."""
+    (line,) = re.findall(r"`(sed '.*) \| kubectl apply -f -`", README)
+    done = subprocess.run(line, shell=True, cwd=jobs.ROOT, capture_output=True, text=True, check=True)
+    (job,) = of_kind(list(yaml.safe_load_all(done.stdout)), "Job")
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "atelier"
 
 
 def test_kedas_missing_numbers_are_errors():

@@ -485,21 +485,6 @@ def test_component_kueue(tmp_path):
     assert container["resources"]["limits"].keys() <= set(group["coveredResources"])
 
 
-# --- deploy/README.md ---
-
-
-def test_the_overlay_in_the_readme(tmp_path):
-    """The overlay that a reader is shown renders, with the reader's namespace and registry."""
-    (shown,) = re.findall(r"```yaml\n(.*?)```", (DEPLOY / "README.md").read_text(), re.DOTALL)
-    shutil.copytree(DEPLOY, tmp_path / "deploy")
-    mine = tmp_path / "deploy" / "overlays" / "mine"
-    mine.mkdir()
-    (mine / "kustomization.yaml").write_text(shown)
-    manifests = rendered(mine)
-    assert {m["metadata"].get("namespace") for m in manifests} == {"art"}
-    assert triton(manifests)[1]["image"].startswith("registry.example/atelier-serving:")
-
-
 def test_the_image_that_kind_is_given_in_the_readme(compose):
     """It is loaded under the name that a node looks for when a manifest names no registry."""
     (walkthrough,) = re.findall(r"```\n(kind create cluster.*?)```", (DEPLOY / "README.md").read_text(), re.DOTALL)
@@ -507,25 +492,6 @@ def test_the_image_that_kind_is_given_in_the_readme(compose):
     meant = f"docker.io/library/{image}"
     assert f"podman tag {image} {meant}\n" in walkthrough
     assert f"podman save {meant} -o serving.tar && kind load image-archive serving.tar\n" in walkthrough
-
-
-def test_the_pod_in_the_readme():
-    """The pod that copies pictures onto the volume is one that the namespace admits: restricted, and within a quota."""
-    (overrides,) = re.findall(r"kubectl run fill .* --overrides '(.*?)'", (DEPLOY / "README.md").read_text(), re.DOTALL)
-    spec = json.loads(overrides)["spec"]
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "fill"}, "spec": spec}
-    kubernetes_validate.validate(pod, VERSIONS[-1], strict=True)
-    assert violations(spec) == []
-    (container,) = spec["containers"]
-    assert all(container["resources"][kind].keys() == {"cpu", "memory"} for kind in ("requests", "limits"))
-
-
-def test_the_queue_in_the_readme():
-    """The line that puts a Job into its queue does."""
-    (line,) = re.findall(r"`(sed '.*) \| kubectl apply -f -`", (DEPLOY / "README.md").read_text())
-    done = subprocess.run(line, shell=True, cwd=jobs.ROOT, capture_output=True, text=True, check=True)
-    (job,) = of_kind(list(yaml.safe_load_all(done.stdout)), "Job")
-    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "atelier"
 
 
 # --- custom resources ---
