@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -22,12 +23,22 @@ class Parser(argparse.ArgumentParser):
 def run(command: Callable[[argparse.Namespace], str], options: argparse.Namespace) -> int:
     """Prints what `command` returns; returns the exit status."""
     try:
-        print(command(options))
+        show(command(options))
     except (ServingError, OSError) as exc:
         return report(exc)
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0
+
+
+def show(text: str) -> bool:
+    """Prints it, and tells whether anybody reads: `head` ends when it has enough, and `tee` by the same Ctrl-C."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries once more as it ends
+        return False
+    return True
 
 
 def report(error: ServingError | OSError) -> int:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+
 UNREACHABLE, BAD_INPUT, REFUSED, STOPPED = 1, 2, 3, 143
 """Exit statuses of training.run: a corpus not to be had just now (a Job's next pod tries again), bad options or data,
-refused by the gate, SIGTERM."""
+refused by the gate, SIGTERM or Ctrl-C."""
+
+
+def stopping_signals() -> list[signal.Signals]:
+    """SIGTERM and Ctrl-C's, but what the process was begun to ignore: a shell's script has `&` ignore Ctrl-C."""
+    return [each for each in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(each) is not signal.SIG_IGN]
 
 
 class BadInput(ValueError):

@@ -9,8 +9,8 @@
     python -m training.run wgan --corpus DIR --name mine --init CHECKPOINT     start from learnt weights
 
 Exit status: 0 done; 1 the corpus can't be fetched; 2 bad options or data; 3 refused by the gate; 143 stopped by
-SIGTERM, with a checkpoint to resume. A volume that is full or can't be written is 2, and so is a run that diverges:
-nobody but a person mends them.
+SIGTERM or Ctrl-C, with a checkpoint to resume. A volume that is full or can't be written is 2, and so is a run that
+diverges: nobody but a person mends them.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from serving import wheel
+from serving import cli, wheel
 from serving.errors import ServingError
 from training import catalog
-from training.errors import BAD_INPUT, REFUSED, STOPPED, UNREACHABLE, BadInput, Refused, Unreachable
+from training.errors import BAD_INPUT, REFUSED, STOPPED, UNREACHABLE, BadInput, Refused, Unreachable, stopping_signals
 
 TERMINATION_LOG = Path("/dev/termination-log")
 """What is written there is a pod's termination message. Without it Kubernetes takes the log's last 80 lines."""
@@ -68,7 +68,8 @@ class Invocation:
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     # A pod's first process gets no default handler: without this one, evaluation and export would sit out a drain.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
+    for stop in stopping_signals():
+        signal.signal(stop, lambda *_: sys.exit(STOPPED))
     threading.excepthook = _thread_failed
     try:
         model, preset, rest = _model_and_preset(arguments)
@@ -94,10 +95,15 @@ def _thread_failed(failed: threading.ExceptHookArgs) -> None:
 
 
 def _say(why: str) -> None:
-    print(f"training.run: {why}", file=sys.stderr)
+    _tell(f"training.run: {why}")
     with contextlib.suppress(OSError):
         if TERMINATION_LOG.is_file():
             TERMINATION_LOG.write_text(f"training.run: {why}\n")
+
+
+def _tell(text: str) -> None:
+    with contextlib.suppress(BrokenPipeError):  # nobody reads it any more
+        print(text, file=sys.stderr)
 
 
 def _model_and_preset(arguments: list[str]) -> tuple[str, str, list[str]]:
@@ -127,7 +133,7 @@ def _run(model: str, preset: str, rest: list[str]) -> int:
     if asked.export not in (ONNX, ONNX_AND_PLAN):
         raise BadInput(f"--export: no {asked.export!r}; give {ONNX} or {ONNX_AND_PLAN}")
     if asked.dry_run:
-        print(json.dumps(dataclasses.asdict(options), indent=2, default=str))
+        cli.show(json.dumps(dataclasses.asdict(options), indent=2, default=str))
         return 0
 
     name = asked.name or model
@@ -152,8 +158,8 @@ def _run(model: str, preset: str, rest: list[str]) -> int:
     if asked.evaluate is not None:
         net = recipe.load_net(asked.evaluate)
         _check_writable("--evaluate", asked.evaluate.parent)
-        print(json.dumps(recipe.evaluate(net, corpus, out=asked.evaluate.parent), indent=2))
-        print(f"pictures of it: {asked.evaluate.parent}", file=sys.stderr)
+        cli.show(json.dumps(recipe.evaluate(net, corpus, out=asked.evaluate.parent), indent=2))
+        _tell(f"pictures of it: {asked.evaluate.parent}")
         return 0
 
     if asked.publish is not None:
@@ -181,7 +187,7 @@ def _train(recipe: Any, run: Any, corpus: Any, asked: Invocation) -> int:
         checkpoint = recipe.train(run.options, run, corpus)
     except Stopped:
         if distributed.leads():
-            print(f"stopped; the same command with --resume goes on from {run.last}", file=sys.stderr)
+            _tell(f"stopped; the same command with --resume goes on from {run.last}")
         return STOPPED
     if distributed.leads():
         _hand_on(checkpoint, run, corpus, asked)
@@ -196,14 +202,14 @@ def _hand_on(checkpoint: Path, run: Any, corpus: Any, asked: Invocation) -> None
     from training import export
 
     if run.model not in catalog.names():
-        print(f"weights and their card: {export.export_weights(run.model, checkpoint, run.path, corpus=corpus)}")
+        cli.show(f"weights and their card: {export.export_weights(run.model, checkpoint, run.path, corpus=corpus)}")
         return
     publish, plan = asked.publish, asked.export != ONNX
     if publish is None:
         candidate = export.export(run.model, checkpoint, run.path, corpus=corpus)
         if plan:
-            print(export.add_plan(run.model, candidate, None))
-        print(
+            cli.show(export.add_plan(run.model, candidate, None))
+        cli.show(
             f"candidate: {candidate}; python -m training.export {run.path} --publish serving/model_repository serves it"
         )
         return
@@ -213,11 +219,11 @@ def _hand_on(checkpoint: Path, run: Any, corpus: Any, asked: Invocation) -> None
         if version is None:
             candidate = export.export(run.model, checkpoint, run.path, corpus=corpus)
             if plan:
-                print(export.add_plan(run.model, candidate, publish))
+                cli.show(export.add_plan(run.model, candidate, publish))
             with run.counted_outcome():
                 version = export.publish(run.model, candidate, publish)
         published.write_text(f"published {run.model} version {version} in {publish}\n")
-    print(published.read_text(), end="")
+    cli.show(published.read_text().rstrip("\n"))
 
 
 def _parse(model: str, preset: str, recipe: Any, rest: list[str]) -> tuple[Invocation, Any]:
@@ -295,7 +301,7 @@ def _push_metrics(model: str, name: str) -> None:
             push_metrics(gateway, model=model, run=name)
         # A lost figure is no reason to lose a trained model, and a wrong address is told by any of these.
         except (OSError, HTTPException, ValueError) as error:
-            print(f"ATELIER_PUSHGATEWAY: {gateway} took no metrics ({error})", file=sys.stderr)
+            _tell(f"ATELIER_PUSHGATEWAY: {gateway} took no metrics ({error})")
 
 
 if __name__ == "__main__":

@@ -31,9 +31,10 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from serving import cli
 from training import distributed
 from training.devices import pick_device
-from training.errors import BadInput, Refused
+from training.errors import STOPPED, BadInput, Refused, stopping_signals
 
 STEP = prometheus_client.Gauge("atelier_training_step", "Steps done", ["model", "run"])
 STEPS = prometheus_client.Gauge("atelier_training_steps", "Steps asked for", ["model", "run"])
@@ -53,7 +54,7 @@ OUTCOMES = prometheus_client.Counter(
 
 
 class Stopped(Exception):
-    """SIGTERM came; the checkpoint is written."""
+    """The run was asked to stop; the checkpoint is written."""
 
 
 class RunDir:
@@ -163,7 +164,7 @@ class RunDir:
     # --- the loop ---
 
     def steps(self, first: int, last: int) -> Iterator[int]:
-        """first .. last - 1 with a progress bar on a terminal. SIGTERM ends it where the recipe can save."""
+        """first .. last - 1 with a progress bar on a terminal. SIGTERM and Ctrl-C end it where the recipe can save."""
         for outcome in ("published", "refused"):
             self._outcome(outcome)  # a counter that begins at 1 would show no increase
         STEPS.labels(self.model, self.path.name).set(last)
@@ -172,7 +173,7 @@ class RunDir:
         self._begun, self._first, self._last = time.monotonic(), first, last
         quiet = not (sys.stderr.isatty() and distributed.leads())
         self._bar = tqdm(total=last, initial=first, unit="step", disable=quiet, dynamic_ncols=True)
-        with self._bar, self._on_sigterm():
+        with self._bar, self._stopping():
             for step in range(first, last):
                 begun = time.monotonic()
                 yield step
@@ -181,23 +182,27 @@ class RunDir:
                 LAST_STEP.labels(self.model, self.path.name).set_to_current_time()
 
     @contextmanager
-    def _on_sigterm(self) -> Iterator[None]:
-        def on_signal(_signal: int, _frame: FrameType | None) -> None:
+    def _stopping(self) -> Iterator[None]:
+        def on_signal(number: int, _frame: FrameType | None) -> None:
+            # A second Ctrl-C is somebody's who won't wait; of several workers' torchrun passes on each one again.
+            if number == signal.SIGINT and self.terminated and distributed.world_size() == 1:
+                sys.exit(STOPPED)
             self.stop()
 
-        before = signal.signal(signal.SIGTERM, on_signal)
+        before = {number: signal.signal(number, on_signal) for number in stopping_signals()}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def stop(self) -> None:
-        """Ask the recipe to save at the next step where it can and raise Stopped. SIGTERM does the same."""
+        """Ask the recipe to save at the next step where it can and raise Stopped. SIGTERM and Ctrl-C do the same."""
         self._terminated = True
 
     @property
     def terminated(self) -> bool:
-        """SIGTERM has come: save, then raise Stopped."""
+        """It was asked to stop: save, then raise Stopped."""
         return self._terminated
 
     def record(self, step: int, line: str, **stats: float) -> None:
@@ -224,7 +229,8 @@ class RunDir:
         elif line and distributed.leads():
             done = step + 1 - self._first
             left = (time.monotonic() - self._begun) / done * (self._last - step - 1)
-            print(f"step {step + 1}/{self._last} {line} | {_duration(left)} left", flush=True)
+            if not cli.show(f"step {step + 1}/{self._last} {line} | {_duration(left)} left"):
+                self.stop()
 
     @contextmanager
     def counted_outcome(self) -> Iterator[None]:

@@ -83,19 +83,26 @@ def test_run_that_was_published_is_not_published_again(
     assert not (tiny[1].parent / "repository").exists()
 
 
-def test_sigterm_leaves_a_checkpoint_that_goes_on(tmp_path: Path) -> None:
-    """As a preempted pod: SIGTERM ends the run with 143 after a whole step, and the checkpoint holds that step."""
+@pytest.mark.parametrize("stop", ["SIGTERM", "SIGINT", "nobody reads"])
+def test_what_ends_a_run_leaves_a_checkpoint_that_goes_on(tmp_path: Path, stop: str) -> None:
+    """A pod that is preempted, Ctrl-C, which may end `tee` first, and `head`: the run ends with 143 after a whole step,
+    and the checkpoint holds that step."""
     options = [*TINY, "--steps", "100000", "--samples-every", "100000", "--runs", str(tmp_path)]
     command = [sys.executable, "-u", "-m", "training.run", *options]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         first = process.stdout.readline()
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=PATIENCE_S)
+        if stop == "nobody reads":
+            process.stdout.close()
+            process.wait(PATIENCE_S)
+            errors = process.stderr.read()
+        else:
+            process.send_signal(signal.Signals[stop])
+            _, errors = process.communicate(timeout=PATIENCE_S)
     assert first.startswith("step 1/"), errors
     assert process.returncode == 143, errors
-    assert "--resume" in errors
+    assert errors == f"stopped; the same command with --resume goes on from {tmp_path}/wgan/checkpoints/last.pt\n"
     state = torch.load(tmp_path / "wgan" / "checkpoints" / "last.pt", weights_only=True)
     steps = (tmp_path / "wgan" / "stats.jsonl").read_text().splitlines()
     assert state["step"] == len(steps) >= 1

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import functools
 import socket
+import socketserver
 import threading
 import time
 import urllib.request
@@ -298,6 +299,17 @@ def test_another_grpc_server_is_no_triton(connect):
             client.models()
     finally:
         other.stop(None).wait()
+
+
+@BOTH
+def test_a_forwarded_port_without_a_server_behind_it_is_no_stranger(connect):
+    """As `kubectl port-forward` to a pod that does not listen yet: taken, and closed."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as forwarded:
+        threading.Thread(target=forwarded.serve_forever, daemon=True).start()
+        url = f"127.0.0.1:{forwarded.server_address[1]}"
+        with connect(url) as client, pytest.raises(errors.ServerUnreachable, match="no server answers"):
+            client.models()
+        forwarded.shutdown()
 
 
 @BOTH

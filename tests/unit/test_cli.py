@@ -55,6 +55,19 @@ def test_a_reason_is_one_line(error: ServingError | OSError, says: str, capsys: 
     assert capsys.readouterr() == ("", f"{says}\n")
 
 
+def test_nobody_reads(tmp_path: Path) -> None:
+    """`| head` that has seen enough is no failure; a full disk is one, in one line."""
+    program = "import argparse; from serving import cli; raise SystemExit(cli.run(lambda _: 'x', argparse.Namespace()))"
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(["true"], stdin=subprocess.PIPE) as gone:
+        gone.wait()
+        done = subprocess.run(command, stdout=gone.stdin, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (2, "No space left on device\n")
+
+
 def test_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
     """It ends a command without a traceback, and not as one that has done its work."""
 

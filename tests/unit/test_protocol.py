@@ -258,6 +258,18 @@ def test_a_port_that_talks_something_else_is_no_triton():
     assert len(sends(steps)) == 1
 
 
+@pytest.mark.parametrize("why", ["recvmsg:Connection reset by peer (104)", "Socket closed"])
+def test_a_port_that_hangs_up_is_asked_in_http(why):
+    """Triton's HTTP ports answer; a forwarded port whose server is not up yet says nothing then, too."""
+    hung_up = Failed(Code.UNAVAILABLE, REFUSED.replace("Connection refused", why))
+    found, steps = drive(core().models(NOT_GIVEN), hung_up, accepts=True)
+    assert isinstance(found, errors.NotATritonServer)
+    assert steps[-1] == Probe("box", 8001, 2.0, b"GET / HTTP/1.0\r\n\r\n")
+    found, steps = drive(core().models(NOT_GIVEN), hung_up, accepts=False)
+    assert isinstance(found, errors.ServerUnreachable)
+    assert len(sends(steps)) == _protocol.MAX_ATTEMPTS
+
+
 def test_a_gateway_whose_servers_are_down_is_no_stranger():
     """It accepts connections and says "unavailable" in gRPC: a client made just then tries again, and is not ready."""
     down = Failed(Code.UNAVAILABLE, "no healthy upstream")

@@ -324,8 +324,10 @@ class AsyncClient:
         match step:
             case Sleep(seconds):
                 return await asyncio.sleep(seconds)
-            case Probe(host, port, timeout_s):
-                return await _accepts(host, port, timeout_s)
+            case Probe():
+                with contextlib.suppress(OSError, UnicodeError):
+                    return await asyncio.wait_for(_accepts(step), step.timeout_s)
+                return False
             case Read(stream, timeout_s):
                 return await self._await_call(stream.read(timeout_s))
             case Open(method, request):
@@ -389,9 +391,8 @@ class _Stream:
             raise
 
 
-async def _accepts(host: str, port: int, timeout_s: float) -> bool:
-    with contextlib.suppress(OSError, UnicodeError):
-        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), timeout_s)
-        writer.close()
-        return True
-    return False
+async def _accepts(probe: Probe) -> bool:
+    reader, writer = await asyncio.open_connection(probe.host, probe.port)
+    with contextlib.closing(writer):
+        writer.write(probe.question)
+        return not probe.question or bool(await reader.read(1))

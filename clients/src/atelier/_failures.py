@@ -51,6 +51,9 @@ BY_DETAILS: Final[tuple[tuple[grpc.StatusCode, str, _Kind], ...]] = (  # what Tr
 _CONNECT_ERRORS: Final = ("failed to connect", "connections to all backends failing", "errors resolving")
 """How gRPC's details begin if no connection can be made."""
 
+_HUNG_UP: Final = ("socket closed", "connection reset by peer")
+"""What they say, in lower case, where one was made that ended before a word was said."""
+
 
 class ReadTimeout(grpc.RpcError):  # type: ignore[misc]
     """The next response of a stream did not come in time: gRPC's own deadline is for the whole stream."""
@@ -123,6 +126,11 @@ def error(rpc_error: grpc.RpcError, *, address: str, timeout_s: float) -> errors
 def is_connect_error(rpc_error: grpc.RpcError) -> bool:
     """Whether no gRPC connection was made; "unavailable" is also what a gateway says whose servers are down."""
     return (rpc_error.details() or "").startswith(_CONNECT_ERRORS)
+
+
+def is_hang_up(rpc_error: grpc.RpcError) -> bool:
+    """Whether a connection was taken and ended wordlessly: as Triton's HTTP ports and forwarded ports do."""
+    return any(part in (rpc_error.details() or "").lower() for part in _HUNG_UP)
 
 
 def not_triton(address: str, why: str) -> errors.NotATritonServer:

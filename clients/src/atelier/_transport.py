@@ -109,9 +109,10 @@ def closed_error(address: object) -> Cancelled:
     return Cancelled(f"{address}: this client is closed; make another one")
 
 
-def accepts(host: str, port: int, timeout_s: float) -> bool:
-    """Whether TCP connections are accepted there."""
+def accepts(host: str, port: int, timeout_s: float, question: bytes) -> bool:
+    """Whether TCP connections are accepted there, and a question is answered."""
     # UnicodeError is Python's of a host that cannot be one, such as a..b.
-    with contextlib.suppress(OSError, UnicodeError), socket.create_connection((host, port), timeout_s):
-        return True
+    with contextlib.suppress(OSError, UnicodeError), socket.create_connection((host, port), timeout_s) as it:
+        it.sendall(question)
+        return not question or bool(it.recv(1))
     return False

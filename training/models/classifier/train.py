@@ -200,7 +200,7 @@ def side_by_side(learners: list[Learner]) -> ThreadPoolExecutor:
 
 
 def train(options: Options, run: RunDir, corpus: Garments) -> Path:
-    """Train options.nets side by side and return the last checkpoint. Raises Stopped after SIGTERM, with a checkpoint.
+    """Train options.nets side by side and return the last checkpoint. Raises Stopped, with a checkpoint.
 
     Step k of the run is one of net k % options.nets, so that each net does its steps in order and all keep pace.
     """

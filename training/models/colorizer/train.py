@@ -135,7 +135,7 @@ def load_corpus(options: Options) -> Photographs:
 
 
 def train(options: Options, run: RunDir, corpus: Photographs) -> Path:
-    """Train both stages and return the last checkpoint. Raises Stopped after SIGTERM, with a checkpoint."""
+    """Train both stages and return the last checkpoint. Raises Stopped, with a checkpoint."""
     device = pick_device()
     torch.manual_seed(options.seed)
     net, encoder = build_net(options)

@@ -70,7 +70,7 @@ def load_corpus(options: Options) -> Natural:
 
 
 def train(options: Options, run: RunDir, corpus: Natural) -> Path:
-    """Train for options.epochs and return the last checkpoint. Raises Stopped after SIGTERM, with a checkpoint."""
+    """Train for options.epochs and return the last checkpoint. Raises Stopped, with a checkpoint."""
     device = pick_device()
     torch.manual_seed(options.seed)
     net = VggClassifier(len(corpus.classes)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -164,7 +164,7 @@ def _size(picture: np.ndarray) -> painting.Size:
 
 
 def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
-    """Paint, and return the last checkpoint; the painting is painting.png beside it. Raises Stopped after SIGTERM."""
+    """Paint, and return the last checkpoint; the painting is painting.png beside it. Raises Stopped, with one."""
     device, knobs = pick_device(), options.knobs
     vgg = features.load(options.features).to(device)
     sizes = painting.scales(_size(corpus.content), knobs.scales)

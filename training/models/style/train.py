@@ -166,7 +166,7 @@ def style_name(stem: str) -> str:
 
 
 def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
-    """Train for options.steps and return the last checkpoint. Raises Stopped after SIGTERM, with a checkpoint."""
+    """Train for options.steps and return the last checkpoint. Raises Stopped, with a checkpoint."""
     device = pick_device()
     torch.manual_seed(options.seed)
     vgg = load_vgg(options).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -246,7 +246,7 @@ def drawn_patch(corpus: Pictures, options: Options, rng: np.random.Generator) ->
 
 
 def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
-    """Train for options.steps and return the last checkpoint. Raises Stopped after SIGTERM, with a checkpoint."""
+    """Train for options.steps and return the last checkpoint. Raises Stopped, with a checkpoint."""
     device = pick_device()
     torch.manual_seed(options.seed)
     net = load_net(Path(options.init)).net if options.init else Upscaler(options.channels, options.layers)

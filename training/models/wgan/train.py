@@ -126,7 +126,7 @@ def load_corpus(options: Options) -> Corpus:
 
 
 def train(options: Options, run: RunDir, corpus: Corpus) -> Path:
-    """Train until options.steps and return the last checkpoint. Raises Stopped after SIGTERM, with a checkpoint."""
+    """Train until options.steps and return the last checkpoint. Raises Stopped, with a checkpoint."""
     device = pick_device()
     torch.manual_seed(options.seed)
     generator, critic = (net().to(device) for net in NETWORKS[options.network])
