@@ -36,6 +36,8 @@ STOP_TIMEOUT_S = 30.0
 POLL_S = 0.02
 POLL_TIMEOUT_S = 1.0
 WATCH_S = 0.5
+LOG_BYTES = 16 << 20
+"""of a log that is shown and grows on: then it begins anew"""
 EVERY_INTERFACE = "0.0.0.0"
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
@@ -176,7 +178,7 @@ class Run(Generic[P]):
 
     def _launch(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
         keeper = [sys.executable, "-I", "-S", str(KEEPER), self.id, str(self.folder)]
-        with self.log.open("wb") as log:
+        with self.log.open("ab") as log:  # at its end, wherever that is: _tail empties it
             return subprocess.Popen(
                 [*keeper, *command],
                 stdin=subprocess.PIPE,
@@ -276,7 +278,8 @@ def servable(repository: Path, names: Sequence[str] = ()) -> list[str]:
 
 
 def _tail(log: Path, keeper: subprocess.Popen[bytes]) -> None:
-    """Copies the log to stderr as it grows, until the server has ended."""
+    """Copies the log to stderr as it grows, until the server has ended, and empties it when it is large: each request
+    that ONNX Runtime refuses leaves lines there, and a pod whose /tmp outgrows its limit is evicted."""
     with log.open("rb") as text:
         while True:
             ended = keeper.poll() is not None  # before reading, so that the last reading misses nothing
@@ -284,6 +287,9 @@ def _tail(log: Path, keeper: subprocess.Popen[bytes]) -> None:
             sys.stderr.flush()
             if ended:
                 return
+            if text.tell() > LOG_BYTES:
+                os.truncate(log, 0)
+                text.seek(0)
             time.sleep(WATCH_S)
 
 

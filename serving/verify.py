@@ -48,8 +48,12 @@ BATCH, STEPS = "its golden batch", "what its steps make of it"
 """What an answer is compared with."""
 
 TLS_NAME = "ATELIER_TLS_NAME"
-# tritonclient's own, which it drops where others are given.
-UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+OPTIONS = [
+    # tritonclient's own, which it drops where others are given.
+    ("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1),
+    # gRPC obeys http_proxy even for localhost, and a training Job has one for its corpus; these servers are one's own.
+    ("grpc.enable_http_proxy", 0),
+]  # fmt: skip
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -60,9 +64,9 @@ def connect(url: str) -> triton.InferenceServerClient:
     which does not hold the address of every replica. gRPC reads the roots from $GRPC_DEFAULT_SSL_ROOTS_FILE_PATH.
     """
     if name := os.environ.get(TLS_NAME):
-        options = [*UNLIMITED, ("grpc.ssl_target_name_override", name)]
+        options = [*OPTIONS, ("grpc.ssl_target_name_override", name)]
         return triton.InferenceServerClient(url, ssl=True, channel_args=options)
-    return triton.InferenceServerClient(url)
+    return triton.InferenceServerClient(url, channel_args=OPTIONS)
 
 
 def loaded(client: triton.InferenceServerClient, repository: Path, timeout_s: float = TIMEOUT_S) -> dict[str, int]:

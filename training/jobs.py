@@ -389,7 +389,7 @@ def _corpus_note(job: Job) -> str:
     addresses = "".join(f"    {address}\n" for address in job.fetched_from)
     return f"""\
 - network: the corpus is fetched once, into {DATA} on {RUNS}, from the first of these that answers.
-  Behind a proxy, add http_proxy and https_proxy to env.
+  Behind a proxy, add http_proxy, https_proxy and, for a Pushgateway, no_proxy to env.
 {addresses}"""
 
 

@@ -67,9 +67,6 @@ class Invocation:
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    # A pod's first process gets no default handler: without this one, evaluation and export would sit out a drain.
-    for stop in stopping_signals():
-        signal.signal(stop, lambda *_: sys.exit(STOPPED))
     threading.excepthook = _thread_failed
     try:
         model, preset, rest = _model_and_preset(arguments)
@@ -305,4 +302,7 @@ def _push_metrics(model: str, name: str) -> None:
 
 
 if __name__ == "__main__":
+    # A pod's first process gets no default handler: without this one, evaluation and export would sit out a drain.
+    for stop in stopping_signals():
+        signal.signal(stop, lambda *_: sys.exit(STOPPED))
     raise SystemExit(main())

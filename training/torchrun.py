@@ -2,12 +2,15 @@
 
 Takes torchrun's options, and two things more. It ends with the exit status of its workers, by which a Job's
 podFailurePolicy decides: torchrun ends with 1 whatever they said. With --unless FILE it ends at once if that is there:
-a pod that takes over after the others are done would wait for them for ever.
+a pod that takes over after the others are done would wait for them for ever. Where the run beside FILE was begun with
+other options, that is status 2.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -23,14 +26,24 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--unless", type=Path)
     own, torchruns = parser.parse_known_args(arguments)
     if own.unless and own.unless.is_file():
-        print(own.unless.read_text(), end="")
-        return 0
+        return _already(own.unless, torchruns)
     try:
         run.main(torchruns)
     except ChildFailedError as error:
         return _status(error)
     except SignalException as stop:
         return 128 + stop.sigval
+    return 0
+
+
+def _already(published: Path, arguments: list[str]) -> int:
+    """A run that is published trains no more: says so, or that it is not the one that is asked for."""
+    begun = json.loads((published.parent / "options.json").read_text())["command"]
+    if begun != arguments[-len(begun) :]:
+        said = f"is of a run that was begun with other options: {shlex.join(begun)}; give the Job another name"
+        print(f"training.torchrun: {published} {said}", file=sys.stderr)
+        return BAD_INPUT
+    print(published.read_text(), end="")
     return 0
 
 

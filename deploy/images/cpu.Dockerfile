@@ -54,14 +54,14 @@ USER 1000
 
 FROM triton AS serving
 COPY --from=serving-packages /opt/venv /opt/venv
-COPY serving serving
+COPY --chown=1000:1000 serving serving
 EXPOSE 8000 8001 8002
 ENTRYPOINT ["python", "-m", "serving.embedded", "--host", "0.0.0.0"]
 
 FROM triton AS training
 COPY --from=training-packages /opt/venv /opt/venv
-COPY serving serving
-COPY training training
+COPY --chown=1000:1000 serving serving
+COPY --chown=1000:1000 training training
 # Goes into the card of every model trained here.
 ARG COMMIT=unknown
 ENV ATELIER_COMMIT=$COMMIT
@@ -70,4 +70,4 @@ ENTRYPOINT ["python", "-m", "training.run"]
 FROM python AS clients
 USER 1000
 COPY --from=clients-packages /opt/venv /opt/venv
-COPY clients/*.py clients/
+COPY --chown=1000:1000 clients/*.py clients/

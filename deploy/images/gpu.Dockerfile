@@ -30,10 +30,10 @@ FROM ${PYTORCH} AS training
 COPY --from=packages /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp
 WORKDIR /app
-COPY serving serving
+COPY --chown=1000:1000 serving serving
 # The gate's Triton embeds Python. Should the base lack its shared library, that is told here, not to a Job that has trained.
 RUN python -c 'from serving import wheel; wheel.find()'
-COPY training training
+COPY --chown=1000:1000 training training
 ARG COMMIT=unknown
 ENV ATELIER_COMMIT=$COMMIT
 USER 1000
@@ -57,8 +57,8 @@ COPY --from=triton-packages /opt/venv /opt/venv
 # Triton's Python backend takes the packages of the first python3 on the PATH.
 ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp
 WORKDIR /app
-COPY serving serving
-COPY serving/backends/painter /opt/tritonserver/backends/painter
+COPY --chown=1000:1000 serving serving
+COPY --chown=1000:1000 serving/backends/painter /opt/tritonserver/backends/painter
 USER 1000
 EXPOSE 8000 8001 8002
 CMD ["tritonserver", "--model-repository=/app/serving/model_repository", "--disable-auto-complete-config", "--strict-readiness=false"]

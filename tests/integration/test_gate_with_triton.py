@@ -35,6 +35,13 @@ def candidate(tmp_path: Path) -> Path:
     return measured(tmp_path, SPEC, GOOD)
 
 
+def test_no_proxy_stands_between_the_gate_and_its_triton(candidate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Job that fetches its corpus through one asks its own Triton directly; gRPC obeys http_proxy for localhost."""
+    for name in ("http_proxy", "https_proxy", "no_proxy"):
+        monkeypatch.setenv(name, "" if name == "no_proxy" else "http://127.0.0.1:9")
+    assert export.serving_reasons(candidate, SPEC) == []
+
+
 @pytest.mark.parametrize(
     ("spec", "metrics", "beside"),
     [

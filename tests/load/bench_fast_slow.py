@@ -25,6 +25,7 @@ from PIL import Image, ImageOps
 from serving import cli, repository
 from serving.backends.painter import knobs, painting
 from serving.errors import ServingError
+from tests.load import tables
 from training import plots
 from training.catalog import spec
 from training.data.files import home
@@ -119,7 +120,7 @@ def main() -> None:
     parser.add_argument("--repository", type=Path, default=repository.REPOSITORY, help="default %(default)s")
     parser.add_argument("--iterations", type=int, default=100)
     parser.add_argument("--side", type=int, default=256, help="pixels of the photographs, cut to squares")
-    parser.add_argument("--out", type=Path, default=Path("out/fast_slow.png"))
+    parser.add_argument("--out", type=tables.file, default=Path("out/fast_slow.png"))
     args = parser.parse_args()
     if args.iterations < CLAIMED:
         parser.error(f"--iterations: {args.iterations} are fewer than the {CLAIMED} that are looked at")

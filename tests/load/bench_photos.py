@@ -67,8 +67,9 @@ def main() -> None:
     parser.add_argument("--half", choices=("dev", "test"), default="dev")
     half = parser.parse_args().half
     folder = home() / "clothing"
-    if not (folder / "labels.csv").is_file():
-        raise SystemExit(f"ATELIER_DATA: no clothing/labels.csv in {home()}; name the folder that holds it")
+    for name in ("labels.csv", "clothing.tar"):
+        if not (folder / name).is_file():
+            parser.error(f"ATELIER_DATA: no clothing/{name} in {home()}; name the folder that holds it")
     given = photos(folder, half)
     truth = np.array([label for _, label in given])
 

@@ -16,6 +16,7 @@ sleep, or they would take their cores away from the server; the others run on th
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -266,6 +267,9 @@ def main() -> None:
         parser.error(f"--pictures: {args.pictures} do not make batches of {BATCH}; give a multiple of {BATCH}")
     if args.side and args.side < LEAST_SIDE:
         parser.error(f"--side: {args.side} is too few pixels for a picture; give {LEAST_SIDE} or more")
+    largest = spec(args.model).max_pixels
+    if args.side and args.side**2 > largest > 0:
+        parser.error(f"--side: {args.side} is more than {args.model} takes; give {math.isqrt(largest)} or less")
 
     try:
         version = newest(args.repository, args.model)

@@ -171,10 +171,12 @@ def plot(network: str, fast: list[float], slow: list[float], out: Path) -> None:
 def main() -> None:
     parser = cli.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", choices=(*wgan_net.NETWORKS, "four-conv"), default="strips")
-    parser.add_argument("--steps", type=tables.positive(int), default=12, help="of each loop in each round")
+    parser.add_argument("--steps", type=tables.positive(int), default=12, help="of each loop in each round, 2 or more")
     parser.add_argument("--rounds", type=tables.positive(int), default=5)
-    parser.add_argument("--out", type=Path, default=Path("out/bench_training.png"))
+    parser.add_argument("--out", type=tables.file, default=Path("out/bench_training.png"))
     args = parser.parse_args()
+    if args.steps < 2:
+        parser.error(f"--steps: {args.steps} has no range of losses to compare in; give 2 or more")
 
     keep_freed_memory()  # for both loops
     options, corpus, fast, slow = setting(args.network, args.steps)

@@ -162,7 +162,9 @@ class Worker:
         self._outstanding = 0  # closed loop: callers; open loop: requests in flight, and 1 while more are to arrive
         self._arrival_rng, self._mix_rng = (random.Random(f"{plan.seed} {index} {use}") for use in ("arrivals", "mix"))
         self._order = LockedIterator(self._drawn())
-        self._left = split(plan.requests, plan.processes, index) if plan.requests else math.inf
+        # Of fewer callers than processes the first ones have one each, and all requests.
+        asking = min(plan.processes, plan.load.callers) if isinstance(plan.load, ClosedLoop) else plan.processes
+        self._left = split(plan.requests, asking, index) if plan.requests else math.inf
         self._wakeup_delays = histogram()
         self._answers = itertools.count()
         self._recording = threading.Lock()

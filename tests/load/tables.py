@@ -167,6 +167,11 @@ def folder(text: str) -> Path:
         raise argparse.ArgumentTypeError(said) from exc
 
 
+def file(text: str) -> Path:
+    """For argparse: a file in such a folder."""
+    return folder(str(Path(text).parent)) / Path(text).name
+
+
 def write(paths: Iterable[Path], rows: Sequence[Row], times: Times) -> None:
     """Puts each table between its markers, where a file has them. All are made before the first is written."""
     texts = {path: _written(path.read_text(encoding="utf-8"), rows, times) for path in paths}

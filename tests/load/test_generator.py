@@ -177,6 +177,14 @@ def test_a_target_that_cannot_be_opened_is_told_and_the_processes_go_on() -> Non
         assert generator.run(replace(plan, target=fine)).total.correct == 10
 
 
+def test_fewer_callers_than_processes_send_all_requests() -> None:
+    """A process without a caller has none to send."""
+    fine = Faulty(name="fine", answers=([[1.0]],))
+    plan = Plan(target=fine, load=ClosedLoop(1), mix=MIX, warmup_s=0.0, requests=9, processes=2)
+    with Generator(2) as generator:
+        assert generator.run(plan).total.correct == 9
+
+
 def test_a_process_that_had_nothing_to_do_was_not_busy() -> None:
     """Of one request for two processes; no warm-up, in which both would ask."""
     fine = Faulty(name="fine", answers=([[1.0]],))
@@ -428,7 +436,11 @@ def test_a_version_without_its_golden_batch_is_named(tmp_path: Path) -> None:
         ("bench_serving", ["--model", "classifier", "--requests", "0"]),
         ("bench_serving", ["--model", "style", "--side", "15"]),
         ("bench_training", ["--rounds", "0"]),
+        ("bench_serving", ["--model", "upscaler", "--side", "1024"]),
+        ("bench_fast_slow", ["--out", "/proc/nowhere/x.png"]),
         ("bench_training", ["--steps", "-1"]),
+        ("bench_training", ["--steps", "1"]),
+        ("bench_training", ["--out", "/proc/nowhere/x.png"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -25,6 +26,13 @@ def ci(folder: Path, **stubs: str) -> subprocess.CompletedProcess[str]:
         (commands / name).chmod(0o755)
     environment = {"PATH": str(commands), "TMPDIR": str(folder)}
     return subprocess.run(["bash", script], env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_the_system_has_what_the_image_of_the_embedded_triton_needs() -> None:
+    """Its models' processes are linked against Python's shared library, which Debian's python3 does not bring."""
+    image = (ROOT / "deploy" / "images" / "cpu.Dockerfile").read_text()
+    (library,) = set(re.findall(r"libpython3\.\d+", image.partition("AS triton\n")[2].partition("USER")[0]))
+    assert f" {library} " in (ROOT / ".ci" / "run").read_text()
 
 
 def test_a_kubectl_that_is_new_enough_is_used(tmp_path: Path) -> None:

@@ -92,6 +92,18 @@ def test_legends_name_labels_of_the_query(panel):
             assert shown <= set(kept.split(", ")), target["expr"]
 
 
+def test_the_autoscaler_is_shown_whosever_it_is():
+    """The Deployment's own, and the one that KEDA makes and names after its ScaledObject."""
+    base = (prometheus.DEPLOY / "triton" / "hpa.yaml").read_text()
+    scaled = yaml.safe_load((prometheus.DEPLOY / "components" / "keda" / "scaledobject.yaml").read_text())
+    names = [yaml.safe_load(base)["metadata"]["name"], f"keda-hpa-{scaled['metadata']['name']}"]
+    board = "".join(path.read_text() for path in FILES)
+    patterns = re.findall(r'horizontalpodautoscaler(=~?)\\"(.*?)\\"', board)
+    assert len(patterns) == 3
+    for name in names:
+        assert all(kind == "=~" and re.fullmatch(pattern, name) for kind, pattern in patterns), name
+
+
 def spelt_out(query: str) -> str:
     """With the rules' own queries in the place of the names that they record."""
     return re.sub(r"\w+:\w+:\w+", lambda name: f"({spelt_out(RECORDED[name[0]])})", query)

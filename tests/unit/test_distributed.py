@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
@@ -44,6 +47,20 @@ def test_a_model_for_one_worker_refuses_several(
     told = capsys.readouterr()
     assert (told.out, told.err.count("\n")) == ("", 1)
     assert told.err.startswith(f"training.run: WORLD_SIZE: {model} is for one worker, not 2; several train ")
+
+
+def test_a_published_run_is_said_once_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """To a pod that takes over when the others are done; not to a Job that asks for something else under its name."""
+    published, command = tmp_path / "published.txt", ["style", "--styles=/runs/styles"]
+    published.write_text("published style version 2 in /models\n")
+    (tmp_path / "options.json").write_text(json.dumps({"command": command}))
+    workers = [f"--unless={published}", "--nnodes=2", "-m", "training.run"]
+    assert torchrun.main([*workers, *command]) == 0
+    assert capsys.readouterr() == ("published style version 2 in /models\n", "")
+    assert torchrun.main([*workers, "style", "--styles=/runs/more"]) == 2
+    told = capsys.readouterr()
+    assert (told.out, told.err.count("\n")) == ("", 1)
+    assert "begun with other options: style --styles=/runs/styles; give the Job another name" in told.err
 
 
 @pytest.mark.parametrize(

@@ -47,11 +47,19 @@ def test_what_is_copied_exists(path):
     """Every COPY from the repository finds its source, and .dockerignore lets it through."""
     allowed = [line[1:] for line in (jobs.ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     copies = [line.split()[1:-1] for line in path.read_text().splitlines() if line.startswith("COPY ")]
-    sources = [source for copy in copies if not copy[0].startswith("--from") for source in copy]
+    sources = [each for copy in copies for each in copy if not (copy[0].startswith("--from") or each.startswith("--"))]
     assert sources
     for source in sources:
         assert list(jobs.ROOT.glob(source)), source
         assert any(source == top or source.startswith(f"{top}/") for top in allowed), source
+
+
+@pytest.mark.parametrize(("target", "path"), _images(), ids=ALL)
+def test_what_is_copied_is_its_user_s(target, path):
+    """COPY keeps files' modes and makes them root's: of a checkout with umask 077 nobody else could read them."""
+    copies = [line for line in _stages(path)[target] if line.startswith("COPY ") and "--from=" not in line]
+    assert copies
+    assert all(line.startswith(f"COPY --chown={jobs.UID}:{jobs.UID} ") for line in copies), copies
 
 
 def test_a_corpus_can_be_fetched_over_https():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import fleet
 import pytest
@@ -71,3 +72,26 @@ def test_a_server_that_does_not_end(sleeper: Sleeper, monkeypatch: pytest.Monkey
         assert sleeper.log.exists()
     sleeper.stop()
     assert (traces.processes(name), traces.files(name), traces.logs(name)) == ([], [], [])
+
+
+def test_a_log_that_is_shown_does_not_fill_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """Whoever sends bad requests without end would have a pod evicted for its /tmp: what was shown is dropped."""
+    log, line, lengths = tmp_path / "server.log", b"a request is refused\n", []
+    log.touch()
+
+    class Talking:
+        """A server that writes a line whenever it is looked at, to a log that is open at its end."""
+
+        def poll(self) -> int | None:
+            with log.open("ab") as end:
+                end.write(line)
+            lengths.append(log.stat().st_size)
+            return 0 if len(lengths) == 50 else None
+
+    monkeypatch.setattr(local, "WATCH_S", 0)
+    monkeypatch.setattr(local, "LOG_BYTES", 10 * len(line))
+    local._tail(log, Talking())
+    assert capfdbinary.readouterr().err == 50 * line
+    assert max(lengths) == 11 * len(line)
