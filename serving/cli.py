@@ -11,6 +11,8 @@ from typing import NoReturn
 from serving.errors import ServingError
 
 BAD_INPUT = 2
+LONGEST_S = 1e6
+"""11 days. The system counts what it waits for in milliseconds, of which 31 bits hold 24."""
 INTERRUPTED = 130
 """128 + SIGINT, as shells report a command that Ctrl-C has ended."""
 
@@ -18,6 +20,16 @@ INTERRUPTED = 130
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_INPUT, f"{self.prog}: {message} (--help tells more)\n")
+
+
+def seconds(text: str) -> float:
+    """For argparse: a time that the system can wait."""
+    try:
+        if 0 <= (found := float(text)) <= LONGEST_S:
+            return found
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} must be a number from 0 to {LONGEST_S:g}")
 
 
 def run(command: Callable[[argparse.Namespace], str], options: argparse.Namespace) -> int:

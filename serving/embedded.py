@@ -27,6 +27,9 @@ REASONS = (  # in tritonserver's log, the most telling first
     r"error: creating server: (.+)",
     r"tritonserver: (unrecognized option .+|option .+ requires an argument)",
 )
+MODELS = "models"
+SPECIAL = re.compile(r"[^\w/.,:@%+=-]")
+"""What a shell may take for more than a part of a path."""
 RESTRICTED_APIS = "model-repository,shared-memory,trace,logging"
 """APIs for which a control key is needed: what changes the server or reaches into its memory. Who may load models may
 run Python of their own in it."""
@@ -67,8 +70,12 @@ class Embedded(LocalServer[Ports]):
 
     def command(self, run: Run[Ports]) -> tuple[list[str], dict[str, str]]:
         found = wheel.find()
-        backends = found.assemble(run.folder / "backends")
-        return [str(found.binary), *_arguments(self, run.ports, run.id, backends)], found.environment()
+        # Triton's Python backend starts its processes through a shell, and quotes nothing: they get paths of ours.
+        if SPECIAL.search(str(run.folder)):
+            raise ServerError(f"TMPDIR: tritonserver can't run in {run.folder.parent}; name a folder without spaces")
+        backends, repository = found.assemble(run.folder / "backends"), run.folder / MODELS
+        repository.symlink_to(self.repository.resolve())
+        return [str(found.binary), *_arguments(self, run.ports, run.id, backends, repository)], found.environment()
 
     def is_ready(self, run: Run[Ports]) -> bool:
         metadata = run.get(run.ports.http, "/v2")
@@ -87,14 +94,15 @@ class Embedded(LocalServer[Ports]):
             return port_taken(name, vars(run.ports)[name])
         for pattern in REASONS:
             if reason := re.search(pattern, text):
-                return ServerError(f"{_readable(reason[1])}; {self.program}'s log: {run.log}")
+                said = _readable(reason[1]).replace(str(run.folder / MODELS), str(self.repository.resolve()))
+                return ServerError(f"{said}; {self.program}'s log: {run.log}")
         return None
 
 
-def _arguments(server: Embedded, ports: Ports, run_id: str, backends: Path) -> list[str]:
+def _arguments(server: Embedded, ports: Ports, run_id: str, backends: Path, repository: Path) -> list[str]:
     options = {
         "id": run_id,
-        "model-repository": server.repository.resolve(),
+        "model-repository": repository,
         "backend-directory": backends,
         "backend-config": f"python,shm-region-prefix-name={run_id}",
         "model-control-mode": "explicit",

@@ -26,10 +26,11 @@ from typing import ClassVar, Generic, Self, TypeVar
 
 from serving import cli
 from serving.errors import PortTaken, RepositoryError, ServerError, ServingError
-from serving.repository import REPOSITORY, lacking, models
+from serving.repository import REPOSITORY, VERSION, WITHDRAWN, lacking, models
 
 KEEPER = Path(__file__).with_name("keeper.py")
-TERMINATION_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Windows has no SIGHUP.
+TERMINATION_SIGNALS = [each for each in signal.Signals if each.name in ("SIGINT", "SIGTERM", "SIGHUP")]
 FREE_PORT_ATTEMPTS = 5
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 30.0
@@ -247,7 +248,7 @@ class Run(Generic[P]):
 
 @contextlib.contextmanager
 def _deferred_signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM are handled when the block has ended. Python runs handlers in the main thread alone."""
+    """What ends a server is handled when the block has ended. Python runs handlers in the main thread alone."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -269,12 +270,21 @@ def servable(repository: Path, names: Sequence[str] = ()) -> list[str]:
         if name not in known:
             raise RepositoryError(f"--model {name}: not in {repository}, which has {', '.join(known)}")
     wanted = list(names) or known
+    for name in wanted:
+        _check_names(repository / name)
     missing = {name: gone for name in wanted if (gone := lacking(repository, name))}
     if missing and (names or len(missing) == len(wanted)):
         absent = sorted({each for gone in missing.values() for each in gone})
         command = f"python -m training.run {absent[0]} --publish {repository}"
         raise RepositoryError(f"{repository}: no version of {', '.join(absent)} yet; `{command}` makes one")
     return [name for name in wanted if name not in missing]
+
+
+def _check_names(folder: Path) -> None:
+    """Raises RepositoryError for 2.bak or 2-old, which tritonserver takes for version 2, and for 02."""
+    for path in folder.glob("[0-9]*/"):
+        if not VERSION.fullmatch(path.name):
+            raise RepositoryError(f"{path}: neither a version nor put away; name it NUMBER or {WITHDRAWN}NUMBER")
 
 
 def _tail(log: Path, keeper: subprocess.Popen[bytes]) -> None:
@@ -294,6 +304,8 @@ def _tail(log: Path, keeper: subprocess.Popen[bytes]) -> None:
 
 
 def _ipv4(host: str) -> str:
+    if not host:  # to the system that is every interface
+        raise ServerError(f"--host: is empty; give an IPv4 address, 127.0.0.1 or {EVERY_INTERFACE}")
     try:
         return socket.gethostbyname(host)
     except (OSError, UnicodeError) as exc:  # Python's of what can be no name, such as a..b
@@ -356,8 +368,10 @@ def requested_ports(options: argparse.Namespace, ports: P) -> P:
 
 
 def run(serve: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
-    """Serves until Ctrl-C or SIGTERM; returns the exit status."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Serves until Ctrl-C, SIGTERM or the end of the terminal; returns the exit status."""
+    for each in TERMINATION_SIGNALS:
+        if signal.getsignal(each) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(each, signal.default_int_handler)
     try:
         serve(options)
     except KeyboardInterrupt:
@@ -368,7 +382,7 @@ def run(serve: Callable[[argparse.Namespace], None], options: argparse.Namespace
 
 
 def wait(server: LocalServer[P], with_parent: bool) -> None:
-    """Returns when the parent has gone; Ctrl-C and SIGTERM come as KeyboardInterrupt."""
+    """Returns when the parent has gone; what ends a server comes as KeyboardInterrupt."""
     parent, watched = os.getppid(), [0] if with_parent else []
     while True:
         server.check()

@@ -330,7 +330,7 @@ def _parser() -> cli.Parser:
     parser.add_argument("--repository", type=Path, default=REPOSITORY, help="default %(default)s")
     parser.add_argument("--atol", type=float, help="largest difference allowed; default: as in serving.verify")
     waits = "how long a replica that is listed may be silent; default %(default)g"
-    parser.add_argument("--patience-s", type=float, default=PATIENCE_S, help=waits)
+    parser.add_argument("--patience-s", type=cli.seconds, default=PATIENCE_S, help=waits)
     parser.add_argument("--metrics-port", type=int, default=0, help="with --watch: serve Prometheus there")
     parser.add_argument("--metrics-host", default="127.0.0.1", help=f"{EVERY_INTERFACE} listens on every interface")
     return parser
@@ -364,6 +364,8 @@ def _watch(options: argparse.Namespace) -> str:
 
 
 def _serve_metrics(host: str, port: int) -> None:
+    if not host:  # to the system that is every interface
+        raise ServerError(f"--metrics-host: is empty; give 127.0.0.1 or {EVERY_INTERFACE}")
     try:
         prometheus_client.start_http_server(port, host)
     except (OSError, OverflowError, UnicodeError) as exc:

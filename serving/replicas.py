@@ -115,7 +115,7 @@ def resolver(servers: str) -> Resolver:
 
 def _host_and_port(address: str, servers: str) -> tuple[str, int]:
     host, _, port = address.strip().rpartition(":")
-    if not (host and port.isdecimal() and 0 < int(port) < 65536):
+    if not host or "/" in host or not (port.isdecimal() and 0 < int(port) < 65536):
         raise ServerError(f"--servers {servers}: give HOST:PORT, more of them after commas, or dns:NAME:PORT")
     return host, int(port)
 

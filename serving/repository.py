@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import re
 import secrets
 import shlex
 import shutil
@@ -34,7 +35,7 @@ MODEL, CARD, GOLDEN, CONFIG = "model.onnx", "card.json", "golden.npz", configs.N
 FILES = (MODEL, CARD, GOLDEN)
 IN_FLOATS = ".floats"
 """Ends the name of what golden.npz has twice: an output of a quantized model as it is without its rounding."""
-# tritonserver passes over folders whose name is no number.
+# tritonserver passes over folders whose name begins with no digit, or with 0.
 STAGING = ".incoming-"
 WITHDRAWN = ".withdrawn-"
 KEY = ".control-key"
@@ -44,6 +45,7 @@ GRPC_PREFIX = "triton-grpc-protocol-"
 ABANDONED_S = 24 * 3600.0
 """A staging folder as old as this belongs to a publisher that was killed."""
 METRICS_LISTED = 6
+VERSION = re.compile(r"[1-9][0-9]*")
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def models(repository: Path, flag: str = "--repository") -> list[str]:
 
 def versions(repository: Path, model: str) -> list[int]:
     """Versions in service, oldest first; none if there is no such model."""
-    return sorted(int(name) for name in _folders(repository / model) if name.isdecimal())
+    return sorted(int(name) for name in _folders(repository / model) if VERSION.fullmatch(name))
 
 
 def newest(repository: Path, model: str) -> int:
@@ -161,18 +163,17 @@ def publish(
                 if name != CONFIG:
                     files.write_atomically(folder / name, text)
             present = [folder / str(each) for each in versions(repository, model)]
-            with _configured(folder, [*present, staged], beside.get(CONFIG)):
+            with _configured(folder, staged, [*present, staged], beside.get(CONFIG)):
                 plans.reconcile(folder, incoming=[staged])
                 staged.rename(folder / str(number))
                 files.fsync(folder)
-            plans.reconcile(folder)
     return number
 
 
 def rollback(repository: Path, model: str) -> int:
     """Takes the newest version out of service and returns its number.
 
-    Its folder stays, as `withdrawn(…)`; renaming it back restores it. Raises RepositoryError for an only version, an
+    Its folder stays, as `withdrawn(…)`, for `restore`. Raises RepositoryError for an only version, an
     ensemble, and where another version has become the newest while it waited for the lock: that one was not meant.
     """
     folder = repository / model
@@ -192,40 +193,64 @@ def withdraw(repository: Path, model: str) -> int:
     folder, present = repository / model, versions(repository, model)
     if len(present) < 2:
         raise RepositoryError(f"{folder}: versions {present}; rolling back would leave nothing to serve")
-    with _translating_os_errors(f"rolling back {model} in {repository}"):
-        with _configured(folder, [folder / str(each) for each in present[:-1]]):
-            plans.reconcile(folder, outgoing=1)
-            (folder / str(present[-1])).rename(withdrawn(repository, model, present[-1]))
-            files.fsync(folder)
-        plans.reconcile(folder)
+    *kept, gone = (folder / str(each) for each in present)
+    with _translating_os_errors(f"rolling back {model} in {repository}"), _configured(folder, gone, kept):
+        plans.reconcile(folder, outgoing=1)
+        gone.rename(withdrawn(repository, model, present[-1]))
+        files.fsync(folder)
     return present[-1]
 
 
+def restore(repository: Path, model: str, version: int) -> None:
+    """Puts a version that was rolled back into service again. Raises RepositoryError if it lies nowhere."""
+    folder, away = repository / model, withdrawn(repository, model, version)
+    if not away.is_dir():
+        raise RepositoryError(f"{away}: no such folder; only what was rolled back can be restored")
+    with locked(repository, model), _translating_os_errors(f"restoring {model} {version} in {repository}"):
+        numbers = sorted([*versions(repository, model), version])
+        present = [away if each == version else folder / str(each) for each in numbers]
+        with _configured(folder, away, present):
+            plans.reconcile(folder, incoming=[away])
+            away.rename(folder / str(version))
+            files.fsync(folder)
+
+
 @contextlib.contextmanager
-def _configured(folder: Path, in_service: Sequence[Path], text: str | None = None) -> Iterator[None]:
-    """Around the change after which `in_service` are the versions, oldest first.
+def _configured(folder: Path, moving: Path, in_service: Sequence[Path], text: str | None = None) -> Iterator[None]:
+    """Around the renaming of `moving`, after which `in_service` are the versions, oldest first.
 
     config.pbtxt ends as `text`, or else as it is, fitted to the newest of them. While the block runs it suits a server
-    that finds either newest version; after an error it is as it was.
+    that finds either newest version; after an error before the renaming it is as it was. One after it does not undo
+    what servers may have seen: config.pbtxt is fitted or, where that fails, stays as it is meanwhile.
     """
     path = folder / CONFIG
-    was = path.read_text(encoding="utf-8") if path.is_file() else None
-    if (text := was if text is None else text) is None:
-        yield
-        return
-    *older, newest = map(_members, in_service)
-    fitted = configs.fitted(text, newest, older[-1] if older else None)
-    if fitted == was:
-        yield
-        return
-    files.write_atomically(path, fitted if was is None else configs.transitional(was))
     try:
-        yield
-    except BaseException:
-        path.unlink() if was is None else files.write_atomically(path, was)
-        plans.reconcile(folder)
+        was = path.read_text(encoding="utf-8") if path.is_file() else None
+    except UnicodeDecodeError as exc:
+        raise RepositoryError(f"{path}: not in UTF-8 ({exc.reason} at byte {exc.start}); save it so") from exc
+    fitted = was if text is None else text
+    if fitted is not None:
+        *older, newest = map(_members, in_service)
+        fitted = configs.fitted(fitted, newest, older[-1] if older else None)
+    if fitted is not None and fitted != was:
+        files.write_atomically(path, fitted if was is None else configs.transitional(was))
+    try:
+        try:
+            yield
+        finally:
+            if not moving.exists():
+                if fitted is not None and fitted != was:
+                    files.write_atomically(path, fitted)
+                plans.reconcile(folder)
+    except BaseException as exc:
+        if moving.exists():
+            if fitted != was:
+                path.unlink() if was is None else files.write_atomically(path, was)
+            plans.reconcile(folder)
+        elif isinstance(exc, OSError):
+            done = f"{moving.name} was renamed all the same; don't run it again, `list` shows what is in service"
+            raise RepositoryError(f"{exc.filename or folder}: {exc.strerror}; {done}") from exc
         raise
-    files.write_atomically(path, fitted)
 
 
 def _members(version: Path) -> configs.Members:
@@ -271,14 +296,14 @@ def _seed(source: Path, repository: Path, model: str) -> int | None:
         return None
     folder.mkdir(exist_ok=True)
     given = source / model / str(version)
-    with _staged(given, folder, [path.name for path in given.iterdir()]) as staged, _flocked(folder):
+    with _staged(given, folder, [path.name for path in given.iterdir() if path.is_file()]) as staged, _flocked(folder):
         if _numbers_used(folder):  # another replica was first
             return None
         for path in _beside(source / model):
             target = folder / path.relative_to(source / model)
             target.parent.mkdir(exist_ok=True)
             files.write_atomically(target, path.read_bytes())
-        with _configured(folder, [staged]):
+        with _configured(folder, staged, [staged]):
             staged.rename(folder / str(version))
             files.fsync(folder)
     return version
@@ -420,6 +445,10 @@ def _parser() -> cli.Parser:
     back = commands.add_parser("rollback", help="take the newest version of a model out of service")
     back.add_argument("model")
     back.set_defaults(run=_rollback)
+    again = commands.add_parser("restore", help="put a version that was rolled back into service again")
+    again.add_argument("model")
+    again.add_argument("version", type=int)
+    again.set_defaults(run=_restore)
     seeding = commands.add_parser("seed", help="copy the models that the repository lacks, and make its control key")
     seeding.add_argument("--source", type=Path, default=REPOSITORY, help="where they lie; default %(default)s")
     seeding.add_argument("--first", type=Path, help="where to look before that, such as a copy of a bucket")
@@ -437,14 +466,18 @@ def _rows(repository: Path, model: str) -> list[tuple[str, ...]]:
     present = versions(repository, model)
     if made_of := steps(repository, model):
         return [(model, str(version), "-", "-", "-", f"the newest {', then '.join(made_of)}") for version in present]
-    return [_row(card(repository, model, version)) for version in present]
+    return [_row(repository, model, version) for version in present]
 
 
-def _row(one: Card) -> tuple[str, ...]:
+def _row(repository: Path, model: str, version: int) -> tuple[str, ...]:
+    try:
+        one = card(repository, model, version)
+    except RepositoryError as exc:
+        return (model, str(version), "-", "-", "-", str(exc))
     metrics = "  ".join(f"{name} {value:.4g}" for name, value in islice(one.metrics.items(), METRICS_LISTED))
     if (more := len(one.metrics) - METRICS_LISTED) > 0:
         metrics += f"  and {more} more in its {CARD}"
-    return (one.model, str(one.version), one.published or "-", one.preset, one.commit[:10], metrics)
+    return (model, str(version), one.published or "-", one.preset, one.commit[:10], metrics)
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
@@ -456,10 +489,24 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 def _rollback(options: argparse.Namespace) -> str:
     gone = rollback(options.repository, options.model)
     now = newest(options.repository, options.model)
-    away = withdrawn(options.repository, options.model, gone)
-    restore = shlex.join(["mv", str(away), str(away.with_name(str(gone)))])
-    reload = f"where no `serving.reload --watch` runs, `python -m serving.reload {options.model}` tells the servers"
-    return f"{options.model} {now} is the newest now; `{restore}` restores {gone}; {reload}"
+    again = _command("serving.repository", options, "restore", options.model, gone)
+    return f"{options.model} {now} is the newest now; `{again}` restores {gone}; {_reloading(options)}"
+
+
+def _restore(options: argparse.Namespace) -> str:
+    restore(options.repository, options.model, options.version)
+    now = newest(options.repository, options.model)
+    return f"{options.model} {options.version} is in service again, and {now} the newest; {_reloading(options)}"
+
+
+def _reloading(options: argparse.Namespace) -> str:
+    tells = _command("serving.reload", options, options.model, "--servers", "HOST:PORT")
+    return f"where no `serving.reload --watch` runs, `{tells}` tells the servers"
+
+
+def _command(module: str, options: argparse.Namespace, *arguments: object) -> str:
+    where = ["--repository", options.repository] if options.repository != REPOSITORY else []
+    return shlex.join(["python", "-m", module, *map(str, [*where, *arguments])])
 
 
 def _seed_volume(options: argparse.Namespace) -> str:

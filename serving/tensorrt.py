@@ -351,7 +351,7 @@ def _parser() -> cli.Parser:
     parser = cli.Parser(prog="python -m serving.tensorrt", description="TensorRT plans, for the GPU of this machine.")
     parser.add_argument("--repository", type=Path, default=REPOSITORY, help="model repository; default %(default)s")
     parser.add_argument("--model", action="append", default=[], help="for this one (again for more); default all")
-    parser.add_argument("--limit-s", type=float, default=LIMIT_S, help="seconds for each plan; default %(default)g")
+    parser.add_argument("--limit-s", type=cli.seconds, default=LIMIT_S, help="for each plan; default %(default)g")
     return parser
 
 

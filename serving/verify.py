@@ -256,10 +256,15 @@ def _parser() -> cli.Parser:
     return parser
 
 
+def _version(options: argparse.Namespace) -> int:
+    """The one that is asked for, or else the newest."""
+    return newest(options.repository, options.model) if options.version is None else int(options.version)
+
+
 def _verify(options: argparse.Namespace) -> str:
     if options.model:
-        return _verify_one(options, options.model, options.version or newest(options.repository, options.model))
-    if options.version:
+        return _verify_one(options, options.model, _version(options))
+    if options.version is not None:
         raise ServerError(f"--version {options.version}: of which model? name it with --model")
     with _connected(options.url, "what it serves") as client:
         found = loaded(client, options.repository)

@@ -82,6 +82,13 @@ def test_ready_on_entry(repository: Path) -> None:
     assert not log.exists()
 
 
+@pytest.mark.parametrize("folder", ["my models", "o'brien", "a;b", "a$b", "ä"])
+def test_a_folder_with_any_name(repository: Path, tmp_path: Path, folder: str) -> None:
+    """Triton's Python backend starts its processes through a shell, and quotes nothing."""
+    with Embedded(repository.rename(tmp_path / folder)) as server, triton.InferenceServerClient(server.grpc) as client:
+        assert client.is_model_ready("wgan", "2")
+
+
 def test_host_by_name(repository: Path) -> None:
     """A host may be given by its name."""
     with Embedded(repository, host="localhost") as server:
@@ -120,9 +127,9 @@ def test_restart(repository: Path) -> None:
     server.stop()
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["Ctrl-C", "SIGTERM", "SIGHUP"])
 def test_ends_on_signal(repository: Path, command: Command, signum: signal.Signals) -> None:
-    """Ctrl-C and SIGTERM end the command with status 0, no traceback and nothing left behind."""
+    """So does a window that is closed: status 0, no traceback and nothing left behind."""
     process, name = serve(repository, command)
     process.send_signal(signum)
     _, errors = process.communicate(timeout=traces.PATIENCE_S)
@@ -301,6 +308,7 @@ def test_broken_model(repository: Path, damage: Callable[[Path], None], says: st
         pytest.param(["--host", "192.0.2.1", "--free-ports"], "--host 192.0.2.1", id="host of another machine"),
         pytest.param(["--host", "::1", "--free-ports"], "--host ::1", id="host not IPv4"),
         pytest.param(["--host", "nowhere.invalid"], "--host nowhere.invalid", id="host unknown"),
+        pytest.param(["--host", ""], "--host: is empty", id="host of nothing"),
         pytest.param(["--host", "no..name"], "--host no..name", id="host that is no name"),
     ],
 )
@@ -313,6 +321,25 @@ def test_bad_input(command: Command, repository: Path, tmp_path: Path, arguments
     assert (process.returncode, output) == (2, "")
     assert errors.count("\n") == 1
     assert says in errors
+
+
+@pytest.mark.parametrize("name", ["2.bak", "02", "1 copy"])
+def test_a_version_put_away_by_hand(repository: Path, name: str) -> None:
+    """tritonserver takes 2.bak for version 2, and passes over 02: neither is what was meant."""
+    folder = repository / "wgan" / name
+    folder.mkdir()
+    with pytest.raises(RepositoryError, match=re.escape(f"{folder}: neither a version nor put away; name it")):
+        Embedded(repository)
+
+
+def test_a_temporary_folder_that_triton_cannot_run_in(command: Command, repository: Path, tmp_path: Path) -> None:
+    """It would wait for two minutes otherwise, and its log say nothing."""
+    (tmp_path / "t m").mkdir()
+    process = command("--repository", str(repository), "--free-ports", env=os.environ | {"TMPDIR": f"{tmp_path}/t m"})
+    output, errors = process.communicate(timeout=traces.PATIENCE_S)
+    said = f"TMPDIR: tritonserver can't run in {tmp_path}/t m; name a folder without spaces\n"
+    assert (process.returncode, output, errors) == (2, "", said)
+    assert list((tmp_path / "t m").iterdir()) == []
 
 
 def test_full_disk(command: Command, repository: Path, tmp_path: Path) -> None:

@@ -230,6 +230,7 @@ def test_command(server: Embedded) -> None:
     ("arguments", "says"),
     [
         pytest.param(("--url", NOBODY), f"--url {NOBODY}: wgan 2: failed to connect", id="nobody there"),
+        pytest.param(("--version", "0"), "wgan/0/golden.npz: not a golden batch", id="version 0"),
         pytest.param(("--version", "9"), "wgan/9/golden.npz: not a golden batch", id="no such version"),
     ],
 )

@@ -39,6 +39,13 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         pytest.param(["wgan", "--servers", "dns:replicas"], "dns:NAME:PORT", id="a name without port"),
         pytest.param(["wgan", "--servers", "dns:no body:8001"], "no replica is there", id="no such name"),
         pytest.param(["wgan", "--servers", "dns:no..name:8001"], "dns:no..name:8001: not a name", id="no name"),
+        pytest.param(["wgan", "--servers", "dns:///replicas:8001"], "give HOST:PORT", id="a name as clients write it"),
+        pytest.param(["wgan", "--servers", NOBODY, "--patience-s", "nan"], "--patience-s: 'nan'", id="no patience"),
+        pytest.param(
+            ["--watch", "--servers", NOBODY, "--metrics-port", "8", "--metrics-host", ""],
+            "--metrics-host: is empty",
+            id="metrics host empty",
+        ),
         pytest.param(["wgan", "--servers", NOBODY, "--patience-s", "0"], NOBODY, id="nobody there"),
         pytest.param(
             ["--watch", "--servers", NOBODY, "--metrics-port", "70000"], "--metrics-port 70000", id="metrics port"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import multiprocessing
 import os
@@ -20,7 +21,7 @@ import stand_in
 import traces
 from conftest import mounted
 
-from serving import configs, pbtxt
+from serving import configs, files, pbtxt, reload
 from serving import repository as repo
 from serving.errors import RepositoryError
 from serving.spec import ModelSpec
@@ -217,8 +218,9 @@ def test_rollback(candidate: Path, repository: Path) -> None:
     assert repo.versions(repository, "wgan") == [1]
     assert content(repo.withdrawn(repository, "wgan", 2)) == before
     assert repo.publish(candidate, repository, "wgan") == 3
-    repo.withdrawn(repository, "wgan", 2).rename(repository / "wgan" / "2")
+    repo.restore(repository, "wgan", 2)
     assert repo.versions(repository, "wgan") == [1, 2, 3]
+    assert content(repository / "wgan" / "2") == before
 
 
 @pytest.mark.parametrize("change", ["withdrawn", "published"])
@@ -292,6 +294,40 @@ def test_styles_whose_publication_fails(styles: Path) -> None:
     assert content(styles) == before
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.EIO, "Input/output error")], ids=repr)
+@pytest.mark.parametrize("act", ["publish", "roll back", "restore"])
+def test_an_error_after_styles_have_changed(
+    act: str, error: BaseException, styles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What servers may have seen is not undone: config.pbtxt names the styles of the version that is the newest now,
+    and nobody is told to run it again."""
+    few, many = told(styles), (",".join(MORE.inputs[1].members), [4, 4], 1)
+    if act != "publish":
+        publish_styles(styles, MORE)
+    if act == "restore":
+        repo.rollback(styles, "style")
+    fsync, newest = files.fsync, 2 if act == "roll back" else 3
+    acts: dict[str, Callable[[], object]] = {
+        "publish": lambda: publish_styles(styles, MORE),
+        "roll back": lambda: repo.rollback(styles, "style"),
+        "restore": lambda: repo.restore(styles, "style", 3),
+    }
+
+    def fail(path: Path) -> None:
+        fsync(path)
+        if path == styles / "style" and repo.newest(styles, "style") == newest:
+            monkeypatch.undo()
+            raise error
+
+    monkeypatch.setattr(files, "fsync", fail)
+    with pytest.raises((RepositoryError, KeyboardInterrupt)) as raised:
+        acts[act]()
+    assert told(styles) == (few if act == "roll back" else many)
+    if isinstance(error, OSError):
+        assert "Input/output error; " in str(raised.value)
+        assert "was renamed all the same; don't run it again" in str(raised.value)
+
+
 @pytest.mark.parametrize("change", [lambda at: publish_styles(at, MORE), lambda at: repo.rollback(at, "style")])
 def test_what_a_server_finds_while_styles_change(
     change: Callable[[Path], int], styles: Path, monkeypatch: pytest.MonkeyPatch
@@ -329,6 +365,19 @@ def test_a_config_that_knows_no_members_stays(text: str, candidate: Path, reposi
     assert (repository / "wgan" / configs.NAME).read_text() == text
 
 
+def test_a_config_that_is_not_utf_8_is_named(candidate: Path, repository: Path) -> None:
+    """And nothing changes."""
+    config = repository / "wgan" / configs.NAME
+    config.write_bytes("# café\n".encode("latin-1") + config.read_bytes())
+    before = content(repository)
+    for act in (lambda: repo.publish(candidate, repository, "wgan"), lambda: repo.rollback(repository, "wgan")):
+        with pytest.raises(
+            RepositoryError, match=r"config\.pbtxt: not in UTF-8 \(invalid continuation byte at byte 5\)"
+        ):
+            act()
+        assert content(repository) == before
+
+
 def test_only_version_stays(repository: Path) -> None:
     """Rolling back the last version is refused: there would be nothing to serve."""
     repo.rollback(repository, "wgan")
@@ -351,6 +400,19 @@ def test_list(repository: Path) -> None:
     assert first.split()[:2] == ["wgan", "1"]
     assert second.split()[:2] == ["wgan", "2"]
     assert "structure 0.7" in second
+
+
+def test_list_with_half_a_version(repository: Path) -> None:
+    """It is what one looks at just then: the other rows are there, and in this one's the reason."""
+    (repository / "wgan" / "1" / "card.json").unlink()
+    (repository / "wgan" / "2" / "card.json").write_text("{")
+    stand_in.repository(repository, spec=stand_in.STYLE)
+    done = run("--repository", str(repository), "list")
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = [line.split(maxsplit=5) for line in done.stdout.splitlines()[1:]]
+    assert [row[:2] for row in rows] == [["style", "1"], ["style", "2"], ["wgan", "1"], ["wgan", "2"]]
+    assert rows[2][5] == f"{repository}/wgan/1/card.json: No such file or directory"
+    assert rows[3][5].startswith(f"{repository}/wgan/2/card.json: not a model card")
 
 
 def test_list_with_an_ensemble(tmp_path: Path) -> None:
@@ -377,13 +439,19 @@ def test_an_ensemble_is_not_rolled_back(tmp_path: Path) -> None:
     assert content(root) == before
 
 
-def test_rollback_command(repository: Path) -> None:
-    """`rollback` says what is newest now, and the command it names brings the version back."""
-    done = run("--repository", str(repository), "rollback", "wgan")
+def test_rollback_command(styles: Path) -> None:
+    """`rollback` says what is newest now; the command it names brings the version back, with its styles, and the other
+    tells the servers."""
+    publish_styles(styles, OTHERS)
+    before = content(styles)
+    done = run("--repository", str(styles), "rollback", "style")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "wgan 1 is the newest now" in done.stdout
-    subprocess.run(shlex.split(done.stdout.split("`")[1]), check=True)
-    assert repo.versions(repository, "wgan") == [1, 2]
+    assert "style 2 is the newest now" in done.stdout
+    again, tells = (shlex.split(each) for each in done.stdout.split("`")[1::4])
+    assert run(*again[3:]).stdout.startswith("style 3 is in service again, and 3 the newest; ")
+    assert content(styles) == before
+    assert tells[:3] == ["python", "-m", "serving.reload"]
+    assert reload._parser().parse_args(tells[3:]).repository == styles
 
 
 @pytest.mark.parametrize(
@@ -392,6 +460,7 @@ def test_rollback_command(repository: Path) -> None:
         pytest.param(["list"], "--repository", id="no such folder"),
         pytest.param(["rollback", "wgan"], "no model wgan", id="no such model"),
         pytest.param([], "list,rollback", id="no command"),
+        pytest.param(["restore", "wgan", "2"], "wgan/.withdrawn-2: no such folder", id="nothing to restore"),
         pytest.param(["purge"], "invalid choice: 'purge'", id="unknown command"),
     ],
 )

@@ -40,6 +40,13 @@ def test_an_empty_volume(shipped: Path, tmp_path: Path) -> None:
     assert (volume / repo.KEY).stat().st_mode & 0o007 == 0
 
 
+def test_a_folder_in_a_version_stays_behind(shipped: Path, tmp_path: Path) -> None:
+    """Triton passes over what archives and notebooks leave there."""
+    (shipped / "wgan" / "2" / "__MACOSX").mkdir()
+    assert repo.seed(shipped, tmp_path / "volume") == ["upscaler 2", "wgan 2", "wgan_x4 1"]
+    assert not (tmp_path / "volume" / "wgan" / "2" / "__MACOSX").exists()
+
+
 def test_what_is_there_stays(shipped: Path, tmp_path: Path) -> None:
     """A model with any version, even one that was taken back, is left as it is; so is the key."""
     volume = tmp_path / "volume"

@@ -330,7 +330,8 @@ def test_without_tensorrt_the_image_that_has_it_is_named(
         (["--repository=/nowhere"], "--repository /nowhere: no such folder"),
         (["--model=cats"], "--model cats: not in "),
         (["--model=wgan_x4"], "--model wgan_x4: Triton does not run its graph itself"),
-        (["--limit-s=soon"], "argument --limit-s: invalid float value: 'soon'"),
+        (["--limit-s=soon"], "argument --limit-s: 'soon' must be a number from 0 to 1e+06"),
+        (["--limit-s=inf"], "argument --limit-s: 'inf' must be a number from 0 to 1e+06"),
     ],
 )
 def test_bad_arguments(

@@ -98,14 +98,20 @@ class TritonPythonModel:
         except Exception as exc:
             if len(feeds) > 1:  # find whose fault it is, and answer the others
                 return [self._responses([feed])[0] for feed in feeds]
-            reason = INVALID if self._is_at_fault(feeds[0]) else BACKEND
-            return [self._failure(reason, pb_utils.TritonError(_one_line(exc)))]
+            if fault := self._fault(feeds[0]):
+                return [self._failure(INVALID, pb_utils.TritonError(fault, pb_utils.TritonError.INVALID_ARG))]
+            return [self._failure(BACKEND, pb_utils.TritonError(_one_line(exc)))]
 
-    def _is_at_fault(self, feed: Feed) -> bool:
-        """Whether a request that failed is of no use to any model: an empty array, or not a number for each member.
-        What else a graph does not take, such as too small a picture, is not told from a fault of its own."""
-        miscounted = any(feed[name].shape[-1] != count for name, count in self._members.items())
-        return miscounted or any(array.size == 0 for array in feed.values())
+    def _fault(self, feed: Feed) -> str:
+        """Why a request that failed is of no use to any model: an empty array, or not a number for each member. Empty
+        for what else a graph does not take, such as too small a picture: it is not told from a fault of its own."""
+        for name, array in feed.items():
+            given, wanted = array.shape[-1], self._members.get(name, array.shape[-1])
+            if given != wanted:
+                return f"{name}: {given} numbers, and this version takes {wanted}"
+            if array.size == 0:
+                return f"{name}: is empty"
+        return ""
 
     def _run(self, feeds: list[Feed]) -> list[Any]:
         results = self._infer(_concatenated(feeds))
