@@ -116,6 +116,8 @@ def save_last(target: Path, seen: deque[Stroke], options: Namespace) -> str:
             save_film(seen, options)
         except errors.AtelierError as exc:
             raise errors.InvalidInput(f"--film: {exc}; {target} is saved") from exc
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"{target} is saved, the film is not") from None
     written = f"{target}, {options.film}" if options.film else str(target)
     size = f"{last.image.width} x {last.image.height}"
     losses = f"content {last.content_loss:.3f}, style {last.style_loss:.4f}"

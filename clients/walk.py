@@ -69,6 +69,9 @@ def recipe(options: Namespace) -> Recipe:
             saved = saving.read(options.again)
             if given.get("model", saved.model) != saved.model:
                 given.setdefault("version", None)  # the saved one is the other model's
+            if not options.model:
+                with cli.naming(options.again):
+                    tasks.GENERATE.contract(saved.model)
             return dataclasses.replace(saved, **given)
     if options.vectors:
         with cli.naming("--vectors"):
@@ -87,7 +90,7 @@ def check_vectors(path: Path, walks: list[str]) -> None:
     here = files.resolved(path)
     for each in walks:
         there = files.resolved(each)
-        frames = saving.format_of(each) == saving.FOLDER and here.name != saving.WALK_JSON
+        frames = saving.format_of(each) == saving.FOLDER and not saving.is_member(here.name)
         if here == there or here in there.parents or (there in here.parents and not frames):
             raise errors.InvalidInput(f"{path}: {each} is in the way, which is a walk; choose another file")
     files.check_file(path)
@@ -99,6 +102,8 @@ def walk(options: Namespace) -> cli.Outcome:
     with cli.naming("--upscale"):
         if options.upscale is not None:
             wanted = wanted.upscaled(options.upscale, version=options.version)
+    if options.upscale is False and options.model not in (None, wanted.model):
+        raise errors.InvalidInput(f"--no-upscale: leave it out, or --model {options.model}, which upscales")
     height, width, _ = tasks.GENERATE.contract(wanted.model).outputs[0].shape
     out = options.out or ("out/walk.png" if wanted.strip else "out/walk.gif")
     with cli.naming("--out"):

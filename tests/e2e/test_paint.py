@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -265,6 +266,23 @@ def test_ctrl_c_keeps_the_last_canvas(painter, tmp_path):
     assert opened(tmp_path / "p.png").size == (400, 400)
     with Image.open(tmp_path / "f.gif") as film:
         assert film.n_frames > int(said[1])
+
+
+def test_ctrl_c_while_the_film_is_saved(tmp_path, monkeypatch):
+    """The painting is there already; the line says so."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("atelier.saving.save", interrupted)
+    monkeypatch.chdir(tmp_path)
+    image = Image.new("RGB", (40, 60))
+    image.info.update(model="painter", version=1)
+    script = runpy.run_path(str(PAINT))
+    options = script["parser"]().parse_args(["photo.jpg", "wave.png", "--film", "f.gif"])
+    with pytest.raises(KeyboardInterrupt, match=r"^p\.png is saved, the film is not$"):
+        script["save_last"](Path("p.png"), deque([Stroke(image, 1, 8, 0, 0, 0, 0)]), options)
+    assert opened(tmp_path / "p.png").size == (40, 60)
 
 
 def test_ctrl_c_before_the_first_canvas_leaves_nothing(painter, tmp_path):

@@ -23,6 +23,7 @@ from PIL import Image
 from scripts import CLIENTS, ROOT, Done, copied, frames, free_port, names, processes_of, refused, run, worked
 
 from atelier import latents, saving
+from atelier.recipe import Recipe
 
 WALK = CLIENTS / "walk.py"
 ROW = " ".join(["0.5"] * 100)
@@ -298,6 +299,7 @@ def test_ctrl_c_leaves_nothing_behind(repository, tmp_path):
         pytest.param(["--version", 0], ["--version", "1 or more"], id="version-0"),
         pytest.param(["--upscale"], ["--model", "has no wgan_x4", "wgan and upscaler"], id="upscale-not-there"),
         pytest.param(["--upscale", "--model", "style"], ["--upscale", "'style'", "wgan"], id="upscale-other-model"),
+        pytest.param(["--no-upscale", "--model", "wgan_x4"], ["--no-upscale", "--model wgan_x4"], id="upscaled-model"),
         pytest.param(["--fps", 0], ["--fps", "above 0"], id="fps-0"),
         pytest.param(["--fps", "nan"], ["--fps", "above 0"], id="fps-nan"),
         pytest.param(["--fps", 60], ["at most 50", ".mp4"], id="gif-too-fast"),
@@ -314,6 +316,7 @@ def test_ctrl_c_leaves_nothing_behind(repository, tmp_path):
         pytest.param(["--again", "missing.gif"], ["--again", "missing.gif: no such file"], id="again-missing"),
         pytest.param(["--again", "photo.gif"], ["--again", "photo.gif: holds no walk"], id="again-a-photo"),
         pytest.param(["--again", "words.txt"], ["--again", "words.txt"], id="again-a-text"),
+        pytest.param(["--again", "nope.png"], ["--again: nope.png: no model 'nope'", "wgan"], id="again-no-model"),
         pytest.param(["--pairs", 2, "--keyframes", 4], ["--keyframes", "--pairs"], id="pairs-and-keyframes"),
         pytest.param(["--again", "a.gif", "--vectors", "b"], ["--vectors", "--again"], id="again-and-vectors"),
         pytest.param(["--vectors", "one.txt", "--seed", 3], ["--vectors", "leave out"], id="vectors-with-seed"),
@@ -330,8 +333,12 @@ def test_ctrl_c_leaves_nothing_behind(repository, tmp_path):
         pytest.param(["--out", "/proc/w.gif"], ["--out", "/proc/w.gif: cannot be written"], id="out-read-only"),
         pytest.param(["--out", "/proc/frames/"], ["--out", "/proc/frames: cannot be written"], id="out-folder"),
         pytest.param(["--out", "taken"], ["--out", "taken/frame-0000.png", "no walk made it"], id="out-taken"),
+        pytest.param(["--out", "link"], ["--out: link: is a link to what is not there"], id="out-link"),
         pytest.param(["--save-vectors", "words.txt/v"], ["--save-vectors", "cannot be written"], id="save-vectors"),
         pytest.param(["--save-vectors", "taken"], ["--save-vectors", "taken: is a folder"], id="save-vectors-folder"),
+        pytest.param(
+            ["--save-vectors", "circle"], ["--save-vectors: circle", "Too many levels"], id="save-vectors-circle"
+        ),
         pytest.param(
             ["--vectors", "two.txt", "--save-vectors", "./two.txt"],
             ["--save-vectors: two.txt: would replace the vectors"],
@@ -347,6 +354,9 @@ def test_ctrl_c_leaves_nothing_behind(repository, tmp_path):
         ),
         pytest.param(
             ["--save-vectors", "w", "--out", "w/w.gif"], ["--save-vectors", "w/w.gif is in"], id="save-vectors-around"
+        ),
+        pytest.param(
+            ["--save-vectors", "w/frame-0001.png", "--out", "w"], ["--save-vectors", "w is in"], id="save-vectors-frame"
         ),
         pytest.param(["--url", "http://localhost:8000"], ["--url", "HOST:PORT"], id="url-http"),
         pytest.param(["--url", "localhost:99999"], ["--url", "1 to 65535"], id="url-port"),
@@ -365,12 +375,17 @@ def test_bad_input_is_one_line_and_status_2(near, tmp_path, arguments, says):
         "taken/frame-0000.png": "precious",
     }  # fmt: skip
     (tmp_path / "taken").mkdir()
+    unknown = Recipe(keyframes=latents.draw(2, seed=1), model="nope")
+    saving.save(tmp_path / "nope.png", [Image.new("RGB", (8, 8))], recipe=unknown)
+    for link, to in {"link": "gone", "circle": "circle"}.items():
+        (tmp_path / link).symlink_to(to)
     for name, text in texts.items():
         (tmp_path / name).write_text(text)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     refused(near(*arguments), *says)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
     assert not (tmp_path / "out").exists()
+    assert (tmp_path / "circle").is_symlink()
 
 
 def test_an_address_with_nothing_there(tmp_path):

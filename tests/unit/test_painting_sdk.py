@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 
 import grpc
 import numpy as np
@@ -14,7 +15,8 @@ from tritonclient.grpc import service_pb2 as pb
 from atelier import AsyncClient, errors, painting
 from atelier._failures import ReadTimeout, Refused, raise_for_error
 from atelier._models import MODELS
-from atelier._protocol import Open, Read, Send, Sleep
+from atelier._protocol import MAX_TIMEOUT_S, Open, Read, Send, Sleep
+from atelier._transport import _Stream
 from atelier._types import NOT_GIVEN
 from atelier.painting import CancelHandle, Commission, Knobs, Stroke
 from atelier.tasks import PAINT
@@ -288,6 +290,30 @@ def test_a_painting_that_is_cancelled_before_it_has_a_stream_ends_with_it():
     with pytest.raises(errors.Cancelled, match="the painting was closed"):
         opening.send(stream)
     assert stream.cancelled
+
+
+class Ended(Stream, Iterator[None]):
+    """A call whose responses are at their end."""
+
+    def __next__(self) -> None:
+        raise StopIteration
+
+
+def test_no_thread_is_to_wait_for_longer_than_it_can(monkeypatch):
+    """On Windows that is 50 days, and a thread that was told to wait for longer would not wait at all."""
+    waits: list[float] = []
+
+    class Timer(threading.Timer):
+        def start(self) -> None:
+            waits.append(self.interval)
+            super().start()
+
+    monkeypatch.setattr(threading, "TIMEOUT_MAX", 4_294_967.0)
+    monkeypatch.setattr(threading, "Timer", Timer)
+    stream = _Stream(lambda requests: Ended(), pb.ModelInferRequest())
+    for timeout_s in (3.0, MAX_TIMEOUT_S):
+        assert stream.read(timeout_s) is None
+    assert waits == [3.0, 4_294_967.0]
 
 
 def test_a_read_timeout_is_what_grpc_would_say():

@@ -36,9 +36,12 @@ def test_addresses_are_read_as_people_write_them(url, target, secure):
 
 @pytest.mark.parametrize(
     "url",
-    ["", "http://localhost:8000", "https://x", "localhost:99999", "localhost:0", "a b", "::1", "ftp://x", "x:y"],
+    [
+        "", "http://localhost:8000", "https://x", "localhost:99999", "localhost:0", "a b", "::1", "ftp://x", "x:y",
+        "\udcff:1",
+    ],
     ids=lambda url: url or "empty",
-)
+)  # fmt: skip
 def test_what_is_no_address_is_refused(url):
     """gRPC would take localhost:99999 for port 34463, and a missing port for 443."""
     with pytest.raises(errors.InvalidInput, match=r"HOST:PORT|1 to 65535"):

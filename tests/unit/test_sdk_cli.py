@@ -44,3 +44,39 @@ def test_an_answer_that_cannot_be_written(where, status, says, request):
         [sys.executable, "-c", PROGRAM], stdout=request.getfixturevalue(where), stderr=subprocess.PIPE, text=True
     )
     assert (done.returncode, done.stderr) == (status, says)
+
+
+TOLD = """
+from tqdm import tqdm
+from atelier import cli, errors
+
+def act(options):
+    for word in tqdm(["one", "two"], disable=None):
+        cli.say(word)
+    {}
+
+cli.Parser("some.py", about="", examples="").run(act)
+"""
+ENDS = {
+    "return cli.Outcome('a line', partial=True)": (1, "a line\n"),
+    "raise errors.InvalidInput('no')": (2, ""),
+    "raise KeyboardInterrupt": (130, ""),
+}
+
+
+@pytest.mark.parametrize("end", ENDS, ids=["result", "error", "ctrl-c"])
+@pytest.mark.parametrize("where", ["unread", "full", "closed"])
+def test_notices_that_cannot_be_written(end, where, request):
+    """They are lost, and neither the result, in which they don't turn up either, nor the exit status."""
+    command = [sys.executable, "-c", TOLD.format(end)]
+    if where == "closed":
+        done = subprocess.run(["sh", "-c", 'exec "$@" 2>&-', "sh", *command], stdout=subprocess.PIPE, text=True)
+    else:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=request.getfixturevalue(where), text=True)
+    assert (done.returncode, done.stdout) == ENDS[end]
+
+
+def test_a_reader_of_both_that_has_gone(unread):
+    """As with `2>&1 | head -1`: what is under way goes on to its end."""
+    command = [sys.executable, "-c", TOLD.format("return cli.Outcome('a line')")]
+    assert subprocess.run(command, stdout=unread, stderr=unread).returncode == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -44,6 +45,7 @@ def plan(*given: str, out: str | None = None) -> dict[str, str]:
         pytest.param(["a.jpg"], "x", {"a.jpg": "x/a-scream.png"}, id="into-a-folder"),
         pytest.param(["a.jpg"], "x.d/", {"a.jpg": "x.d/a-scream.png"}, id="into-a-folder-with-a-dot"),
         pytest.param(["a.jpg", "a.jpg"], None, {"a.jpg": "out/a-scream.png"}, id="named-twice"),
+        pytest.param(["a.jpg", "./a.jpg"], None, {"a.jpg": "out/a-scream.png"}, id="named-in-two-ways"),
         pytest.param(
             ["b.PNG", "a.jpg"], None, {"b.PNG": "out/b-scream.png", "a.jpg": "out/a-scream.png"}, id="two-photos"
         ),
@@ -168,15 +170,40 @@ def test_a_file_that_is_named_is_replaced():
         pytest.param(["a.jpg"], LONG, f"{LONG}/a-scream.png: cannot be reached: File name too long", id="long-folder"),
         pytest.param([LONG], None, f"{LONG}: cannot be reached: File name too long", id="long-picture"),
         pytest.param([LONG], "x.png", f"{LONG}: cannot be reached: File name too long", id="long-picture-into-one"),
+        pytest.param(
+            ["a.jpg", f"{LONG[:250]}.jpg"], None, "-scream.png: cannot be reached: File name too long", id="long-result"
+        ),
+        pytest.param(
+            ["a.jpg"], "link", "link/a-scream.png: cannot be written: link is a link to what", id="link-as-folder"
+        ),
+        pytest.param(["in"], "link/x", "link/x/10.jpg: cannot be written: link is a link to what", id="below-a-link"),
+        pytest.param(["a.jpg"], "circle.png", "circle.png: cannot be written: Too many levels", id="circle"),
     ],
 )
 def test_results_that_can_go_nowhere_are_refused(given, out, says, here):
     """InvalidInput names the path before any work is done, and nothing is left behind."""
+    for link, to in {"link": "gone", "circle.png": "circle.png"}.items():
+        Path(link).symlink_to(to)
     before = sorted(here.rglob("*"))
     with pytest.raises(InvalidInput) as caught:
         plan(*given, out=out)
     assert says in str(caught.value)
     assert sorted(here.rglob("*")) == before
+
+
+@pytest.mark.parametrize("closed", ["in", "in/sub"])
+def test_a_folder_that_may_not_be_read_is_named(closed, monkeypatch):
+    """What is in it is not left out in silence; into one that is hidden nobody looks."""
+    scandir = os.scandir
+
+    def refusing(path: str | Path) -> object:
+        if str(path) in (closed, "in/.cache"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(InvalidInput, match=f"^{closed}: cannot be searched: Permission denied$"):
+        plan("in", out="x")
 
 
 @pytest.mark.parametrize("ending", [".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"])

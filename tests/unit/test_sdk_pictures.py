@@ -173,6 +173,31 @@ def test_half_see_through_is_half_white(tmp_path):
     assert ends(open_picture(tmp_path / "a.png"))[0] == (127, 127, 127)
 
 
+def png(*head: int, clear: bytes = b"", rows: bytes = b"") -> bytes:
+    """Written by hand: the seven numbers of its header, the one colour that is see-through, and its rows."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", *head), b"tRNS": clear, b"IDAT": zlib.compress(rows), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks.items() if each[1] or each[0] != b"tRNS")
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_one_gray_of_a_png_may_be_see_through(tmp_path, bits):
+    """Exactly that: of 16 bits, the next one is the same gray of 8."""
+    white = 2**bits - 1
+    clear = white // 3
+    row = struct.pack(">10H" if bits == 16 else "10B", *[0, clear, clear + 1, clear, white] * 2)
+    levels = struct.pack(">H", clear)
+    (tmp_path / "a").write_bytes(png(10, 8, bits, 0, 0, 0, 0, clear=levels, rows=(b"\0" + row) * 8))
+    kept, flat = open_picture(tmp_path / "a", alpha=True), open_picture(tmp_path / "a")
+    assert (kept.mode, flat.mode) == ("RGBA", "RGB")
+    assert [kept.getpixel((x, 7))[3] for x in range(5)] == [255, 0, 255, 0, 255]
+    assert [flat.getpixel((x, 7)) for x in (0, 1, 3, 4)] == [(0, 0, 0), *[(255, 255, 255)] * 3]
+    assert 85 <= flat.getpixel((2, 7))[0] <= 86
+
+
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 EXCHANGED = SRGB.replace(b"rXYZ", b"....").replace(b"bXYZ", b"rXYZ").replace(b"....", b"bXYZ")
 EXCHANGED = EXCHANGED.replace("sRGB".encode("utf-16-be"), "sBGR".encode("utf-16-be"))
@@ -281,16 +306,6 @@ def test_odd_sizes_are_decoded(tmp_path, size):
 # --- what is refused
 
 
-def header_of_a_bomb() -> bytes:
-    """A PNG of a few bytes that would be 30,000 x 30,000 pixels."""
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-    head = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-
-
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
 
 
@@ -308,7 +323,7 @@ NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), n
         pytest.param(bytes_of(NOISE, "WEBP")[:-900], "cannot be decoded", id="half-a-webp"),
         pytest.param(bytes_of(NOISE, "TIFF")[:-900], "cannot be decoded", id="half-a-tiff"),
         pytest.param(bytes_of(NOISE)[:30], "is ", id="a-head-alone"),
-        pytest.param(header_of_a_bomb(), "has more than 178 million pixels; make it smaller", id="bomb"),
+        pytest.param(png(30_000, 30_000, 8, 0, 0, 0, 0), "has more than 178 million pixels; make it", id="bomb"),
         pytest.param(bytes_of(Image.new("RGB", (1, 1))), "has 1 x 1 pixels, too few", id="a-pixel"),
         pytest.param(bytes_of(Image.new("RGB", (900, 3))), "has 900 x 3 pixels, too few", id="a-line"),
         pytest.param(

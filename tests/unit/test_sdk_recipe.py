@@ -57,6 +57,20 @@ def test_what_numpy_counts_is_a_number():
     assert (counted.steps, counted.seed, counted.version) == (5, 1, 3)
 
 
+def test_numpy_s_rates_and_truths_are_made_plain():
+    """As JSON wants them."""
+    options = {"loop": True, "pairs": False, "latent": True, "strip": False}
+    made = Recipe(keyframes=KEYFRAMES, fps=np.float32(12.5), **{name: np.bool_(on) for name, on in options.items()})
+    assert made.to_json() == Recipe(keyframes=KEYFRAMES, fps=12.5, **options).to_json()
+
+
+@pytest.mark.parametrize("fps", [0, -1, np.nan, np.inf, 10**400, None, "20", True], ids=lambda fps: repr(fps)[:9])
+def test_what_is_no_rate_is_refused(fps):
+    """InvalidInput, whatever it is."""
+    with pytest.raises(InvalidInput, match=r"^fps .*: must be a number above 0, and finite$"):
+        Recipe(keyframes=KEYFRAMES, fps=fps)
+
+
 def test_the_json_tells_people_what_they_see():
     """Model, version, seed, path, steps, number of keyframes and frames are there by name."""
     found = json.loads(Recipe(keyframes=KEYFRAMES, version=3, seed=1, loop=True).to_json())
@@ -93,7 +107,7 @@ def test_a_damaged_recipe_is_refused_by_the_name_of_its_file(change):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '{"atelier": 1}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '{"atelier": 1}', "[" * 100_000], ids=lambda t: t[:9])
 def test_what_is_no_recipe_is_refused(text):
     """Other people's comments in pictures are not taken for recipes."""
     with pytest.raises(InvalidInput, match=r"^a\.gif: "):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import resource
 import struct
 import subprocess
@@ -178,7 +177,7 @@ def test_animations_play_at_the_rate_asked_for(name, fps, tmp_path):
     np.testing.assert_allclose(ends, 1000 * np.arange(1, COUNT + 1) / fps, atol=0.51)
 
 
-@pytest.mark.parametrize("fps", [12, 23.976, 30])
+@pytest.mark.parametrize("fps", [12, 23.976, 30, np.float32(25)], ids=str)
 def test_an_mp4_plays_at_the_rate_asked_for(fps, tmp_path):
     """The stream's own rate."""
     saving.save(tmp_path / "walk.mp4", flat_frames(), fps=fps)
@@ -335,7 +334,9 @@ def test_a_video_s_name_may_have_a_colon(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["12:30.mp4"]
 
 
-@pytest.mark.parametrize("fps", [0, 1e9, 10**400, float("nan")], ids=["none", "many", "beyond float64", "no number"])
+@pytest.mark.parametrize(
+    "fps", [0, 1e9, 10**400, float("nan"), "20"], ids=["none", "many", "beyond float64", "no number", "text"]
+)
 def test_a_rate_that_no_file_can_have_is_refused(fps, tmp_path):
     """Before anything is written, naming the file."""
     with pytest.raises(InvalidInput, match=r"walk\.gif: fps .* must be"):
@@ -397,14 +398,27 @@ def test_other_people_s_frames_are_not_replaced(other, tmp_path):
     assert contents(tmp_path) == {other: b"precious"}
 
 
-def test_a_walk_json_cannot_point_outside_its_folder(tmp_path):
-    """Only names inside the folder are ever removed."""
-    (tmp_path / "precious.png").write_text("precious")
+@pytest.mark.parametrize(
+    "listed",
+    [
+        pytest.param('["../precious.png"]', id="outside-its-folder"),
+        pytest.param('["frame-0000.png", "holiday.jpg"]', id="no-frame"),
+        pytest.param('["frame-1.png"]', id="no-frame-of-ours"),
+        pytest.param("[]", id="nothing"),
+        pytest.param("[" * 100_000, id="deep"),
+    ],
+)
+def test_a_walk_json_of_another_program_has_nothing_removed(listed, tmp_path):
+    """Only frames are ever removed: one that lists anything else stops the save."""
     folder = tmp_path / "frames"
     folder.mkdir()
-    (folder / "walk.json").write_text(json.dumps({"files": ["../precious.png"]}))
-    saving.save(folder, smooth_frames(1))
-    assert (tmp_path / "precious.png").exists()
+    (folder / "walk.json").write_text(f'{{"files": {listed}}}')
+    for path in (tmp_path / "precious.png", folder / "holiday.jpg", folder / "frame-1.png"):
+        path.write_text("precious")
+    before = contents(tmp_path)
+    with pytest.raises(InvalidInput, match=r"walk\.json: is there already, and no walk made it"):
+        saving.save(folder, smooth_frames(1))
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize(
@@ -424,19 +438,34 @@ def test_a_walk_json_cannot_point_outside_its_folder(tmp_path):
         pytest.param("walk.mp4", {"sides": (8193, 8)}, "8193 x 8 is more pixels than .mp4", id="mp4-too-large"),
         pytest.param(f"{LONG}.gif", {}, "cannot be reached: File name too long", id="long-file"),
         pytest.param(LONG, {}, "cannot be reached: File name too long", id="long-folder"),
+        pytest.param(f"new/{LONG}.gif", {}, "cannot be reached: File name too long", id="long-file-in-a-new-folder"),
         pytest.param("walk.mp4", {"still": True}, "one picture", id="still-video"),
         pytest.param("walk/", {"still": True}, "one picture", id="still-folder"),
         pytest.param("/proc/walk.gif", {}, "cannot be written", id="read-only"),
+        pytest.param("link", {}, "link: is a link to what is not there", id="link-as-folder"),
+        pytest.param("link/walk.gif", {}, "cannot be written: .*link is a link to what", id="below-a-link"),
+        pytest.param("link/deep/frames", {}, "cannot be written: .*link is a link to", id="folder-below-a-link"),
+        pytest.param("circle.gif", {}, "cannot be written: Too many levels of symbolic links", id="circle"),
     ],
 )
 def test_check_finds_it_before_any_work_is_done(name, options, says, tmp_path):
     """InvalidInput names the path, and nothing was made."""
     (tmp_path / "file").write_text("x")
     (tmp_path / "folder.gif").mkdir()
+    for link, to in {"link": "gone", "circle.gif": "circle.gif"}.items():
+        (tmp_path / link).symlink_to(to)
     with pytest.raises(InvalidInput, match=says) as caught:
         saving.check(f"{tmp_path}/{name}" if name[0] != "/" else name, **{"fps": 20, **options})
     assert name.rstrip("/") in str(caught.value)
-    assert {p.name for p in tmp_path.iterdir()} == {"file", "folder.gif"}
+    assert {p.name for p in tmp_path.iterdir()} == {"file", "folder.gif", "link", "circle.gif"}
+
+
+def test_a_file_takes_the_place_of_a_link_to_what_is_not_there(tmp_path):
+    """In which it is, and not where the link points."""
+    target = tmp_path / "walk.gif"
+    target.symlink_to("gone.gif")
+    saving.save(target, smooth_frames(2))
+    assert [path.name for path in tmp_path.iterdir() if not path.is_symlink()] == ["walk.gif"]
 
 
 @pytest.mark.parametrize("name", ["a\0b.gif", "a\0b", "a\ud800b.png"], ids=["file", "folder", "no-text"])

@@ -93,6 +93,16 @@ def test_a_walk_through_vectors_of_no_numbers_is_refused(client):
         client("localhost:1").walk([[], []])
 
 
+@pytest.mark.parametrize("model", [3, [], "\udcff"], ids=["number", "list", "no-text"])
+def test_what_cannot_be_the_name_of_a_model_is_refused(model):
+    """Before anything is sent, and by whatever asks about one."""
+    client = atelier.Client("localhost:1")
+    asked = (client.ready, client.styles, lambda name: client.generate(atelier.latents.draw(1, seed=1), model=name))
+    for ask in asked:
+        with pytest.raises(errors.InvalidInput, match=r"^model .*: must be the name of one$"):
+            ask(model)
+
+
 class Useless(service_pb2_grpc.GRPCInferenceServiceServicer):
     """A server whose painter's answers have nothing in them; says when its stream has ended."""
 

@@ -106,6 +106,7 @@ def test_one_style_for_all_pictures_or_one_for_each():
         pytest.param([None], "None is neither", id="nothing-in-a-list"),
         pytest.param(["scream", "tableau"], "2 for 1 pictures; give one for all, or one for each", id="too-many"),
         pytest.param([], "0 for 1 pictures", id="too-few"),
+        pytest.param(np.array(3), "array(3) is neither", id="an-array-without-dimensions"),
     ],
 )
 def test_what_is_no_style_is_refused(style, says):
@@ -187,7 +188,9 @@ def test_the_size_that_an_error_names_is_one_that_fits(width, height):
         pytest.param([photo(), "a.jpg"], {}, "picture 2: 'a.jpg' is not one", id="a-path-among-pictures"),
         pytest.param("a.jpg", {}, "pictures: 'a.jpg' is not one; atelier.pictures.open_picture", id="a-path"),
         pytest.param(7, {}, "pictures: 7 is not one", id="a-number"),
+        pytest.param(np.array(3), {}, "pictures: array(3) is not one", id="an-array-without-dimensions"),
         pytest.param(photo(), {"size": 15}, "size 15: must be a whole number, 16 or more", id="size-15"),
+        pytest.param(photo(), {"size": 10**400}, "more than the limit of 10,000", id="size-beyond-float64"),
         pytest.param(photo(), {"size": 99.5}, "size 99.5: must be a whole number", id="half-a-pixel"),
         pytest.param(photo(), {"strength": 1.1}, "strength 1.1: must be a number from 0", id="strength"),
         pytest.param(photo(), {"strength": math.nan}, "strength nan", id="strength-nan"),

@@ -20,7 +20,7 @@ after which data that is not acknowledged ends the connection. Without it TCP wo
 for a quarter of an hour, and every call miss its deadline for as long, though other replicas are ready."""
 
 _URL = re.compile(
-    r"(?:(?P<scheme>\w+):///?)?(?P<host>\[[\w:.%]+\]|[^\s:/\[\]]+)(?::(?P<port>\d{1,5}))?/?",
+    r"(?:(?P<scheme>\w+):///?)?(?P<host>\[[\w:.%]+\]|[^\s:/\[\]\ud800-\udfff]+)(?::(?P<port>\d{1,5}))?/?",
 )
 
 

@@ -22,7 +22,7 @@ from atelier._address import Address
 from atelier._contract import Contract, Tensors
 from atelier._models import MODELS
 from atelier._types import Model, NotGiven, as_int, batch_size, is_number
-from atelier.tasks import Task
+from atelier.tasks import Task, check_name
 
 MAX_ATTEMPTS: Final = 4
 """Of a call whose server is unreachable; the deadline is for all of them together."""
@@ -111,6 +111,7 @@ class Core:
         if model is None:
             method, request = "ServerReady", pb.ServerReadyRequest()
         else:
+            check_name(model)
             method, request = "ModelReady", pb.ModelReadyRequest(name=model, version=_version(version))
         try:
             answer = yield from self._call(method, request, timeout_s, max_attempts=1)

@@ -70,7 +70,7 @@ class _Stream:
         self._call = method(self._requests())
 
     def read(self, timeout_s: float) -> Any:
-        timer = threading.Timer(timeout_s, self._time_out)
+        timer = threading.Timer(min(timeout_s, threading.TIMEOUT_MAX), self._time_out)
         timer.daemon = True
         timer.start()
         try:

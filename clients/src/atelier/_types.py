@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from numbers import Real
-from typing import Final, TypeGuard
+from typing import Any, Final, TypeGuard
 
 Say = Callable[[str], None]
 """Called with a line for the user: a notice beside the result."""
@@ -57,3 +57,12 @@ def as_int(value: object) -> int | None:
 def is_number(value: object) -> TypeGuard[float]:
     """Whether it is a real number of Python's or NumPy's, and no bool."""
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_several(value: object) -> TypeGuard[Iterable[Any]]:
+    """Whether it can be iterated over, and is no text; an array without dimensions only looks as if it could."""
+    try:
+        iter(value)  # type: ignore[call-overload]
+    except TypeError:
+        return False
+    return not isinstance(value, str | bytes)

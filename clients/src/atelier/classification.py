@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from atelier._types import is_several
 from atelier.errors import InvalidInput
 from atelier.garments import NAMES, SIZE, preprocess_garment
 from atelier.pictures import as_rgb
@@ -89,7 +90,7 @@ def images(pictures: Pictures, *, method: Method = "find") -> Images:
     _check_method(method)
     if isinstance(pictures, Image.Image | np.ndarray):
         return _batch(pictures, method)
-    if isinstance(pictures, str | bytes) or not isinstance(pictures, Iterable):
+    if not is_several(pictures):
         raise _no_picture(pictures)
     return np.concatenate([np.empty((0, SIZE, SIZE, 1), np.uint8), *(_batch(each, method) for each in pictures)])
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final, NoReturn, TextIO
 
 from atelier import _address, errors
 
@@ -67,8 +67,15 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message.removeprefix('argument ')}\n")
 
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        if message:
+            _tell(message)
+        sys.exit(status)
+
     def run(self, act: Callable[[argparse.Namespace], Outcome]) -> None:
         """Parses the command line, and prints what `act` makes of it, or in one line why it could not."""
+        if sys.stderr is None:  # it was closed; `print` would then take standard output, and tqdm fails
+            sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", errors="backslashreplace")
         options = self.parse_args()
         if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text
             sys.stdout.reconfigure(errors="backslashreplace")
@@ -83,7 +90,7 @@ class Parser(argparse.ArgumentParser):
             if outcome.text:
                 print(outcome.text, flush=True)
         except OSError as exc:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries once more as it ends
+            _drop(sys.stdout)
             if not isinstance(exc, BrokenPipeError):  # whoever reads it, such as head, has had enough
                 self.error(f"standard output: cannot be written: {exc.strerror}")
         self.exit(int(outcome.partial))
@@ -91,7 +98,20 @@ class Parser(argparse.ArgumentParser):
 
 def say(line: str) -> None:
     """Tells people something beside the result."""
-    print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr, flush=True)
+    _tell(f"{Path(sys.argv[0]).name}: {line}\n")
+
+
+def _tell(text: str) -> None:
+    """Writes to standard error; where that cannot be, what is said is lost, and nothing else."""
+    try:
+        print(text, end="", file=sys.stderr, flush=True)
+    except OSError:
+        _drop(sys.stderr)
+
+
+def _drop(stream: TextIO) -> None:
+    """Loses what a stream cannot write, or Python tries once more as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import tempfile
@@ -40,14 +41,33 @@ def check_file(target: Path) -> None:
 
 def check_writable(target: Path) -> None:
     """Raises InvalidInput if nothing can be made at `target`. Leaves nothing behind."""
-    _check_name(target)
-    there = next((path for path in (target.absolute(), *target.absolute().parents) if exists(path)), None)
-    if there is None:
-        raise InvalidInput(f"{target}: cannot be written: there is no {target.absolute().anchor}")
+    check_name(target)
+    there = _nearest(target)
     if not is_dir(there):
         there = there.parent if there == target.absolute() else there
     with map_os_errors(target), tempfile.TemporaryDirectory(prefix=".atelier-", dir=there):
         pass
+
+
+def check_name(target: Path) -> None:
+    """Raises InvalidInput for a name that nothing can have, though `exists` says only that there is nothing yet.
+
+    With a NUL, too long, of links in a circle, or below a link to what is not there.
+    """
+    try:
+        target.stat()
+    except ValueError as exc:
+        raise InvalidInput(f"{target}: cannot be written: {exc}") from exc
+    except OSError as exc:
+        if exc.errno == errno.ELOOP:
+            raise InvalidInput(f"{target}: cannot be written: {exc.strerror}") from exc
+    there = _nearest(target)
+    for part in target.absolute().relative_to(there).parts:
+        with map_os_errors(target, "reached"):
+            (there / part).exists()  # in a folder that is not there, no name is too long
+    for folder in target.parents:
+        if folder.is_symlink() and not exists(folder):
+            raise InvalidInput(f"{target}: cannot be written: {folder} is a link to what is not there")
 
 
 def check_apart(target: Path, others: Iterable[str | Path], *, what: str = "a picture that was given") -> None:
@@ -83,17 +103,16 @@ def map_os_errors(target: Path, done: str = "written") -> Iterator[None]:
         raise InvalidInput(f"{target}: cannot be {done}: {exc.strerror or exc}") from exc
 
 
-def _check_name(target: Path) -> None:
-    """Raises InvalidInput for a name that no file can have, as with a NUL; of it `exists` says only that it is not."""
-    try:
-        with contextlib.suppress(OSError):
-            os.lstat(target)
-    except ValueError as exc:
-        raise InvalidInput(f"{target}: cannot be written: {exc}") from exc
+def _nearest(target: Path) -> Path:
+    """The target itself, or what there is of the folders above it."""
+    there = next((path for path in (target.absolute(), *target.absolute().parents) if exists(path)), None)
+    if there is None:
+        raise InvalidInput(f"{target}: cannot be written: there is no {target.absolute().anchor}")
+    return there
 
 
 def _check_kind(target: Path) -> None:
-    _check_name(target)
+    check_name(target)
     if is_dir(target) or not target.name:
         raise InvalidInput(f"{target}: is a folder; name a file")
     if exists(target) and not target.is_file():  # root could put a file in the place of /dev/null

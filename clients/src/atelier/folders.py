@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from PIL import ExifTags, Image
 
 from atelier.errors import InvalidInput
-from atelier.files import check_writable, is_dir, map_os_errors, replacing, resolved
+from atelier.files import check_name, check_writable, is_dir, map_os_errors, replacing, resolved
 from atelier.pictures import FORMATS, as_rgb, header
 
 OUT: Final = Path("out")
@@ -52,7 +52,7 @@ def plan(given: Sequence[str | Path], *, out: str | Path | None, tag: str) -> li
     same names in `out`, or in out/<folder>-<tag>. Raises InvalidInput for a target that is in the way, or cannot be
     written, or comes twice, and for a folder without pictures.
     """
-    paths = [Path(each) for each in dict.fromkeys(given)]
+    paths = list(dict.fromkeys(map(Path, given)))
     if out is not None and _is_picture(out):
         jobs = [_single(paths, Path(out))]
         _check_apart(jobs)
@@ -61,6 +61,7 @@ def plan(given: Sequence[str | Path], *, out: str | Path | None, tag: str) -> li
         _check_apart(jobs)
         for job in jobs:
             check_free(job.target)
+            check_name(job.target)
     for folder in sorted({job.target.parent for job in jobs}):
         check_writable(folder / jobs[0].target.name)
     return jobs
@@ -135,12 +136,23 @@ def _pictures(folder: Path, *, but: Path) -> Iterator[Path]:
     endings = {ending for ending, form in Image.registered_extensions().items() if form in FORMATS}
     made, out = (resolved(each) if resolved(folder) in resolved(each).parents else None for each in (but, OUT))
     with map_os_errors(folder, "searched"):
-        for path in sorted(folder.rglob("*")):
-            hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-            if path.suffix.lower() in endings and path.is_file() and not hidden:
+        for path in sorted(_files(folder)):
+            if path.suffix.lower() in endings and path.is_file():
                 within = resolved(path).parents
                 if made not in within and not (out in within and _is_ours(path)):
                     yield path
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """What is in a folder and those below it, but for what is hidden."""
+    for root, folders, files in os.walk(folder, onerror=_refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(root, name) for name in files if not name.startswith("."))
+
+
+def _refuse(exc: OSError) -> NoReturn:
+    with map_os_errors(exc.filename, "searched"):
+        raise exc
 
 
 def _check_apart(jobs: Sequence[Job]) -> None:

@@ -203,9 +203,10 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 
 def _flattened(picture: Image.Image, alpha: bool) -> Image.Image:
-    if picture.mode == "F" or picture.mode.startswith("I"):
-        return _in_srgb(_to_8_bits(picture), gray=True)
-    gray = picture.mode in _GRAY_MODES
+    deep = picture.mode == "F" or picture.mode.startswith("I")
+    gray = deep or picture.mode in _GRAY_MODES
+    if deep:
+        picture = _to_8_bits(picture)
     if picture.has_transparency_data:
         rgba = _in_srgb(picture.convert("RGBA"), gray=gray)
         if alpha:
@@ -263,7 +264,7 @@ def _halved(picture: Image.Image) -> Image.Image:
 def _to_8_bits(picture: Image.Image) -> Image.Image:
     """Gray of 16 bits over its whole range; of more, or of floats, from its darkest pixel to its brightest.
 
-    The profile is kept.
+    The profile is kept, and so is the one level of a PNG that is see-through: RGBA.
     """
     values = np.asarray(picture, dtype=np.float64)
     black, white = float(values.min()), float(values.max())
@@ -274,4 +275,6 @@ def _to_8_bits(picture: Image.Image) -> Image.Image:
     levels = (values - black) * (255 / ((white - black) or 1))
     made = Image.fromarray(np.rint(levels).astype(np.uint8)).convert("RGB")
     made.info["icc_profile"] = picture.info.get("icc_profile")
+    if isinstance(clear := picture.info.get("transparency"), int):
+        made.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
     return made

@@ -14,7 +14,7 @@ from PIL import Image
 
 from atelier import latents, layout, paths
 from atelier._models import MODELS
-from atelier._types import as_int
+from atelier._types import as_int, is_number
 from atelier.errors import InvalidInput
 from atelier.latents import Latents
 
@@ -48,8 +48,8 @@ class Recipe:
     strip: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.fps <= sys.float_info.max:
-            raise InvalidInput(f"fps {self.fps}: must be a number above 0, and finite")
+        if not (is_number(self.fps) and 0 < self.fps <= sys.float_info.max):
+            raise InvalidInput(f"fps {self.fps!r}: must be a number above 0, and finite")
         if self.latent_scale not in get_args(LatentScale):
             raise InvalidInput(f"latent scale {self.latent_scale!r}: must be walk or frame")
         for name in ("steps", "seed", "version"):
@@ -58,6 +58,9 @@ class Recipe:
             if number is None and (value is not None or name == "steps"):
                 raise InvalidInput(f"{name} {value!r}: must be a whole number")
             object.__setattr__(self, name, number)  # NumPy's are no JSON
+        object.__setattr__(self, "fps", float(self.fps))
+        for name in ("loop", "pairs", "latent", "strip"):
+            object.__setattr__(self, name, bool(getattr(self, name)))
         paths.check_keyframes(self.keyframes)  # before they are taken in pairs
         if self.pairs and len(self.keyframes) % 2:
             raise InvalidInput(f"pairs: {len(self.keyframes)} vectors do not make pairs, one is left over")
@@ -115,7 +118,7 @@ class Recipe:
             return cls(keyframes=latents.check(vectors, width=found["width"]), **options)
         except InvalidInput as exc:
             raise InvalidInput(f"{where}: {exc}") from exc
-        except (ValueError, KeyError, TypeError) as exc:
+        except (ValueError, KeyError, TypeError, RecursionError) as exc:
             raise InvalidInput(f"{where}: its description of the walk is damaged ({exc})") from exc
 
     @property

@@ -12,6 +12,7 @@ import io
 import json
 import math
 import os
+import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from atelier import _gif, _video
+from atelier._types import is_number
 from atelier.errors import AtelierError, InvalidInput
 from atelier.files import check_writable, exists, is_dir, map_os_errors, replacing, resolved
 from atelier.pictures import header
@@ -32,6 +34,7 @@ FOLDER: Final = ""
 SLOWEST_FPS: Final = 1 / 60
 """A frame a minute: a GIF can show one for eleven, and no other format for less."""
 FASTEST_FPS: Final = 240.0
+_FRAME: Final = re.compile(r"frame-\d{4,}\.png")
 _EXIF_DESCRIPTION: Final = 0x010E
 _LARGEST_SIDE: Final = {".gif": 65535, ".webp": 16383, ".mp4": 8192}
 _ZIP_TIME: Final = (1980, 1, 1, 0, 0, 0)
@@ -54,9 +57,9 @@ def check(path: str | Path, *, fps: float, still: bool = False, sides: tuple[int
     """
     suffix, target = format_of(path), Path(path)
     fastest = _gif.FASTEST_FPS if suffix == ".gif" else FASTEST_FPS
-    if not SLOWEST_FPS <= fps <= fastest:
+    if not (is_number(fps) and SLOWEST_FPS <= fps <= fastest):
         other = "; .webp and .mp4 can show more" if suffix == ".gif" else ""
-        raise InvalidInput(f"{path}: fps {fps} must be at least 1 a minute, and at most {fastest:g}{other}")
+        raise InvalidInput(f"{path}: fps {fps!r} must be at least 1 a minute, and at most {fastest:g}{other}")
     if still and suffix not in (".png", ".webp", ".gif"):
         raise InvalidInput(f"{path}: a strip is one picture; use .png, .webp or .gif")
     if max(sides) > _LARGEST_SIDE.get(suffix, math.inf):
@@ -85,7 +88,7 @@ def save(path: str | Path, frames: Sequence[Image.Image], *, fps: float = 20.0, 
         _write_folder(Path(path), frames, metadata)
     else:
         with replacing(Path(path)) as beside:
-            _WRITERS[suffix](beside, frames, fps, metadata)
+            _WRITERS[suffix](beside, frames, float(fps), metadata)
 
 
 def read(path: str | Path) -> Recipe:
@@ -97,6 +100,11 @@ def read(path: str | Path) -> Recipe:
     if not metadata or '"atelier"' not in metadata:
         raise InvalidInput(f"{path}: holds no walk; it was not saved by walk.py")
     return Recipe.from_json(metadata, where=str(path))
+
+
+def is_member(name: str) -> bool:
+    """Whether `save` gives that name to a file in a folder of frames."""
+    return name == WALK_JSON or _FRAME.fullmatch(name) is not None
 
 
 # --- writers
@@ -190,6 +198,8 @@ def _check_folder(folder: Path) -> set[str] | None:
     Raises InvalidInput for frames that no walk made.
     """
     if not exists(folder):
+        if folder.is_symlink():
+            raise InvalidInput(f"{folder}: is a link to what is not there; choose another folder")
         return None
     if not is_dir(folder):
         raise InvalidInput(f"{folder}: is a file; name a folder, or give it an ending such as .gif")
@@ -205,10 +215,12 @@ def _check_folder(folder: Path) -> set[str] | None:
 def _listed(walk: Path) -> set[str]:
     try:
         names = json.loads(walk.read_text(encoding="utf-8"))["files"]
-        return {name for name in names if Path(name).name == name}
+        if not (names and all(map(_FRAME.fullmatch, names))):
+            raise ValueError("its files are no frames")
+        return set(names)
     except FileNotFoundError:
         return set()
-    except (OSError, ValueError, KeyError, TypeError) as exc:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
         raise InvalidInput(f"{walk}: is there already, and no walk made it; choose another folder") from exc
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from fractions import Fraction
 from typing import Any, Final
 
 from PIL import Image
 
 from atelier._contract import Contract
-from atelier._types import as_int, batch_size
+from atelier._types import as_int, batch_size, is_several
 from atelier.errors import InvalidInput, ServerError
 from atelier.pictures import as_rgb, opaque
 
@@ -62,7 +63,7 @@ def named(pictures: Any) -> list[tuple[str, Any]]:
     """One picture or several, each with what it is called in an error. Raises InvalidInput for anything else."""
     if isinstance(pictures, Image.Image):
         return [("picture", pictures)]
-    if isinstance(pictures, str | bytes) or not isinstance(pictures, Iterable):
+    if not is_several(pictures):
         raise _no_picture("pictures", pictures)
     return [(f"picture {number}", each) for number, each in enumerate(pictures, 1)]
 
@@ -76,7 +77,7 @@ def upright(picture: Any, *, name: str) -> Image.Image:
 
 def scaled(sides: tuple[int, int], size: int) -> tuple[int, int]:
     """Width and height of the same shape whose longer is `size`."""
-    width, height = (max(1, round(side * size / max(sides))) for side in sides)
+    width, height = (max(1, round(Fraction(side * size, max(sides)))) for side in sides)
     return width, height
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from atelier import sizing
 from atelier._contract import Contract, Tensors
-from atelier._types import is_number
+from atelier._types import is_number, is_several
 from atelier.errors import InvalidInput
 from atelier.sizing import Groups, Photos, sized
 
@@ -110,7 +110,7 @@ def _blends(style: Styles, count: int) -> tuple[Blend, ...]:
     """The shares for each of `count` pictures."""
     if isinstance(style, str | Mapping):
         return (_normalised(style),) * count
-    if not isinstance(style, Iterable):
+    if not is_several(style):
         raise _no_style(style)
     blends = tuple(map(_normalised, style))
     if len(blends) != count:

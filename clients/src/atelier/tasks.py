@@ -12,7 +12,7 @@ from atelier._contract import Contract, Tensor
 from atelier._models import MODELS
 from atelier._wire import InferResult
 from atelier.classification import Classification
-from atelier.errors import UnknownModel
+from atelier.errors import InvalidInput, UnknownModel
 from atelier.painting import Stroke
 
 T = TypeVar("T")
@@ -29,7 +29,8 @@ class Task(Generic[T]):
     streams: bool = False
 
     def contract(self, model: str) -> Contract:
-        """What the SDK knows of a model that can do this. Raises UnknownModel."""
+        """What the SDK knows of a model that can do this. Raises UnknownModel, InvalidInput for what is no name."""
+        check_name(model)
         able = {name: known for name, known in MODELS.items() if self._fits(known)}
         if model not in able:
             does = f"turns {' and '.join(self.takes)} into {' and '.join(self.gives)}"
@@ -38,6 +39,12 @@ class Task(Generic[T]):
 
     def _fits(self, contract: Contract) -> bool:
         return (_names(contract.inputs), _names(contract.outputs)) == (self.takes, self.gives)
+
+
+def check_name(model: object) -> None:
+    """Raises InvalidInput for what is no text that can be sent, and so no model's name."""
+    if not isinstance(model, str) or model.encode(errors="ignore").decode() != model:
+        raise InvalidInput(f"model {model!r:.60}: must be the name of one")
 
 
 def _names(tensors: tuple[Tensor, ...]) -> tuple[str, ...]:
