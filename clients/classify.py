@@ -50,6 +50,8 @@ def look(path: str, method: classification.Method) -> Look:
     picture = pictures.open_picture(path, say=cli.say)
     with cli.naming(path):
         seen = classification.prepared(picture, method=method)
+    if not seen.any():
+        cli.say(f"{path}: no garment was found, and nothing is what the network sees")
     picture.thumbnail((sheet.SIDE, sheet.SIDE))
     return path, picture, seen
 

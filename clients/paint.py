@@ -101,9 +101,11 @@ def collect(strokes: Painting, seen: deque[Stroke]) -> None:
 
 
 def save_film(seen: deque[Stroke], options: Namespace) -> None:
-    """Every canvas at the size of the last, which stays for a moment."""
+    """Every canvas at the size of the last, which stays for a moment where a film is shown."""
     frames = [pictures.as_rgb(stroke.image.resize(seen[-1].image.size)) for stroke in seen]
-    saving.save(options.film, frames + frames[-1:] * round(FILM_HOLDS_S * options.fps), fps=options.fps)
+    if saving.format_of(options.film) not in (saving.FOLDER, ".zip"):
+        frames += frames[-1:] * round(FILM_HOLDS_S * options.fps)
+    saving.save(options.film, frames, fps=options.fps)
 
 
 def save_last(target: Path, seen: deque[Stroke], options: Namespace) -> str:

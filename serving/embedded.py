@@ -28,7 +28,7 @@ REASONS = (  # in tritonserver's log, the most telling first
     r"tritonserver: (unrecognized option .+|option .+ requires an argument)",
 )
 MODELS = "models"
-SPECIAL = re.compile(r"[^\w/.,:@%+=-]")
+SPECIAL = re.compile(r"[^\w/.,:@%+=~#-]")
 """What a shell may take for more than a part of a path."""
 RESTRICTED_APIS = "model-repository,shared-memory,trace,logging"
 """APIs for which a control key is needed: what changes the server or reaches into its memory. Who may load models may
@@ -71,8 +71,9 @@ class Embedded(LocalServer[Ports]):
     def command(self, run: Run[Ports]) -> tuple[list[str], dict[str, str]]:
         found = wheel.find()
         # Triton's Python backend starts its processes through a shell, and quotes nothing: they get paths of ours.
-        if SPECIAL.search(str(run.folder)):
-            raise ServerError(f"TMPDIR: tritonserver can't run in {run.folder.parent}; name a folder without spaces")
+        if found_one := SPECIAL.search(str(run.folder)):
+            without = f"name a folder without {found_one[0]!r} in its path"
+            raise ServerError(f"TMPDIR: tritonserver can't run in {run.folder.parent}; {without}")
         backends, repository = found.assemble(run.folder / "backends"), run.folder / MODELS
         repository.symlink_to(self.repository.resolve())
         return [str(found.binary), *_arguments(self, run.ports, run.id, backends, repository)], found.environment()

@@ -27,6 +27,10 @@ class Unlisted(Unreachable):
     """Which replicas there are can't be looked up: DNS does not answer."""
 
 
+class Elsewhere(ServerError):
+    """A server has not got the version that it was told to load: it serves another folder, or sees this one late."""
+
+
 class Disagreement(ServingError):
     """A live model does not answer as its golden batch says."""
 

@@ -1,10 +1,20 @@
-"""Atomic and durable writes: a file is written whole or not at all, and is on disk when the call returns."""
+"""Atomic and durable writes, whole or not at all and on disk when the call returns; and which folders are versions."""
 
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from pathlib import Path
+
+VERSION = re.compile(r"[1-9][0-9]*")
+"""The name of a folder that tritonserver takes for a version, and for that one alone."""
+
+
+def numbered(folder: Path) -> list[int]:
+    """The versions that lie in a model's folder, oldest first."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(int(path.name) for path in found if VERSION.fullmatch(path.name) and path.is_dir())
 
 
 def write_atomically(path: Path, content: str | bytes, mode: int = 0o666) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import errno
 import http.client
 import os
@@ -24,9 +25,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar, Generic, Self, TypeVar
 
-from serving import cli
+from serving import cli, files
 from serving.errors import PortTaken, RepositoryError, ServerError, ServingError
-from serving.repository import REPOSITORY, VERSION, WITHDRAWN, lacking, models
+from serving.repository import REPOSITORY, WITHDRAWN, lacking, models
 
 KEEPER = Path(__file__).with_name("keeper.py")
 # Windows has no SIGHUP.
@@ -38,7 +39,9 @@ POLL_S = 0.02
 POLL_TIMEOUT_S = 1.0
 WATCH_S = 0.5
 LOG_BYTES = 16 << 20
-"""of a log that is shown and grows on: then it begins anew"""
+"""Of a log that is shown, so many are on the disk, and what was before them no more."""
+KEEP_SIZE, PUNCH_HOLE = 1, 2
+"""fallocate's, of linux/falloc.h"""
 EVERY_INTERFACE = "0.0.0.0"
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
@@ -179,7 +182,7 @@ class Run(Generic[P]):
 
     def _launch(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
         keeper = [sys.executable, "-I", "-S", str(KEEPER), self.id, str(self.folder)]
-        with self.log.open("ab") as log:  # at its end, wherever that is: _tail empties it
+        with self.log.open("wb") as log:
             return subprocess.Popen(
                 [*keeper, *command],
                 stdin=subprocess.PIPE,
@@ -209,7 +212,7 @@ class Run(Generic[P]):
     def stop(self, *, keep_log: bool = False) -> None:
         """Ends the server; its log stays if asked for, or if the server had ended by itself or does not end.
 
-        A second Ctrl-C or SIGTERM waits until it has. Raises ServerError.
+        Whatever else would end it waits until it has. Raises ServerError.
         """
         assert self._keeper.stdin is not None
         by_itself = not self._keeper.stdin.closed and self._keeper.poll() is not None
@@ -253,7 +256,8 @@ def _deferred_signals() -> Iterator[None]:
         yield
         return
     received: list[int] = []
-    previous = {each: signal.signal(each, lambda number, _: received.append(number)) for each in TERMINATION_SIGNALS}
+    heard = [each for each in TERMINATION_SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
+    previous = {each: signal.signal(each, lambda number, _: received.append(number)) for each in heard}
     try:
         yield
     finally:
@@ -283,23 +287,25 @@ def servable(repository: Path, names: Sequence[str] = ()) -> list[str]:
 def _check_names(folder: Path) -> None:
     """Raises RepositoryError for 2.bak or 2-old, which tritonserver takes for version 2, and for 02."""
     for path in folder.glob("[0-9]*/"):
-        if not VERSION.fullmatch(path.name):
+        if not files.VERSION.fullmatch(path.name):
             raise RepositoryError(f"{path}: neither a version nor put away; name it NUMBER or {WITHDRAWN}NUMBER")
 
 
 def _tail(log: Path, keeper: subprocess.Popen[bytes]) -> None:
-    """Copies the log to stderr as it grows, until the server has ended, and empties it when it is large: each request
-    that ONNX Runtime refuses leaves lines there, and a pod whose /tmp outgrows its limit is evicted."""
-    with log.open("rb") as text:
+    """Copies the log to stderr as it grows, until the server has ended, and gives back the disk that it takes: each
+    request that ONNX Runtime refuses leaves lines there, and a pod whose /tmp outgrows its limit is evicted."""
+    with log.open("r+b") as text:
+        given_back = 0
         while True:
             ended = keeper.poll() is not None  # before reading, so that the last reading misses nothing
             shutil.copyfileobj(text, sys.stderr.buffer)
             sys.stderr.flush()
             if ended:
                 return
-            if text.tell() > LOG_BYTES:
-                os.truncate(log, 0)
-                text.seek(0)
+            if text.tell() - given_back > LOG_BYTES:
+                given_back = text.tell()
+                length = ctypes.c_int64(given_back)
+                ctypes.CDLL(None).fallocate(text.fileno(), KEEP_SIZE | PUNCH_HOLE, ctypes.c_int64(0), length)
             time.sleep(WATCH_S)
 
 

@@ -18,7 +18,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from serving import configs
-from serving.files import write_atomically
+from serving.files import numbered, write_atomically
 
 NAME = "tensorrt"
 """For --model-config-name."""
@@ -118,8 +118,9 @@ def reconcile(folder: Path, *, incoming: Iterable[Path] = (), outgoing: int = 0)
 
 def in_service(folder: Path, config: pb.ModelConfig, more: int = 0) -> list[Path]:
     """Folders of the versions that Triton loads, oldest first, and of as many `more` before them."""
-    numbers = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
-    return [folder / str(number) for number in numbers[-(config.version_policy.latest.num_versions or 1) - more :]]
+    return [
+        folder / str(number) for number in numbered(folder)[-(config.version_policy.latest.num_versions or 1) - more :]
+    ]
 
 
 def render(config: pb.ModelConfig) -> str:

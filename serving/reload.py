@@ -36,7 +36,16 @@ import prometheus_client
 
 from serving import cli, replicas
 from serving import repository as repo
-from serving.errors import Refused, RepositoryError, ServerError, ServingError, Unlisted, Unreachable, Withdrawn
+from serving.errors import (
+    Elsewhere,
+    Refused,
+    RepositoryError,
+    ServerError,
+    ServingError,
+    Unlisted,
+    Unreachable,
+    Withdrawn,
+)
 from serving.local import EVERY_INTERFACE
 from serving.replicas import Replica, Resolver
 from serving.repository import REPOSITORY
@@ -152,7 +161,7 @@ class Reloader:
     def _switch(self, model: str, version: int) -> None:
         try:
             self._on_each(lambda replica: self._load(replica, model, version))
-        except Unlisted:  # no replica's word against the version; --watch goes on where this stopped
+        except (Unlisted, Elsewhere):  # no replica's word against the version; --watch goes on where this stopped
             raise
         except ServingError as exc:
             if repo.steps(self.repository, model) or not self.replicas():
@@ -165,6 +174,9 @@ class Reloader:
             return
         if served.get(model) != version:
             replica.load(model)
+            if (now := replica.serves().get(model)) != version:
+                said = f"was told to load {model} {version}, and has {now}; does it serve this folder?"
+                raise Elsewhere(f"{replica}: {said}")
         self._verify(replica, model, version)
 
     def _verify(self, replica: Replica, model: str, version: int) -> None:

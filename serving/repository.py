@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import hashlib
 import json
-import re
 import secrets
 import shlex
 import shutil
@@ -45,7 +44,6 @@ GRPC_PREFIX = "triton-grpc-protocol-"
 ABANDONED_S = 24 * 3600.0
 """A staging folder as old as this belongs to a publisher that was killed."""
 METRICS_LISTED = 6
-VERSION = re.compile(r"[1-9][0-9]*")
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def models(repository: Path, flag: str = "--repository") -> list[str]:
 
 def versions(repository: Path, model: str) -> list[int]:
     """Versions in service, oldest first; none if there is no such model."""
-    return sorted(int(name) for name in _folders(repository / model) if VERSION.fullmatch(name))
+    return files.numbered(repository / model)
 
 
 def newest(repository: Path, model: str) -> int:
@@ -202,14 +200,19 @@ def withdraw(repository: Path, model: str) -> int:
 
 
 def restore(repository: Path, model: str, version: int) -> None:
-    """Puts a version that was rolled back into service again. Raises RepositoryError if it lies nowhere."""
+    """Makes a version that was rolled back the newest again.
+
+    Raises RepositoryError if it lies nowhere, or a newer one is in service: running servers look for the newest alone.
+    """
     folder, away = repository / model, withdrawn(repository, model, version)
-    if not away.is_dir():
-        raise RepositoryError(f"{away}: no such folder; only what was rolled back can be restored")
+    existing(folder)
     with locked(repository, model), _translating_os_errors(f"restoring {model} {version} in {repository}"):
-        numbers = sorted([*versions(repository, model), version])
-        present = [away if each == version else folder / str(each) for each in numbers]
-        with _configured(folder, away, present):
+        if not away.is_dir():
+            raise RepositoryError(f"{away}: no such folder; only what was rolled back can be restored")
+        present = versions(repository, model)
+        if present and present[-1] > version:
+            raise RepositoryError(f"{folder}: version {present[-1]} is newer; roll that back first")
+        with _configured(folder, away, [*(folder / str(each) for each in present), away]):
             plans.reconcile(folder, incoming=[away])
             away.rename(folder / str(version))
             files.fsync(folder)
@@ -445,7 +448,7 @@ def _parser() -> cli.Parser:
     back = commands.add_parser("rollback", help="take the newest version of a model out of service")
     back.add_argument("model")
     back.set_defaults(run=_rollback)
-    again = commands.add_parser("restore", help="put a version that was rolled back into service again")
+    again = commands.add_parser("restore", help="make a version that was rolled back the newest again")
     again.add_argument("model")
     again.add_argument("version", type=int)
     again.set_defaults(run=_restore)
@@ -495,8 +498,7 @@ def _rollback(options: argparse.Namespace) -> str:
 
 def _restore(options: argparse.Namespace) -> str:
     restore(options.repository, options.model, options.version)
-    now = newest(options.repository, options.model)
-    return f"{options.model} {options.version} is in service again, and {now} the newest; {_reloading(options)}"
+    return f"{options.model} {options.version} is the newest again; {_reloading(options)}"
 
 
 def _reloading(options: argparse.Namespace) -> str:

@@ -24,10 +24,11 @@ TESTS = Path(__file__).parent
 # Tests run beside each other, one to a core: more threads in each would only wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A shell starts what it puts in the background with Ctrl-C ignored, and children inherit that; tests that send one to
-# a child would wait for ever.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell starts what it puts in the background with Ctrl-C ignored, nohup with SIGHUP, and children inherit that; tests
+# that send one to a child would wait for ever.
+for each, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(each) is signal.SIG_IGN:
+        signal.signal(each, handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -200,5 +200,5 @@ def _worker_failure(run: Run[Ports]) -> ServerError | None:
     match = WORKER_FAILURE.search(run.log.read_text(errors="replace"))
     if match is None:
         return None
-    reason = re.sub(rf"{run.folder}/models/\w+/", "", match[1]).replace(MODEL_EXCEPTION, "")
+    reason = re.sub(rf"{re.escape(str(run.folder))}/models/\w+/", "", match[1]).replace(MODEL_EXCEPTION, "")
     return ServerError(f"{reason}; {TorchServe.program}'s log: {run.log}")

@@ -256,6 +256,14 @@ def test_text_has_the_answers_and_stderr_the_rest(near, tmp_path):
     assert done.stdout == worked(near("--top", 1, "boot.jpg")).stdout
 
 
+def test_where_there_is_no_garment_that_is_said(near, tmp_path):
+    """The network answers whatever it sees; of a wall it sees nothing."""
+    Image.new("RGB", (60, 80), "white").save(tmp_path / "wall.png")
+    done = near("--top", 1, "wall.png")
+    assert (done.returncode, done.stdout.count("\n")) == (0, 1)
+    assert done.stderr == "classify.py: wall.png: no garment was found, and nothing is what the network sees\n"
+
+
 def test_when_every_picture_is_bad_nothing_is_started(tmp_path, repository):
     """No server, no answer, an older sheet stays, and the status is 1; JSON still says why."""
     worked(run(CLASSIFY, "--repository", repository, "--in-process", "--sheet", "s.png", "boot.jpg", cwd=tmp_path))

@@ -120,9 +120,9 @@ def test_a_film_has_every_canvas_and_ends_on_the_last(paint, tmp_path):
 
 
 def test_a_film_as_a_folder(paint, tmp_path):
-    """As walk.py saves one."""
+    """As walk.py saves one: each canvas once, as nothing is shown there for a moment."""
     worked(paint("photo.jpg", "wave.png", "--iterations", 2, "--every", 1, "--film", "frames", "--fps", 1))
-    assert names(tmp_path / "frames") == {"walk.json", *(f"frame-{k:04}.png" for k in range(4))}
+    assert names(tmp_path / "frames") == {"walk.json", *(f"frame-{k:04}.png" for k in range(3))}
     start = opened(tmp_path / "frames" / "frame-0000.png")
     assert np.abs(np.asarray(start).astype(int) - pixels(tmp_path / "photo.jpg")).max() == 0
 
@@ -148,7 +148,7 @@ def test_a_film_that_cannot_be_written_costs_no_painting(painter, tmp_path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))\n"
         "runpy.run_path(sys.argv.pop(1), run_name='__main__')\n"
     )
-    arguments = ("photo.jpg", "wave.png", "--iterations", 1, "--out", "p.png", "--film", "f.zip")
+    arguments = ("photo.jpg", "wave.png", "--iterations", 20, "--every", 1, "--out", "p.png", "--film", "f.zip")
     done = run(tmp_path / "limited.py", PAINT, *arguments, "--url", painter.grpc, cwd=tmp_path)
     refused(done, "--film: f.zip: cannot be written: File too large; p.png is saved")
     assert opened(tmp_path / "p.png").size == (40, 60)

@@ -337,7 +337,7 @@ def test_a_temporary_folder_that_triton_cannot_run_in(command: Command, reposito
     (tmp_path / "t m").mkdir()
     process = command("--repository", str(repository), "--free-ports", env=os.environ | {"TMPDIR": f"{tmp_path}/t m"})
     output, errors = process.communicate(timeout=traces.PATIENCE_S)
-    said = f"TMPDIR: tritonserver can't run in {tmp_path}/t m; name a folder without spaces\n"
+    said = f"TMPDIR: tritonserver can't run in {tmp_path}/t m; name a folder without ' ' in its path\n"
     assert (process.returncode, output, errors) == (2, "", said)
     assert list((tmp_path / "t m").iterdir()) == []
 

@@ -77,21 +77,23 @@ def test_a_server_that_does_not_end(sleeper: Sleeper, monkeypatch: pytest.Monkey
 def test_a_log_that_is_shown_does_not_fill_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    """Whoever sends bad requests without end would have a pod evicted for its /tmp: what was shown is dropped."""
-    log, line, lengths = tmp_path / "server.log", b"a request is refused\n", []
+    """Whoever sends bad requests without end would have a pod evicted for its /tmp: what was shown takes no disk."""
+    log, line = tmp_path / "server.log", 4095 * b"x" + b"\n"
     log.touch()
+    taken: list[int] = []
 
     class Talking:
-        """A server that writes a line whenever it is looked at, to a log that is open at its end."""
+        """A server that writes a line whenever it is looked at."""
 
         def poll(self) -> int | None:
             with log.open("ab") as end:
                 end.write(line)
-            lengths.append(log.stat().st_size)
-            return 0 if len(lengths) == 50 else None
+            taken.append(512 * log.stat().st_blocks)
+            return 0 if len(taken) == 200 else None
 
     monkeypatch.setattr(local, "WATCH_S", 0)
-    monkeypatch.setattr(local, "LOG_BYTES", 10 * len(line))
+    monkeypatch.setattr(local, "LOG_BYTES", 16 * len(line))
     local._tail(log, Talking())
-    assert capfdbinary.readouterr().err == 50 * line
-    assert max(lengths) == 11 * len(line)
+    assert capfdbinary.readouterr().err == 200 * line
+    assert log.stat().st_size == 200 * len(line)
+    assert max(taken) <= 32 * len(line)

@@ -259,12 +259,13 @@ def test_a_port_that_talks_something_else_is_no_triton():
 
 
 @pytest.mark.parametrize("why", ["recvmsg:Connection reset by peer (104)", "Socket closed"])
-def test_a_port_that_hangs_up_is_asked_in_http(why):
-    """Triton's HTTP ports answer; a forwarded port whose server is not up yet says nothing then, too."""
+def test_a_port_that_hangs_up_is_looked_at_once_more(why):
+    """Triton's HTTP ports and TLS wait for what they are asked; a forwarded port without a server does not."""
     hung_up = Failed(Code.UNAVAILABLE, REFUSED.replace("Connection refused", why))
     found, steps = drive(core().models(NOT_GIVEN), hung_up, accepts=True)
     assert isinstance(found, errors.NotATritonServer)
-    assert steps[-1] == Probe("box", 8001, 2.0, b"GET / HTTP/1.0\r\n\r\n")
+    assert "grpcs://" in str(found)
+    assert steps[-1] == Probe("box", 8001, 2.0, 0.5)
     found, steps = drive(core().models(NOT_GIVEN), hung_up, accepts=False)
     assert isinstance(found, errors.ServerUnreachable)
     assert len(sends(steps)) == _protocol.MAX_ATTEMPTS

@@ -14,7 +14,7 @@ import stand_in
 
 from serving import reload, replicas
 from serving import repository as repo
-from serving.errors import ServerError, ServingError, Unlisted, Unreachable, Withdrawn
+from serving.errors import Elsewhere, ServerError, ServingError, Unlisted, Unreachable, Withdrawn
 from serving.reload import PATIENCE_S, Reloader, Watch
 from serving.replicas import Replica
 from serving.verify import loaded
@@ -130,6 +130,17 @@ def test_names_that_nobody_looks_up(monkeypatch: pytest.MonkeyPatch) -> None:
         replicas.resolver("dns:replicas:8001")()
 
 
+def _loads_the_newest(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replicas that serve version 1 until they are told to load what there is."""
+    served: dict[str, int] = {}
+
+    def load(replica: Replica, model: str) -> None:
+        served[replica.address] = repo.newest(repository, model)
+
+    monkeypatch.setattr(Replica, "serves", lambda replica: {"wgan": served.get(replica.address, 1)})
+    monkeypatch.setattr(Replica, "load", load)
+
+
 def _lost(monkeypatch: pytest.MonkeyPatch, there: list[str]) -> None:
     """Replicas that serve version 1, and are gone as soon as they try another one out."""
 
@@ -165,8 +176,7 @@ def test_one_that_left_before_its_turn_is_not_lost_over_the_version(
         there[:] = ["a:1"]
         return 0.0
 
-    monkeypatch.setattr(Replica, "serves", lambda replica: {"wgan": 1})
-    monkeypatch.setattr(Replica, "load", lambda *_: None)
+    _loads_the_newest(repository, monkeypatch)
     monkeypatch.setattr(Replica, "verify", lambda *_: 0.0)
     monkeypatch.setattr(Replica, "try_out", slow)
     assert Reloader(repository, lambda: list(there)).hand_over("wgan") == 2
@@ -268,9 +278,8 @@ def test_cut_off_for_a_while(repository: Path, monkeypatch: pytest.MonkeyPatch) 
         return 0.0
 
     monkeypatch.setattr("serving.reload.RETRY_S", 0.0)
-    monkeypatch.setattr(Replica, "serves", lambda replica: {"wgan": 1})
+    _loads_the_newest(repository, monkeypatch)
     monkeypatch.setattr(Replica, "try_out", asked)
-    monkeypatch.setattr(Replica, "load", lambda *_: None)
     monkeypatch.setattr(Replica, "verify", lambda *_: 0.0)
     assert Reloader(repository, listed).hand_over("wgan") == 2
     assert silences == []
@@ -316,6 +325,16 @@ def test_cut_off_when_every_replica_has_loaded(repository: Path, monkeypatch: py
     reloader.hand_over("wgan")
 
 
+def test_a_server_of_another_folder(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It loads what it has, as a volume does that shows late what is new: that is no word against the version."""
+    monkeypatch.setattr(Replica, "serves", lambda replica: {"wgan": 1})
+    monkeypatch.setattr(Replica, "try_out", lambda *_: 0.0)
+    monkeypatch.setattr(Replica, "load", lambda *_: None)
+    with pytest.raises(Elsewhere, match="a:1: was told to load wgan 2, and has 1; does it serve this folder"):
+        Reloader(repository, lambda: ["a:1"]).hand_over("wgan")
+    assert repo.versions(repository, "wgan") == [1, 2]
+
+
 def test_patience_begins_with_the_first_silence(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request that was too late is asked again, though it took longer than a replica may be silent."""
     now, left = [0.0], [Unreachable("Deadline Exceeded")]
@@ -328,9 +347,8 @@ def test_patience_begins_with_the_first_silence(repository: Path, monkeypatch: p
 
     clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda _: None)
     monkeypatch.setattr("serving.reload.time", clock)
-    monkeypatch.setattr(Replica, "serves", lambda replica: {"wgan": 1})
+    _loads_the_newest(repository, monkeypatch)
     monkeypatch.setattr(Replica, "try_out", lambda *_: 0.0)
-    monkeypatch.setattr(Replica, "load", lambda *_: None)
     monkeypatch.setattr(Replica, "verify", too_late_at_first)
     assert Reloader(repository, lambda: ["a:1"]).hand_over("wgan") == 2
     assert left == []

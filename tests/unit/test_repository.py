@@ -218,8 +218,11 @@ def test_rollback(candidate: Path, repository: Path) -> None:
     assert repo.versions(repository, "wgan") == [1]
     assert content(repo.withdrawn(repository, "wgan", 2)) == before
     assert repo.publish(candidate, repository, "wgan") == 3
+    with pytest.raises(RepositoryError, match="version 3 is newer; roll that back first"):
+        repo.restore(repository, "wgan", 2)
+    repo.rollback(repository, "wgan")
     repo.restore(repository, "wgan", 2)
-    assert repo.versions(repository, "wgan") == [1, 2, 3]
+    assert repo.versions(repository, "wgan") == [1, 2]
     assert content(repository / "wgan" / "2") == before
 
 
@@ -448,7 +451,7 @@ def test_rollback_command(styles: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "style 2 is the newest now" in done.stdout
     again, tells = (shlex.split(each) for each in done.stdout.split("`")[1::4])
-    assert run(*again[3:]).stdout.startswith("style 3 is in service again, and 3 the newest; ")
+    assert run(*again[3:]).stdout.startswith("style 3 is the newest again; ")
     assert content(styles) == before
     assert tells[:3] == ["python", "-m", "serving.reload"]
     assert reload._parser().parse_args(tells[3:]).repository == styles
@@ -460,7 +463,7 @@ def test_rollback_command(styles: Path) -> None:
         pytest.param(["list"], "--repository", id="no such folder"),
         pytest.param(["rollback", "wgan"], "no model wgan", id="no such model"),
         pytest.param([], "list,rollback", id="no command"),
-        pytest.param(["restore", "wgan", "2"], "wgan/.withdrawn-2: no such folder", id="nothing to restore"),
+        pytest.param(["restore", "wgan", "2"], "absent/wgan: no such folder", id="nothing to restore"),
         pytest.param(["purge"], "invalid choice: 'purge'", id="unknown command"),
     ],
 )

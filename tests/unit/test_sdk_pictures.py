@@ -426,6 +426,22 @@ def test_the_picture_given_stays_as_it_is():
     assert (given.size, given.getexif()[ORIENTATION]) == ((40, 60), 6)
 
 
+@pytest.mark.parametrize("as_file", [bytes, io.BytesIO], ids=["bytes", "file"])
+def test_an_upload_is_read_as_a_file_is(as_file):
+    """A web handler has its bytes, or something to read them from; whatever is wrong with it is InvalidInput, too."""
+    assert ends(open_picture(as_file(bytes_of(picture())))) == (TOP, BOTTOM)
+    with pytest.raises(InvalidInput, match=r"^picture: is not a picture that can be read; "):
+        open_picture(as_file(b"<html>"))
+    with pytest.raises(InvalidInput, match=r"^picture: is empty; get it again$"):
+        open_picture(as_file(b""))
+
+
+@pytest.mark.parametrize("given", [None, 3, io.StringIO("text"), picture()], ids=["none", "number", "text", "picture"])
+def test_what_is_neither_path_nor_bytes_is_refused(given):
+    with pytest.raises(InvalidInput, match=r"^picture: a \w+ is none; give a file's path, or its bytes$"):
+        open_picture(given)
+
+
 def test_a_path_may_be_text(tmp_path):
     """Both name the same file."""
     picture().save(tmp_path / "a.png")

@@ -118,6 +118,16 @@ def test_a_contact_sheet_has_as_many_columns_as_it_is_asked_for():
     assert drawn.size == (3 * (120 + 16) + 16, 16 + 24 + (80 + 24 + 16))
 
 
+def test_small_pictures_leave_room_for_a_sentence():
+    """Not for any: of a longer one its end is there."""
+    small = Image.new("RGB", (64, 64))
+    short, long = (
+        sheet.contact([(words, small)] * 2, title="", columns=2) for words in ("four times as wide", "x" * 99)
+    )
+    assert short.width > 2 * (64 + 16) + 100
+    assert long.width == 2 * (240 + 16) + 16
+
+
 def test_the_letters_of_large_pictures_can_be_read():
     """They grow with the pictures, as far as these are too large to be looked at one to one."""
     heights = []

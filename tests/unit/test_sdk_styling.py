@@ -188,6 +188,7 @@ def test_the_size_that_an_error_names_is_one_that_fits(width, height):
         pytest.param([photo(), "a.jpg"], {}, "picture 2: 'a.jpg' is not one", id="a-path-among-pictures"),
         pytest.param("a.jpg", {}, "pictures: 'a.jpg' is not one; atelier.pictures.open_picture", id="a-path"),
         pytest.param(7, {}, "pictures: 7 is not one", id="a-number"),
+        pytest.param(np.ones((9, 9, 3)), {}, "picture 1: array([[1., 1., 1.], [1., 1., 1.], ", id="an-array"),
         pytest.param(np.array(3), {}, "pictures: array(3) is not one", id="an-array-without-dimensions"),
         pytest.param(photo(), {"size": 15}, "size 15: must be a whole number, 16 or more", id="size-15"),
         pytest.param(photo(), {"size": 10**400}, "more than the limit of 10,000", id="size-beyond-float64"),

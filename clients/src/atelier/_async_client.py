@@ -325,9 +325,7 @@ class AsyncClient:
             case Sleep(seconds):
                 return await asyncio.sleep(seconds)
             case Probe():
-                with contextlib.suppress(OSError, UnicodeError):
-                    return await asyncio.wait_for(_accepts(step), step.timeout_s)
-                return False
+                return await _accepts(step)
             case Read(stream, timeout_s):
                 return await self._await_call(stream.read(timeout_s))
             case Open(method, request):
@@ -392,7 +390,12 @@ class _Stream:
 
 
 async def _accepts(probe: Probe) -> bool:
-    reader, writer = await asyncio.open_connection(probe.host, probe.port)
-    with contextlib.closing(writer):
-        writer.write(probe.question)
-        return not probe.question or bool(await reader.read(1))
+    with contextlib.suppress(OSError, UnicodeError):
+        opening = asyncio.open_connection(probe.host, probe.port)
+        reader, writer = await asyncio.wait_for(opening, probe.timeout_s)
+        with contextlib.closing(writer):
+            try:
+                return not probe.stays_s or bool(await asyncio.wait_for(reader.read(1), probe.stays_s))
+            except TimeoutError:
+                return True
+    return False

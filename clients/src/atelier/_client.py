@@ -337,8 +337,8 @@ class Client:
             case Sleep(seconds):
                 time.sleep(seconds)
                 return None
-            case Probe(host, port, timeout_s, question):
-                return accepts(host, port, timeout_s, question)
+            case Probe():
+                return accepts(step)
             case Read(stream, timeout_s):
                 return stream.read(timeout_s)
             case Open():

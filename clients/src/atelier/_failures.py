@@ -129,7 +129,7 @@ def is_connect_error(rpc_error: grpc.RpcError) -> bool:
 
 
 def is_hang_up(rpc_error: grpc.RpcError) -> bool:
-    """Whether a connection was taken and ended wordlessly: as Triton's HTTP ports and forwarded ports do."""
+    """Whether a connection was taken and ended wordlessly: by Triton's HTTP ports, TLS, or a port that is forwarded."""
     return any(part in (rpc_error.details() or "").lower() for part in _HUNG_UP)
 
 
@@ -141,7 +141,7 @@ def not_triton(address: str, why: str) -> errors.NotATritonServer:
         )
     return errors.NotATritonServer(
         f"{address}: something answers there, but not as Triton's gRPC port does ({why}); "
-        "that port is 8001 unless set otherwise, and 8000 is HTTP"
+        "that port is 8001 unless set otherwise, and 8000 is HTTP; over TLS it is grpcs://HOST:PORT"
     )
 
 

@@ -32,7 +32,8 @@ MAX_BACKOFF_S: Final = 2.0
 JITTER: Final = 0.5
 """Share of a backoff by which it is longer or shorter at random, so that many clients do not come back as one."""
 PROBE_TIMEOUT_S: Final = 2.0
-HTTP_QUESTION: Final = b"GET / HTTP/1.0\r\n\r\n"
+HANG_UP_S: Final = 0.5
+"""A forwarded port without a server ends a connection at once; a server waits for what it is asked."""
 MAX_TIMEOUT_S: Final = 1e9
 """32 years. gRPC counts a deadline in nanoseconds from 1970 in 64 bits; what is beyond them has passed at once."""
 
@@ -71,13 +72,13 @@ class Sleep:
 
 @dataclass(frozen=True)
 class Probe:
-    """Find out whether `host` accepts TCP connections at `port` and, if `question` is not empty, answers it with a word
-    at least; True or False is sent back."""
+    """Find out whether `host` accepts TCP connections at `port`, and ends none within `stays_s`; True or False is sent
+    back."""
 
     host: str
     port: int
     timeout_s: float
-    question: bytes = b""
+    stays_s: float = 0.0
 
 
 Step = Send | Open | Read | Sleep | Probe
@@ -256,8 +257,8 @@ class Core:
         error = _failures.error(rpc_error, address=str(self.address), timeout_s=timeout_s)
         unreachable = isinstance(error, errors.ServerUnreachable) and _failures.is_connect_error(rpc_error)
         if unreachable and not self._answered and isinstance(self.address, Address):
-            question = HTTP_QUESTION if _failures.is_hang_up(rpc_error) else b""
-            if (yield Probe(self.address.host, self.address.port, min(timeout_s, PROBE_TIMEOUT_S), question)):
+            stays_s = HANG_UP_S if _failures.is_hang_up(rpc_error) else 0.0
+            if (yield Probe(self.address.host, self.address.port, min(timeout_s, PROBE_TIMEOUT_S), stays_s)):
                 return _failures.not_triton(str(self.address), _failures.reason(rpc_error))
         return error
 

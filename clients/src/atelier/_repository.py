@@ -56,4 +56,4 @@ def _trained(repository: Path, model: str) -> list[int]:
 
 def _numbers(folder: Path) -> list[int]:
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isdecimal())
+    return sorted(int(name) for name in names if name.isdecimal() and not name.startswith("0"))  # as tritonserver does

@@ -13,7 +13,7 @@ from tritonclient.grpc import service_pb2_grpc
 
 from atelier import _address, _wire
 from atelier._failures import ReadTimeout, raise_for_error
-from atelier._protocol import Open, Send
+from atelier._protocol import Open, Probe, Send
 from atelier.errors import Cancelled
 
 
@@ -109,10 +109,15 @@ def closed_error(address: object) -> Cancelled:
     return Cancelled(f"{address}: this client is closed; make another one")
 
 
-def accepts(host: str, port: int, timeout_s: float, question: bytes) -> bool:
-    """Whether TCP connections are accepted there, and a question is answered."""
+def accepts(probe: Probe) -> bool:
     # UnicodeError is Python's of a host that cannot be one, such as a..b.
-    with contextlib.suppress(OSError, UnicodeError), socket.create_connection((host, port), timeout_s) as it:
-        it.sendall(question)
-        return not question or bool(it.recv(1))
+    with (
+        contextlib.suppress(OSError, UnicodeError),
+        socket.create_connection((probe.host, probe.port), probe.timeout_s) as connection,
+    ):
+        connection.settimeout(probe.stays_s)
+        try:
+            return not probe.stays_s or bool(connection.recv(1))
+        except TimeoutError:
+            return True
     return False

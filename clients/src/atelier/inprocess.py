@@ -7,6 +7,7 @@ with InProcessClient("serving/model_repository") as client:
 from __future__ import annotations
 
 import importlib
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -140,6 +141,7 @@ class _OnnxRuntimeTransport:
 
 
 def _onnxruntime() -> Any:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # or it tells Microsoft what it runs: its Privacy.md
     try:
         return importlib.import_module("onnxruntime")
     except ImportError as exc:

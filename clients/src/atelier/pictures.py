@@ -66,15 +66,17 @@ def _say_nothing(line: str) -> None:
     pass
 
 
-def open_picture(path: str | Path, *, alpha: bool = False, say: Say = _say_nothing) -> Image.Image:
+def open_picture(file: str | Path | bytes | IO[bytes], *, alpha: bool = False, say: Say = _say_nothing) -> Image.Image:
     """The picture in a file, as `as_rgb` makes it; of several, such as an animation's, the first, and `say` is told.
 
-    Raises InvalidInput, one line with the path: missing, a folder, no picture, damaged, too large or too small.
+    `file` is its path or, as of an upload, its content or what that can be read from. Raises InvalidInput, one line
+    that begins with the path, or "picture": missing, a folder, no picture, damaged, too large or too small.
     """
-    with _readable(Path(path)) as file, _undamaged(str(path)), _opened(file, str(path)) as picture:
+    name = str(file) if isinstance(file, str | Path) else "picture"
+    with _readable(file) as content, _undamaged(name), _opened(content, name) as picture:
         if getattr(picture, "is_animated", False) and picture.format != "MPO":  # a camera's, with a preview behind it
-            say(f"{path}: holds more than one picture; the first is taken")
-        return as_rgb(picture, alpha=alpha, name=str(path))
+            say(f"{name}: holds more than one picture; the first is taken")
+        return as_rgb(picture, alpha=alpha, name=name)
 
 
 def as_rgb(picture: Image.Image, *, alpha: bool = False, name: str = "picture") -> Image.Image:
@@ -132,7 +134,20 @@ def opaque(picture: Image.Image) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _readable(path: Path) -> Iterator[IO[bytes]]:
+def _readable(file: str | Path | bytes | IO[bytes]) -> Iterator[IO[bytes]]:
+    if isinstance(file, str | Path):
+        with _regular(Path(file)) as opened:
+            yield opened
+        return
+    content = file.read() if hasattr(file, "read") else file
+    if not isinstance(content, bytes):
+        raise InvalidInput(f"picture: a {type(content).__name__} is none; give a file's path, or its bytes")
+    if not content:
+        raise InvalidInput("picture: is empty; get it again")
+    yield io.BytesIO(content)
+
+
+def _regular(path: Path) -> IO[bytes]:
     try:
         found = path.stat()
         if stat.S_ISDIR(found.st_mode):
@@ -141,13 +156,11 @@ def _readable(path: Path) -> Iterator[IO[bytes]]:
             raise InvalidInput(f"{path}: is not a file; save the picture to one first")
         if not found.st_size:
             raise InvalidInput(f"{path}: is empty; get the picture again")
-        file = path.open("rb")
+        return path.open("rb")
     except FileNotFoundError as exc:
         raise InvalidInput(f"{path}: no such file; check its name") from exc
     except (OSError, ValueError) as exc:
         raise InvalidInput(f"{path}: cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
-    with file:
-        yield file
 
 
 def _opened(file: IO[bytes], name: str) -> Image.Image:

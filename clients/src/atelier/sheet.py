@@ -28,6 +28,8 @@ MOST: Final = 600
 """Cards on one sheet, which then has 88 million pixels."""
 
 _GAP, _TITLE, _LINE, _LETTERS = 16, 24, 17, 14
+_CAPTION: Final = 240
+"""Pixels that a caption may take though its picture is smaller."""
 _LARGE: Final = 1024
 """Pixels of a picture's width from which the letters of its sheet grow with it."""
 _NAMES, _BARS, _PERCENT = 112, 130, 52
@@ -75,11 +77,13 @@ def save(path: Path, cards: Sequence[Card], *, top: int | None = None) -> None:
 def contact(pictures: Sequence[tuple[str, Image.Image]], *, title: str, columns: int | None = None) -> Image.Image:
     """Pictures with their names, as large as they are, in one RGB picture; by itself it is about as wide as high.
 
-    Of large pictures the letters are larger, too.
+    Of large pictures the letters are larger, too; small ones leave room for a short sentence each.
     """
     width, height = (max(sides) for sides in zip(*(picture.size for _, picture in pictures), strict=True))
     times = max(1, width // _LARGE)
     gap, line, size = times * _GAP, times * _TITLE, times * _LETTERS
+    longest = max(_font(size).getlength(_drawable(name)) for name, _ in pictures)
+    width = max(width, min(math.ceil(longest), times * _CAPTION))
     cell_width, cell_height = width + gap, height + line + gap
     columns = columns or max(1, round(math.sqrt(len(pictures) * cell_height / cell_width)))
     rows = math.ceil(len(pictures) / columns)

@@ -131,4 +131,5 @@ def with_alpha(made: Image.Image, original: Image.Image) -> Image.Image:
 
 
 def _no_picture(name: str, given: object) -> InvalidInput:
-    return InvalidInput(f"{name}: {given!r:.60} is not one; atelier.pictures.open_picture reads a file")
+    shown = " ".join(f"{given!r:.60}".split())  # an array's takes several lines
+    return InvalidInput(f"{name}: {shown} is not one; atelier.pictures.open_picture reads a file")

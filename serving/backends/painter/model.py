@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+# Before their first import: SciPy's vectors are small, and its BLAS would take a thread for each core beside those of
+# the session, which on busy cores doubles a painting's time; for the other see serving/__init__.py.
+os.environ |= {"OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": os.environ.get("ORT_DISABLE_TELEMETRY", "1")}
 
 import numpy as np
 import onnxruntime as ort
