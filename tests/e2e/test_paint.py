@@ -136,7 +136,7 @@ def test_alpha_is_kept(paint, tmp_path):
     painted = opened(tmp_path / "p.png")
     np.testing.assert_array_equal(np.asarray(painted)[..., 3], np.asarray(photo)[..., 3])
     white = Image.new("RGBA", painted.size, "white")
-    last = opened(tmp_path / "frames" / "frame-0002.png")
+    last = opened(tmp_path / "frames" / "frame-0001.png")
     assert last.mode == "RGB"
     np.testing.assert_array_equal(np.asarray(last), np.asarray(Image.alpha_composite(white, painted))[..., :3])
 
