@@ -1,5 +1,5 @@
-"""Where and how a recipe computes: the device, the precision, what dropout draws from, and what the C library does with
-freed memory."""
+"""Where and how a recipe computes: the device, the precision, seeds, what dropout draws from, and what the C library
+does with freed memory."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 from training.errors import BadInput
+
+SEEDS = range(-(2**63), 2**64)
+"""What torch takes."""
 
 
 def pick_device() -> torch.device:
@@ -49,6 +52,12 @@ def computes_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     able = torch.cpu.get_capabilities()
     return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def check_seed(seed: int, *derived: int) -> None:
+    """Raises BadInput for a --seed that torch would refuse, or from which a recipe derives numbers that it would."""
+    if any(number not in SEEDS for number in (seed, *derived)):
+        raise BadInput(f"--seed: {seed} is beyond what torch takes; give one of fewer digits")
 
 
 def dropout_state(device: torch.device) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ from serving import configs, files, pbtxt, plans, repository, tensorrt, verify
 from serving.embedded import Embedded
 from serving.errors import RepositoryError, ServingError
 from serving.spec import ModelSpec, Threshold
-from training import catalog, operators, quantize
+from training import catalog, operators, provenance, quantize
 from training.data.corpus import Corpus
 from training.errors import BAD_INPUT, REFUSED, BadInput, Refused
 
@@ -101,19 +101,18 @@ def _write_card(
     candidate: Path, file: str, model: str, run: Path, metrics: dict[str, float], extra: dict[str, Any]
 ) -> None:
     """card.json: how the candidate's `file` was made, and what it is worth."""
-    provenance = json.loads((run / "options.json").read_text())
-    card = {
+    made_by = provenance.read(run)
+    card: dict[str, Any] = {
         "model": model,
-        "preset": provenance["preset"],
-        "options": provenance["options"],
-        "corpus": provenance["corpus"],
+        "preset": made_by["preset"],
+        "options": made_by["options"],
+        "corpus": made_by["corpus"],
         "metrics": metrics,
         **extra,
-        "commit": provenance["commit"],
-        "trained_on": provenance["machine"],
-        "command": provenance["command"],
-        **({"started_from": provenance["started_from"]} if "started_from" in provenance else {}),
-        **({"run": provenance["run"]} if "run" in provenance else {}),
+        "commit": made_by["commit"],
+        "trained_on": made_by["machine"],
+        "command": made_by["command"],
+        **{name: made_by[name] for name in ("resumed", "started_from", "run") if name in made_by},
         "sha256": repository.sha256(candidate / file),
     }
     (candidate / repository.CARD).write_text(json.dumps(card, indent=2) + "\n")
@@ -209,10 +208,10 @@ def _refuse_for(reasons: list[str], candidate: Path, model: str) -> None:
 
 def published_by(run: Path, model: str, into: Path) -> int | None:
     """The version that a run has published already, if it was killed before it could note it."""
-    provenance = json.loads((run / "options.json").read_text())
+    ours = provenance.read(run).get("run", "none")
     for version in reversed(repository.versions(into, model)):
         with contextlib.suppress(RepositoryError):  # a damaged card is another's; the gate has its say on it
-            if repository.card(into, model, version).data.get("run") == provenance.get("run", "none"):
+            if repository.card(into, model, version).data.get("run") == ours:
                 return version
     return None
 
@@ -226,7 +225,11 @@ def parity_reasons(candidate: Path, spec: ModelSpec) -> list[str]:
     """
     reference = GRAPH_GOLDEN if spec.graph else repository.GOLDEN
     in_floats = repository.IN_FLOATS if spec.quantized else ""
-    golden = dict(np.load(candidate / reference)) if (candidate / reference).is_file() else {}
+    try:
+        batches = {path.name: dict(verify.read(path)) for path in candidate.glob("*.npz")}
+    except RepositoryError as error:
+        return [str(error)]
+    golden = batches.get(reference, {})
     if missing := [t.name for t in spec.core.outputs if t.name + in_floats not in golden]:
         return [
             f"no {missing[0]}{in_floats} in {reference}: an older version of this project made it; `training.run` makes"

@@ -9,8 +9,8 @@
     python -m training.run wgan --corpus DIR --name mine --init CHECKPOINT     start from learnt weights
 
 Exit status: 0 done; 1 the corpus can't be fetched; 2 bad options or data; 3 refused by the gate; 143 stopped by
-SIGTERM or Ctrl-C, with a checkpoint to resume. A volume that is full or can't be written is 2, and so is a run that
-diverges: nobody but a person mends them.
+SIGTERM or Ctrl-C, and where it was learning there is a checkpoint to resume. A volume that is full or can't be written
+is 2, and so is a run that diverges: nobody but a person mends them.
 """
 
 from __future__ import annotations
@@ -134,6 +134,9 @@ def _run(model: str, preset: str, rest: list[str]) -> int:
         return 0
 
     name = asked.name or model
+    init = getattr(options, "init", "")
+    if init and not Path(init).is_file() and not (asked.resume and (asked.runs / name).is_dir()):
+        raise BadInput(f"--init: checkpoint {init}: no such file; a run has its own as checkpoints/last.pt")
     if asked.publish is not None and model not in catalog.names():
         raise BadInput(f"--publish: {model} is not served; its weights stay in {asked.runs / name / 'candidate'}")
 
@@ -196,7 +199,7 @@ def _train(recipe: Any, run: Any, corpus: Any, asked: Invocation) -> int:
 
 def _hand_on(checkpoint: Path, run: Any, corpus: Any, asked: Invocation) -> None:
     """Make the candidate and, if asked to, publish it. A pod that took over from one that had says so once more."""
-    from training import export
+    from training import export, provenance
 
     if run.model not in catalog.names():
         cli.show(f"weights and their card: {export.export_weights(run.model, checkpoint, run.path, corpus=corpus)}")
@@ -210,8 +213,8 @@ def _hand_on(checkpoint: Path, run: Any, corpus: Any, asked: Invocation) -> None
             f"candidate: {candidate}; python -m training.export {run.path} --publish serving/model_repository serves it"
         )
         return
-    published = run.path / "published.txt"
-    if not (published.is_file() and published.read_text().endswith(f" in {publish}\n")):
+    said = provenance.noted(run.path / provenance.PUBLISHED)
+    if not said.endswith(f" in {publish}\n"):
         version = export.published_by(run.path, run.model, publish)
         if version is None:
             candidate = export.export(run.model, checkpoint, run.path, corpus=corpus)
@@ -219,8 +222,8 @@ def _hand_on(checkpoint: Path, run: Any, corpus: Any, asked: Invocation) -> None
                 cli.show(export.add_plan(run.model, candidate, publish))
             with run.counted_outcome():
                 version = export.publish(run.model, candidate, publish)
-        published.write_text(f"published {run.model} version {version} in {publish}\n")
-    cli.show(published.read_text().rstrip("\n"))
+        said = provenance.note(run.path, run.model, version, publish)
+    cli.show(said.rstrip("\n"))
 
 
 def _parse(model: str, preset: str, recipe: Any, rest: list[str]) -> tuple[Invocation, Any]:

@@ -1,6 +1,6 @@
 """A run's directory: what was asked, what happened, what it made. Every recipe writes through it.
 
-runs/<name>/  options.json   the options, the corpus and the commit; written once
+runs/<name>/  options.json   the options, the corpus, the commit and the machine; and those that it went on with
               stats.jsonl    one line per step
               samples/       pictures made on the way
               checkpoints/   last.pt: everything needed to go on to the same bits
@@ -32,7 +32,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from serving import cli
-from training import distributed
+from training import distributed, provenance
 from training.devices import pick_device
 from training.errors import STOPPED, BadInput, Refused, stopping_signals
 
@@ -75,26 +75,26 @@ class RunDir:
         if self.last.exists() and not resume:
             raise BadInput(f"--name: {path} already holds a run; --resume continues it, another --name starts anew")
         if self.last.exists():
-            self._same_options()
+            self._go_on()
         else:
             self._begin()
-        self.made_by = json.loads((path / "options.json").read_text())
+        self.made_by = provenance.read(path)
         self._stats = (path / "stats.jsonl").open("a")
         self.board = SummaryWriter(str(path / "tensorboard"))
 
     def _begin(self) -> None:
         try:
-            if (self.path / "options.json").exists():  # of a run that has no checkpoint
+            if (self.path / provenance.OPTIONS).exists():  # of a run that has no checkpoint
                 for folder in ("samples", "tensorboard"):
                     shutil.rmtree(self.path / folder, ignore_errors=True)
-                (self.path / "published.txt").unlink(missing_ok=True)
+                (self.path / provenance.PUBLISHED).unlink(missing_ok=True)
             for folder in ("samples", "checkpoints"):
                 (self.path / folder).mkdir(parents=True, exist_ok=True)
             made_by = {"run": uuid.uuid4().hex, **self.asked, "commit": commit(), "machine": machine()}
             made_by["command"] = sys.argv[1:]
             if init := getattr(self.options, "init", ""):
                 made_by["started_from"] = self._story(Path(init))
-            (self.path / "options.json").write_text(json.dumps(made_by, indent=2) + "\n")
+            provenance.write(self.path, made_by)
             (self.path / "stats.jsonl").write_text("")
         except OSError as error:
             raise BadInput(f"--runs: can't write {self.path}: {error.strerror}") from error
@@ -102,12 +102,20 @@ class RunDir:
     @staticmethod
     def _story(checkpoint: Path) -> dict[str, Any]:
         """How the checkpoint that a run starts from was made, so that a card tells it from the beginning."""
-        options = checkpoint.resolve().parent.parent / "options.json"
+        options = checkpoint.resolve().parent.parent / provenance.OPTIONS
         made_by: dict[str, Any] = json.loads(options.read_text()) if options.is_file() else {}
         return {**made_by, "checkpoint": str(checkpoint)}
 
-    def _same_options(self) -> None:
-        before = json.loads((self.path / "options.json").read_text())
+    def _go_on(self) -> None:
+        """With the same options; another commit, machine or command is noted for the card."""
+        made_by = provenance.read(self.path)
+        self._same_options(made_by)
+        now = _plain({"commit": commit(), "machine": machine(), "command": sys.argv[1:]})
+        before, resumed = provenance.last(made_by), made_by.get("resumed", [])
+        if any(before[name] != value for name, value in now.items()):
+            provenance.write(self.path, {**made_by, "resumed": [*resumed, now]})
+
+    def _same_options(self, before: dict[str, Any]) -> None:
         pictures = "--corpus" if hasattr(self.options, "corpus") else "the pictures"  # which other flags name
         for part in ("options", "corpus"):
             for key in sorted(before[part].keys() | self.asked[part].keys()):
@@ -139,7 +147,8 @@ class RunDir:
             ) from error
 
     def restore(self) -> dict[str, Any] | None:
-        """The last checkpoint, or None for a new run. Figures recorded after it are dropped: they will come again."""
+        """The last checkpoint, or None for a new run; `restoring` is for what takes it. Figures recorded after it are
+        dropped: they will come again."""
         state, kept = distributed.broadcast(self._kept())
         if state is None:
             return None
@@ -158,8 +167,23 @@ class RunDir:
         if not self.last.exists():
             return None, []
         state = load_checkpoint(self.last)
+        with self.restoring():
+            step = int(state["step"])
         lines = (self.path / "stats.jsonl").read_text().splitlines()
-        return state, [line for line in lines if _step(line) < state["step"]]
+        return state, [line for line in lines if _step(line) < step]
+
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Around what takes a checkpoint's parts. Raises BadInput for one that lacks a part, or has it in another
+        shape."""
+        try:
+            yield
+        except (torch.OutOfMemoryError, torch.AcceleratorError):  # the GPU's; another try may do
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise BadInput(
+                f"--resume: {self.last} was written by another version of the program; begin another --name"
+            ) from error
 
     # --- the loop ---
 
@@ -183,10 +207,14 @@ class RunDir:
 
     @contextmanager
     def _stopping(self) -> Iterator[None]:
+        interrupted = False
+
         def on_signal(number: int, _frame: FrameType | None) -> None:
             # A second Ctrl-C is somebody's who won't wait; of several workers' torchrun passes on each one again.
-            if number == signal.SIGINT and self.terminated and distributed.world_size() == 1:
+            nonlocal interrupted
+            if interrupted and number == signal.SIGINT and distributed.world_size() == 1:
                 sys.exit(STOPPED)
+            interrupted |= number == signal.SIGINT
             self.stop()
 
         before = {number: signal.signal(number, on_signal) for number in stopping_signals()}

@@ -166,10 +166,18 @@ def _setting(model: str, options: Any, text: str) -> tuple[str, object]:
         raise BadInput(f"--set {text}: give it as KEY=VALUE")
     if key not in types:
         raise BadInput(f"--set {text}: {model} has no option {key!r}; it has {', '.join(types)}")
+    _check_count(key, types[key], value)
     try:
         return key, _value(types[key], value)
     except (ValueError, KeyError) as error:
         raise BadInput(f"--set {text}: {value!r} is no {types[key].__name__}") from error
+
+
+def _check_count(key: str, kind: Any, text: str) -> None:
+    """A tuple of a fixed length needs as many; tuple[int, ...] takes any number."""
+    kinds, given = typing.get_args(kind), text.count(",") + 1
+    if typing.get_origin(kind) is tuple and kinds[-1] is not Ellipsis and given != len(kinds):
+        raise BadInput(f"--set: --{key.replace('_', '-')}: has {given} numbers, and must have {len(kinds)}")
 
 
 def _value(kind: Any, text: str) -> object:

@@ -1,15 +1,14 @@
 """torchrun, for a Job. Run: python -m training.torchrun --nproc-per-node 2 -m training.run style --styles DIR
 
 Takes torchrun's options, and two things more. It ends with the exit status of its workers, by which a Job's
-podFailurePolicy decides: torchrun ends with 1 whatever they said. With --unless FILE it ends at once if that is there:
-a pod that takes over after the others are done would wait for them for ever. Where the run beside FILE was begun with
-other options, that is status 2.
+podFailurePolicy decides: torchrun ends with 1 whatever they said. With --unless FILE it ends at once if that names a
+version that is published: a pod that takes over after the others are done would wait for them for ever. Where the run
+beside FILE was made with other options, that is status 2.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -18,32 +17,35 @@ from torch.distributed import run
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from training.errors import BAD_INPUT, REFUSED
+from training import provenance
+from training.errors import BAD_INPUT, REFUSED, STOPPED, BadInput
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--unless", type=Path)
     own, torchruns = parser.parse_known_args(arguments)
-    if own.unless and own.unless.is_file():
-        return _already(own.unless, torchruns)
     try:
+        if own.unless and (said := provenance.noted(own.unless)):
+            return _already(said, own.unless, torchruns)
         run.main(torchruns)
+    except BadInput as error:
+        print(f"training.torchrun: {error}", file=sys.stderr)
+        return BAD_INPUT
     except ChildFailedError as error:
         return _status(error)
-    except SignalException as stop:
-        return 128 + stop.sigval
+    except SignalException:
+        return STOPPED
     return 0
 
 
-def _already(published: Path, arguments: list[str]) -> int:
-    """A run that is published trains no more: says so, or that it is not the one that is asked for."""
-    begun = json.loads((published.parent / "options.json").read_text())["command"]
-    if begun != arguments[-len(begun) :]:
-        said = f"is of a run that was begun with other options: {shlex.join(begun)}; give the Job another name"
-        print(f"training.torchrun: {published} {said}", file=sys.stderr)
-        return BAD_INPUT
-    print(published.read_text(), end="")
+def _already(said: str, published: Path, arguments: list[str]) -> int:
+    """A run that is published trains no more: says so. Raises BadInput if it is not the one that is asked for."""
+    made = provenance.last(provenance.read(published.parent, fields=("command",)))["command"]
+    if made != arguments[-len(made) :]:
+        other = f"is of a run that was made with other options: {shlex.join(made)}; give the Job another name"
+        raise BadInput(f"{published} {other}")
+    print(said, end="")
     return 0
 
 

@@ -71,16 +71,29 @@ def test_finished_run_is_not_overwritten(tiny: tuple[subprocess.CompletedProcess
     assert (tiny[1] / "checkpoints" / "last.pt").read_bytes() == before
 
 
+@pytest.mark.parametrize("version", ["7", ".withdrawn-7"], ids=["in service", "rolled back"])
 def test_run_that_was_published_is_not_published_again(
-    tiny: tuple[subprocess.CompletedProcess[str], Path],
+    version: str, tiny: tuple[subprocess.CompletedProcess[str], Path], tmp_path: Path
 ) -> None:
     """A pod that takes over from one that ended after publishing says which version there is, and adds none."""
-    said = f"published wgan version 7 in {tiny[1].parent / 'repository'}\n"
+    said = f"published wgan version 7 in {tmp_path}\n"
     (tiny[1] / "published.txt").write_text(said)
-    again = training_run(*TINY, "--runs", tiny[1].parent, "--resume", "--publish", tiny[1].parent / "repository")
+    (tmp_path / "wgan" / version).mkdir(parents=True)
+    again = training_run(*TINY, "--runs", tiny[1].parent, "--resume", "--publish", tmp_path)
     (tiny[1] / "published.txt").unlink()
     assert (again.returncode, again.stdout) == (0, said), again.stderr
-    assert not (tiny[1].parent / "repository").exists()
+    assert [path.name for path in (tmp_path / "wgan").iterdir()] == [version]
+
+
+def test_a_note_of_a_version_that_is_not_there_is_not_believed(
+    tiny: tuple[subprocess.CompletedProcess[str], Path], tmp_path: Path
+) -> None:
+    """Of a repository that was deleted, or is another one under the same name: the run goes through the gate anew."""
+    (tiny[1] / "published.txt").write_text(f"published wgan version 7 in {tmp_path}\n")
+    again = training_run(*TINY, "--runs", tiny[1].parent, "--resume", "--publish", tmp_path)
+    (tiny[1] / "published.txt").unlink()
+    assert again.returncode == 3, again.stderr
+    assert again.stderr.startswith("training.run: wgan refused")
 
 
 @pytest.mark.parametrize("stop", ["SIGTERM", "SIGINT", "nobody reads"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,8 +101,30 @@ def test_saving_on_the_way_changes_nothing(network: str, corpus: Garments, tmp_p
         run.close()
         learners = torch.load(run.last, weights_only=True)["learners"]
         learnt[name] = [{key: v.numpy().tobytes() for key, v in each["net"].items()} for each in learners]
-    assert saved == [18, 3, 6, 9, 12, 15, 18, 18]
+    assert saved == [18, 18, 3, 6, 9, 12, 15, 18, 18]
     assert learnt["often"] == learnt["seldom"]
+
+
+def test_what_stops_a_run_that_looks_for_its_temperature_costs_no_step(
+    corpus: Garments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM after the last step: the checkpoint has them all, and what goes on from it finds the same temperature."""
+    whole = open_run(tmp_path / "whole", SMALL)
+    recipe.train(SMALL, whole, corpus)
+    whole.close()
+    broken = open_run(tmp_path / "broken", SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, "best_temperature", lambda *_: sys.exit(143))
+        with pytest.raises(SystemExit):
+            recipe.train(SMALL, broken, corpus)
+    broken.close()
+    assert torch.load(broken.last, weights_only=True)["step"] == 12
+    resumed = open_run(tmp_path / "broken", SMALL, resume=True)
+    recipe.train(SMALL, resumed, corpus)
+    resumed.close()
+    first, second = (torch.load(run.last, weights_only=True)["temperature"] for run in (whole, resumed))
+    assert first == second != 1
+    assert resumed.stats() == whole.stats()
 
 
 def test_run_of_another_version_is_not_resumed(corpus: Garments, tmp_path: Path) -> None:
@@ -331,7 +354,8 @@ def test_source_presets_are_the_sources(preset: str, network: str, epochs: int) 
     [
         ("epochs", 0), ("batch", 1), ("pictures", -1), ("network", "big"), ("lr", float("nan")), ("warm_up", 1.0),
         ("weight_decay", -1.0), ("muon_lr", float("inf")), ("rotate_deg", float("inf")), ("erase", 1.5),
-        ("shift", float("nan")), ("validation", 0.0), ("validation", 1.0), ("validation", 2.0),
+        ("shift", float("nan")), ("validation", 0.0), ("validation", 1.0), ("validation", 2.0), ("seed", 2**64),
+        ("seed", 2**63), ("seed", -(2**63)),
     ],
 )  # fmt: skip
 def test_options_that_cannot_be_name_their_flag(field: str, value: object) -> None:

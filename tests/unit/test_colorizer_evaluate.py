@@ -9,7 +9,7 @@ from PIL import Image
 from test_colorizer_net import colorizer
 
 from training.models.colorizer import evaluate as measures
-from training.models.colorizer.net import Served, gray_of
+from training.models.colorizer.net import Served, gray_of, lab
 
 
 def fields(count: int, seed: int = 0) -> np.ndarray:
@@ -42,12 +42,22 @@ def test_what_is_nearer_to_the_truth_measures_better() -> None:
     truth = fields(3)
     ways = [truth, (truth // 2 + grayed(truth) // 2).astype(np.uint8), grayed(truth), truth[..., ::-1].copy()]
     psnr, ssim, away = zip(*(measures.compared(way, truth).values() for way in ways), strict=True)
-    assert psnr[0] == np.inf
+    assert psnr[0] == pytest.approx(78.1, abs=0.1)
     assert away[0] == 0
     assert ssim[0] == pytest.approx(1)
     assert list(psnr) == sorted(psnr, reverse=True)
     assert list(ssim) == sorted(ssim, reverse=True)
     assert list(away) == sorted(away)
+
+
+def test_pictures_that_are_equal_count_as_the_others_do() -> None:
+    """With a finite figure of their own: a mean is over all pictures, whichever method gets some of them right, and
+    JSON knows no infinity."""
+    truth, made = fields(2), fields(2)
+    made[0] ^= 1
+    other, equal = (measures.compared(made[[k]], truth[[k]])["psnr"] for k in (0, 1))
+    assert other == pytest.approx(20 * np.log10(255))
+    assert measures.compared(made, truth)["psnr"] == pytest.approx((other + equal) / 2)
 
 
 def test_ciede2000_is_the_published_one() -> None:
@@ -63,6 +73,16 @@ def test_mean_chroma_gives_every_pixel_the_mean() -> None:
     gray = gray_of(torch.from_numpy(one).permute(0, 3, 1, 2).float() / 255)
     made = measures.mean_chroma(one)(gray)
     torch.testing.assert_close(made[0, :, 0, 0], torch.tensor([150, 190, 250]) / 255, atol=0.01, rtol=0)
+
+
+def test_mean_chroma_counts_every_picture_alike() -> None:
+    """Also the last of a corpus that is no multiple of the number computed at once."""
+    corpus = np.full((measures.AT_ONCE + 1, 4, 4, 3), (150, 190, 250), np.uint8)
+    corpus[-1] = (250, 60, 30)
+    made = measures.mean_chroma(corpus)(torch.full((1, 1, 4, 4), 0.6))
+    ends = lab(torch.from_numpy(corpus[[0, -1]]).permute(0, 3, 1, 2).float() / 255)[:, 1:, 0, 0]
+    wanted = (measures.AT_ONCE * ends[0] + ends[1]) / (measures.AT_ONCE + 1)
+    torch.testing.assert_close(lab(made)[0, 1:, 0, 0], wanted, atol=0.05, rtol=0)
 
 
 def test_nearest_chroma_finds_the_picture_that_it_knows() -> None:

@@ -194,7 +194,7 @@ def test_what_starts_from_learnt_weights_is_trained_at_their_size(trained: Path,
 @pytest.mark.parametrize(
     "changes",
     [{"lr": 0.0}, {"encoder_lr": -1.0}, {"critic_weight": float("nan")}, {"size": 48}, {"color": "hsv"},
-     {"widths": (8, 8)}, {"batch": 1}, {"steps": 0}, {"refine_steps": -1}],
+     {"widths": (8, 8)}, {"batch": 1}, {"steps": 0}, {"refine_steps": -1}, {"seed": 2**64}, {"seed": -(2**63) - 1}],
     ids=str,
 )  # fmt: skip
 def test_options_out_of_range_name_their_flag(changes: dict[str, object]) -> None:
@@ -208,6 +208,7 @@ def test_options_out_of_range_name_their_flag(changes: dict[str, object]) -> Non
     [
         ({"corpus": "nowhere"}, "--corpus: nowhere is not there"),
         ({"pictures": 12}, "--corpus: 11 pictures in .* are too few"),
+        ({"pictures": 1}, "--corpus: 0 pictures in .* are too few"),
         ({"test": "nowhere"}, "--test: nowhere is not there"),
     ],
     ids=lambda value: str(value)[:40],

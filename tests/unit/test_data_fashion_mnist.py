@@ -129,13 +129,19 @@ def test_where_both_forms_lie_the_official_one_is_read(folder: Path, tmp_path: P
 def test_no_garment_is_on_two_sides(
     count: int, limit: int | None, validation: float, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For any share, seed and limit: both sides have some, none is on both or twice, and all asked for are there."""
+    """For any share, seed and limit: both sides have some, none is on both or twice, and all asked for are there. A
+    share that leaves fewer than two to train on is refused."""
     whole = garments(count)
     rows = np.concatenate([whole.labels[:, None], whole.images.reshape(count, -1)], 1)
     monkeypatch.setattr(fashion_mnist, "read", lambda _folder: (rows, rows[:16]))
+    taken = min(count, limit or count)
+    if taken - round(validation * taken) < 2:
+        with pytest.raises(BadInput, match=rf"^--validation: .* of {taken} pictures leaves 1 to train on"):
+            fashion_mnist.load("anywhere", pictures=limit, validation=validation, seed=seed)
+        return
     loaded = fashion_mnist.load("anywhere", pictures=limit, validation=validation, seed=seed)
     train, held = pictures(loaded.train), pictures(loaded.validation)
-    assert train
+    assert len(train) > 1
     assert held
     assert not train & held
     assert len(train) + len(held) == len(loaded.train.labels) + len(loaded.validation.labels)
@@ -207,6 +213,7 @@ def test_the_checksum_is_of_the_pictures_the_labels_and_the_split(folder: Path, 
         pytest.param({"validation": 0.0}, "--validation: 0 ", id="nothing held out"),
         pytest.param({"validation": 1.0}, "--validation: 1 ", id="all held out"),
         pytest.param({"validation": float("nan")}, "--validation: nan", id="no number"),
+        pytest.param({"validation": 0.99, "pictures": 16}, "--validation: 0.99 of 16 .* leaves 1 ", id="all but one"),
     ],
 )
 def test_a_wrong_option_is_refused_by_its_name(options: dict[str, float], says: str, folder: Path) -> None:

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from garment_files import TEST, TRAIN, TRAIN_IMAGES, TRAIN_LABELS, garments, kaggle, official, pictures, same
 
@@ -247,6 +248,53 @@ def test_workers_that_want_imagenette_at_once_fetch_it_once(tmp_path: Path, monk
     assert len(asked) == 1
 
 
+@pytest.fixture
+def imagenette(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The archive, as its address gives it: of one picture, which is none."""
+    (tmp_path / "dogs" / "train").mkdir(parents=True)
+    (tmp_path / "dogs" / "train" / "rex.jpg").write_bytes(np.random.default_rng(0).integers(0, 8, 200_000, np.uint8))
+    with tarfile.open(tmp_path / "dogs.tgz", "w:gz") as packed:
+        packed.add(tmp_path / "dogs", natural.NAME)
+    monkeypatch.setenv("ATELIER_DATA", str(tmp_path / "kept"))
+    monkeypatch.setattr(natural, "ADDRESS", (tmp_path / "dogs.tgz").as_uri())
+    monkeypatch.setattr(natural, "SHA256", hashlib.sha256((tmp_path / "dogs.tgz").read_bytes()).hexdigest())
+    return tmp_path / "dogs.tgz"
+
+
+def altered(data: bytes) -> bytes:
+    half = len(data) // 2
+    return data[:half] + bytes(byte ^ 0xFF for byte in data[half:])
+
+
+DAMAGED = pytest.mark.parametrize(
+    "damage", [lambda data: data[: len(data) // 2], altered, lambda _: b""], ids=["cut short", "altered", "empty"]
+)
+
+
+@DAMAGED
+def test_an_archive_that_is_damaged_is_fetched_anew(
+    damage: Callable[[bytes], bytes], imagenette: Path, tmp_path: Path
+) -> None:
+    """As a crash leaves it: no next try would unpack it."""
+    (tmp_path / "kept").mkdir()
+    kept_archive = tmp_path / "kept" / f"{natural.NAME}.tgz"
+    kept_archive.write_bytes(damage(imagenette.read_bytes()))
+    assert (natural.imagenette() / "rex.jpg").is_file()
+    assert not kept_archive.exists()
+
+
+@DAMAGED
+def test_an_archive_that_cannot_be_unpacked_is_told(
+    damage: Callable[[bytes], bytes], imagenette: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one line, whatever of gzip, zlib or tar finds it so."""
+    imagenette.write_bytes(damage(imagenette.read_bytes()))
+    monkeypatch.setattr(natural, "SHA256", hashlib.sha256(imagenette.read_bytes()).hexdigest())
+    with pytest.raises(BadInput, match=r"^--corpus: .*; try again, or name a folder of your own$") as refused:
+        natural.imagenette()
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize("value", [None, ""], ids=["unset", "empty"])
 def test_without_atelier_data_corpora_are_kept_in_the_cache(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """~/.cache/atelier, as the README says."""
@@ -255,3 +303,19 @@ def test_without_atelier_data_corpora_are_kept_in_the_cache(value: str | None, m
         monkeypatch.setenv("ATELIER_DATA", value)
     monkeypatch.setenv("HOME", "/home/someone")
     assert files.home() == Path("/home/someone/.cache/atelier")
+
+
+def test_a_home_directory_that_nobody_has_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a line, with the variable that names it."""
+    monkeypatch.setenv("ATELIER_DATA", "~nosuchuser/corpora")
+    with pytest.raises(BadInput, match=r"^ATELIER_DATA: ~nosuchuser is nobody's home directory; give the whole path$"):
+        fashion_mnist.load()
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a node that goes down could leave the name without the bytes, which nothing would fetch again."""
+    (tmp_path / "source").write_bytes(b"whole")
+    to, seen = tmp_path / "kept" / "file", []
+    monkeypatch.setattr(files, "fsync", lambda path: seen.append((path.read_bytes(), to.exists())))
+    files.fetch([(tmp_path / "source").as_uri()], to, sha256=hashlib.sha256(b"whole").hexdigest())
+    assert (seen, to.read_bytes()) == ([(b"whole", False)], b"whole")

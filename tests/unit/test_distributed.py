@@ -51,16 +51,51 @@ def test_a_model_for_one_worker_refuses_several(
 
 def test_a_published_run_is_said_once_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """To a pod that takes over when the others are done; not to a Job that asks for something else under its name."""
-    published, command = tmp_path / "published.txt", ["style", "--styles=/runs/styles"]
-    published.write_text("published style version 2 in /models\n")
+    models, published, command = tmp_path / "models", tmp_path / "published.txt", ["style", "--styles=/runs/styles"]
+    (models / "style" / "2").mkdir(parents=True)
+    published.write_text(f"published style version 2 in {models}\n")
     (tmp_path / "options.json").write_text(json.dumps({"command": command}))
     workers = [f"--unless={published}", "--nnodes=2", "-m", "training.run"]
     assert torchrun.main([*workers, *command]) == 0
-    assert capsys.readouterr() == ("published style version 2 in /models\n", "")
+    assert capsys.readouterr() == (f"published style version 2 in {models}\n", "")
     assert torchrun.main([*workers, "style", "--styles=/runs/more"]) == 2
     told = capsys.readouterr()
     assert (told.out, told.err.count("\n")) == ("", 1)
-    assert "begun with other options: style --styles=/runs/styles; give the Job another name" in told.err
+    assert "made with other options: style --styles=/runs/styles; give the Job another name" in told.err
+    made_by = {"command": command, "resumed": [{"command": [*command, "--metrics-port=1"]}]}
+    (tmp_path / "options.json").write_text(json.dumps(made_by))
+    assert torchrun.main([*workers, *command, "--metrics-port=1"]) == 0, "the run went on with it"
+
+
+@pytest.mark.parametrize("note", ["published style version 2 in {models}\n", ""], ids=["a version gone", "cut short"])
+def test_a_note_of_a_version_that_is_not_there_ends_no_pod(
+    note: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It goes to the others, which publish anew."""
+    published, asked = tmp_path / "published.txt", ["--nnodes=2", "-m", "training.run", "style"]
+    (tmp_path / "models" / "style" / "1").mkdir(parents=True)
+    published.write_text(note.format(models=tmp_path / "models"))
+    (tmp_path / "options.json").write_text(json.dumps({"command": ["style"]}))
+    begun: list[list[str]] = []
+    monkeypatch.setattr(torchrun.run, "main", begun.append)
+    assert torchrun.main([f"--unless={published}", *asked]) == 0
+    assert begun == [asked]
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("content", [None, '{"comm', "{}"], ids=["missing", "cut short", "empty"])
+def test_a_published_run_that_does_not_say_how_it_was_begun_is_named(
+    content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Status 2, in one line: another try would find it as it is."""
+    (tmp_path / "models" / "style" / "2").mkdir(parents=True)
+    (tmp_path / "published.txt").write_text(f"published style version 2 in {tmp_path / 'models'}\n")
+    if content is not None:
+        (tmp_path / "options.json").write_text(content)
+    assert torchrun.main([f"--unless={tmp_path / 'published.txt'}", "-m", "training.run", "style"]) == 2
+    told = capsys.readouterr()
+    assert (told.out, told.err.count("\n")) == ("", 1)
+    assert told.err.startswith(f"training.torchrun: {tmp_path / 'options.json'}: doesn't say how the run was begun (")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The backbone: VGG by layer names, torchvision's form of weights, what its training leaves."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from PIL import Image
 from torch import nn
 
 from training import catalog, export, jobs, run
+from training.data import natural
 from training.errors import BadInput
 from training.models.features import net as features
+from training.models.features import train as recipe
 
 
 def torchvision_state(blocks: tuple[int, ...], widths: tuple[int, ...]) -> dict[str, torch.Tensor]:
@@ -189,6 +192,35 @@ def test_a_folder_without_classes_is_named(tmp_path: Path, capsys: pytest.Captur
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert f"--corpus: {tmp_path} must hold folders of pictures" in said
+
+
+def test_too_few_pictures_name_their_flag(classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The folder has enough."""
+    asked = ["features", "--preset", "tiny", "--corpus", str(classes), "--runs", str(tmp_path / "runs")]
+    assert run.main([*asked, "--pictures", "5"]) == 2
+    says = "--pictures: 5 are too few to tell classes apart by; give more, at least 10"
+    assert capsys.readouterr().err == f"training.run: {says}\n"
+
+
+@pytest.mark.parametrize("count", [1, 5, 12])
+def test_the_command_writes_as_few_pictures_as_are_asked_for(
+    count: int, classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of how many classes they are makes no difference to who looks at them."""
+    asked = ["--corpus", str(classes), "--out", str(tmp_path / "out"), "--count", str(count)]
+    monkeypatch.setattr("sys.argv", ["natural", *asked])
+    natural.main()
+    assert len(list((tmp_path / "out").glob("picture-*.png"))) == count
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("epochs", 0), ("first_size", 16), ("lr", 0.0), ("warm_up", 1.0), ("seed", 2**64), ("seed", -(2**63) - 1)],
+)
+def test_options_out_of_range_name_their_flag(field: str, value: float) -> None:
+    """As the command line writes it."""
+    with pytest.raises(BadInput, match=f"^--{field.replace('_', '-')}: "):
+        dataclasses.replace(recipe.PRESETS["tiny"], **{field: value})
 
 
 def test_a_resumed_run_ends_in_the_same_bits(classes: Path, tmp_path: Path) -> None:

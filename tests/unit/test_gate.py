@@ -15,7 +15,7 @@ import stand_in
 from serving import files, repository, wheel
 from serving.errors import ServerError
 from serving.spec import Threshold
-from training import catalog, export, operators, run
+from training import catalog, export, operators, provenance, run
 from training.errors import BadInput, Refused
 from training.models.wgan.spec import SPEC
 
@@ -207,6 +207,22 @@ def test_candidate_without_a_graph_is_refused(
     assert repository.versions(tmp_path / "repository", "wgan") == []
 
 
+@pytest.mark.parametrize("share", [0, 0.5, 0.99])
+def test_candidate_with_a_damaged_golden_batch_is_refused(
+    share: float, candidate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cut short anywhere, as by a disk that filled up: status 3, and the file in refused.txt, in one line."""
+    golden = candidate / repository.GOLDEN
+    golden.write_bytes(golden.read_bytes()[: int(share * golden.stat().st_size)])
+    monkeypatch.setattr(sys, "argv", ["export", str(candidate.parent), "--publish", str(tmp_path / "repository")])
+    assert export.main() == 3
+    said = capsys.readouterr().err
+    assert said.startswith(f"training.export: wgan refused, kept in {candidate}: {golden}: not a golden batch (")
+    assert said.count("\n") == 1
+    assert (candidate / "refused.txt").read_text().startswith(f"{golden}: not a golden batch (")
+    assert repository.versions(tmp_path / "repository", "wgan") == []
+
+
 def test_missed_aims_are_told_by_how_much() -> None:
     """An aim that was not reached stands in the card with both numbers; one that was not measured is passed over."""
     aims = (Threshold(metric="structure", at_least=0.85), Threshold(metric="palette", at_least=0.9))
@@ -252,6 +268,20 @@ def test_a_corpus_that_is_drawn_from_the_seed_is_no_difference(tmp_path: Path) -
         of(model, *names)
         with pytest.raises(BadInput, match=f"--beside: {runs[1]} differs"):
             export.over_seeds(runs)
+
+
+def test_card_tells_what_a_run_went_on_with(tmp_path: Path) -> None:
+    """The other commits and machines that a checkpoint was taken over by; and it is compared as one without."""
+    made_by = {"preset": "default", "commit": "a", "machine": {"threads": 1}, "command": []}
+    resumed = [{"commit": "b", "machine": {"threads": 2}}]
+    runs = [run_of_seed(tmp_path / str(seed), seed, 0.95) for seed in (0, 1)]
+    (runs[1] / "candidate" / repository.MODEL).write_bytes(b"")
+    told = {"options": {"seed": 1, "epochs": 3}, "corpus": {"name": "bars"}, "resumed": resumed, "run": "r"}
+    provenance.write(runs[1], made_by | told)
+    export._write_card(runs[1] / "candidate", repository.MODEL, "classifier", runs[1], {"test_accuracy": 0.95}, {})
+    card = repository.Card.read(runs[1] / "candidate" / repository.CARD)
+    assert (card.commit, card.data["trained_on"], card.data["resumed"]) == ("a", {"threads": 1}, resumed)
+    assert export.over_seeds(runs)["seeds"] == [0, 1]
 
 
 def test_runs_beside_must_differ_in_their_seed_only(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from serving import repository
 from serving.backends.painter import knobs
 from training import export, run
-from training.errors import BadInput
+from training.errors import BadInput, Refused
 from training.models.features import net as features
 from training.models.painter import train as recipe
 from training.models.painter.autograd import Closure, make_optimizer, targets_of
@@ -150,6 +150,16 @@ def tiny(folder: Path) -> Path:
     return folder / "tiny.png"
 
 
+def line(folder: Path) -> Path:
+    Image.new("RGB", (5000, 16)).save(folder / "line.png")
+    return folder / "line.png"
+
+
+def beyond_webp(folder: Path) -> Path:
+    Image.new("RGB", (16_384, 16)).save(folder / "beyond.png")
+    return folder / "beyond.png"
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -158,10 +168,15 @@ def tiny(folder: Path) -> Path:
         ({"style": broken}, r"--style: .*broken\.png can't be decoded"),
         ({"content": tiny}, r"--content: .*tiny\.png is too small, 15 x 40; each side needs 16"),
         ({"size": 20}, r"--size: 20 leaves a side of .*photo\.png less than 16"),
+        ({"content": line, "size": 100}, r"--size: 100 leaves a side of .*line\.png less than 16; give more"),
         ({"scales": 3, "size": 0}, r"--scales: 3 are too many for this photograph at its size; give 2 or less"),
+        ({"content": beyond_webp, "size": 0, "film": True}, r"--film: WebP has 16383 pixels a side at most, not 16384"),
     ],
-    ids=["none", "not there", "broken", "too small", "made too small", "too small for its scales"],
-)
+    ids=[
+        "none", "not there", "broken", "too small", "made too small", "made to nothing", "too small for its scales",
+        "too large for a film",
+    ],
+)  # fmt: skip
 def test_a_picture_that_can_not_be_painted_is_named(
     changes: dict[str, object], says: str, photo: Path, tmp_path: Path
 ) -> None:
@@ -180,6 +195,8 @@ def test_a_picture_that_can_not_be_painted_is_named(
         ({"style_weight": -1}, "--style-weight: -1 must be 0 to"),
         ({"content_weight": 0, "style_weight": 0}, "--content-weight, style-weight: both are 0"),
         ({"iterations": 2000}, "--iterations: 2000 must be 0 to 1000"),
+        ({"iterations": 2**32 + 1}, "--iterations: 4.29497e+09 must be 0 to 1000"),
+        ({"seed": 2**64}, "--seed: 1.84467e+19 must be 0 to"),
         ({"every": 0}, "--every: 0 must be 1 to"),
         ({"start": "chaos"}, "--start: no 'chaos'; there are noise, content"),
         ({"optimizer": "sgd"}, "--optimizer: no 'sgd'; there are l-bfgs, adam"),
@@ -258,6 +275,16 @@ def test_a_tensor_inside_the_model_that_disagrees_is_refused(candidate: Path, na
     np.savez(candidate / export.GRAPH_GOLDEN, **golden)
     (reason,) = export.parity_reasons(candidate, SPEC)
     assert reason.startswith(f"{name} differs from the eager model by")
+
+
+@pytest.mark.parametrize("name", [export.GRAPH_GOLDEN, repository.GOLDEN])
+@pytest.mark.parametrize("kept", [0, 1000], ids=["empty", "cut short"])
+def test_a_damaged_golden_batch_is_a_reason(name: str, kept: int, candidate: Path, tmp_path: Path) -> None:
+    """That of the graph, and that of the whole model, which the graph's checks don't ask."""
+    (candidate / name).write_bytes((candidate / name).read_bytes()[:kept])
+    with pytest.raises(Refused, match=rf"{candidate / name}: not a golden batch \("):
+        export.publish("painter", candidate, tmp_path / "repository")
+    assert name in (candidate / "refused.txt").read_text()
 
 
 def test_graph_without_a_tensor_of_the_spec_is_refused(candidate: Path) -> None:

@@ -1,17 +1,22 @@
 """Run directories: nothing of an earlier run is lost, whatever is asked of it or happens to the disk."""
 
 import dataclasses
+import json
 import os
+import sys
 from pathlib import Path
 
+import gallery
 import prometheus_client
 import pytest
 import torch
 from conftest import mounted
+from garment_files import TEST, TRAIN, official
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from training import catalog, provenance, rundir
 from training.errors import BadInput, Refused
-from training.run import _push_metrics
+from training.run import _push_metrics, main
 from training.rundir import RunDir, load_checkpoint, machine
 
 
@@ -71,6 +76,117 @@ def test_resume_with_other_pictures_says_so(options: Options, named: str, tmp_pa
     run.close()
     with pytest.raises(BadInput, match=f"^{named}: .* begun with 0, not 1; use that or another --name"):
         open_run(tmp_path / "run", options, resume=True, sha256="1")
+
+
+def test_what_a_run_went_on_with_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another commit, machine or command than the last one's, once each time, beside those that it began with."""
+    run = open_run(tmp_path / "run")
+    run.save({"step": 3})
+    run.close()
+    begun = run.made_by
+    here = {name: begun[name] for name in ("commit", "machine", "command")}
+    there, again = {**here, "commit": "b", "machine": {"device": "x"}}, {**here, "command": ["wgan", "--resume"]}
+    told = []
+    for now in (here, there, there, again):
+        monkeypatch.setattr(rundir, "commit", lambda now=now: now["commit"])
+        monkeypatch.setattr(rundir, "machine", lambda now=now: now["machine"])
+        monkeypatch.setattr(sys, "argv", ["training.run", *now["command"]])
+        run = open_run(tmp_path / "run", resume=True)
+        run.close()
+        told.append(run.made_by)
+    assert told[0] == begun
+    assert told[1] == told[2] == {**begun, "resumed": [there]}
+    assert told[3] == {**begun, "resumed": [there, again]}
+    assert not list(run.path.glob(".options*"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, "", '{"model": "m", "opt', "{}", "[]", "3"],
+    ids=["missing", "empty", "cut short", "no fields", "a list", "a number"],
+)
+def test_a_run_that_does_not_say_how_it_was_begun_is_named(content: str | None, tmp_path: Path) -> None:
+    """Its options.json is missing, cut short or something else: one line, and nothing is changed."""
+    run = open_run(tmp_path / "run")
+    run.save({"step": 3})
+    run.close()
+    options = run.path / "options.json"
+    options.unlink()
+    if content is not None:
+        options.write_text(content)
+    says = rf"^{options}: doesn't say how the run was begun \(.*\); begin another --name$"
+    with pytest.raises(BadInput, match=says):
+        open_run(tmp_path / "run", resume=True)
+    assert options.exists() == (content is not None)
+
+
+def test_a_checkpoint_that_does_not_say_its_step_is_named(tmp_path: Path) -> None:
+    """In one line."""
+    run = open_run(tmp_path / "run")
+    run.save({"net": {}})
+    with pytest.raises(BadInput, match=r"^--resume: .*last\.pt was written by another version of the program; "):
+        run.restore()
+    run.close()
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """What to ask of each recipe for a corpus of a few pictures."""
+    pictures, garments = gallery.pictures(tmp_path_factory.mktemp("pictures")), tmp_path_factory.mktemp("garments")
+    photos, paintings = str(pictures / "photos"), str(pictures / "paintings")
+    return {
+        "classifier": ["--corpus", str(official(garments, TRAIN, TEST))], "colorizer": ["--corpus", photos],
+        "features": ["--corpus", str(pictures)], "painter": [], "style": ["--styles", paintings, "--content", photos],
+        "upscaler": ["--corpus", photos], "wgan": [],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("model", catalog.trained())
+def test_a_checkpoint_without_its_parts_is_named(
+    model: str, corpora: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By every recipe, in one line, with status 2: a Job would else try again and again."""
+    asked = [model, "--preset", "tiny", *corpora[model], "--runs", str(tmp_path)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunDir, "terminated", property(lambda self: True))
+        assert main(asked) == 143
+    last = tmp_path / model / "checkpoints" / "last.pt"
+    torch.save({"step": 1}, last)
+    capsys.readouterr()
+    assert main([*asked, "--resume"]) == 2
+    says = "was written by another version of the program; begin another --name"
+    assert capsys.readouterr().err == f"training.run: --resume: {last} {says}\n"
+
+
+@pytest.mark.parametrize(
+    ("place", "card", "counts"),
+    [
+        ("m/2", None, True),
+        ("m/.withdrawn-2", None, True),
+        ("m/2", {"run": "{own}"}, True),
+        ("m/2", {"run": "another"}, False),
+        ("m/.withdrawn-2", {"run": "another"}, False),
+        ("m/1", None, False),
+        ("", None, False),
+    ],
+    ids=["there", "rolled back", "there by its card", "another's", "another's, rolled back", "gone", "no repository"],
+)
+def test_a_note_counts_while_the_repository_holds_the_version(
+    place: str, card: dict[str, str] | None, counts: bool, tmp_path: Path
+) -> None:
+    """The run's own: a relative name may mean another folder, whose versions have the same numbers."""
+    run = open_run(tmp_path / "run")
+    run.close()
+    if place:
+        version = tmp_path / "models" / place
+        version.mkdir(parents=True)
+        if card:
+            written = {"model": "m", "preset": "p", "corpus": {"name": "c"}, "metrics": {}, "commit": "", "sha256": ""}
+            own = {name: value.format(own=run.made_by["run"]) for name, value in card.items()}
+            (version / "card.json").write_text(json.dumps(written | own))
+    said = provenance.note(run.path, "m", 2, tmp_path / "models")
+    assert said == f"published m version 2 in {tmp_path / 'models'}\n"
+    assert provenance.noted(run.path / "published.txt") == (said if counts else "")
 
 
 def test_figures_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:

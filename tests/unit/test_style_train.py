@@ -217,8 +217,11 @@ def test_any_file_name_makes_a_name_of_a_style(stem: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"lr": 0.0}, {"style_weight": -1.0}, {"tv_weight": float("nan")}, {"outer": 4}, {"steps": 0}], ids=str
-)
+    "changes",
+    [{"lr": 0.0}, {"style_weight": -1.0}, {"tv_weight": float("nan")}, {"outer": 4}, {"steps": 0}, {"seed": 2**64},
+     {"seed": -(2**63) - 1}],
+    ids=str,
+)  # fmt: skip
 def test_options_out_of_range_name_their_flag(changes: dict[str, float]) -> None:
     """As the command line writes it."""
     with pytest.raises(BadInput, match=f"--{next(iter(changes)).replace('_', '-')}"):
@@ -231,3 +234,22 @@ def test_a_network_of_other_styles_is_not_gone_on_with(pictures: Path, trained: 
     corpus = recipe.load_corpus(options(pictures, styles=str(pictures / "more")))
     with pytest.raises(BadInput, match=r"--init: .* knows pa-0, pa-1, not mo-0"):
         recipe.build_net(options(pictures, init=init), corpus)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"widths": (8, 8, 8)}, r"--widths: \[8, 8, 8\], but the network of .*last\.pt has \[4, 8, 8\]; give that"),
+        ({"outer": 5}, r"--outer: 5, but the network of .*last\.pt has 3; give that"),
+    ],
+    ids=["widths", "outer"],
+)
+@pytest.mark.parametrize("added", [False, True], ids=["as it is", "with a style more"])
+def test_a_network_of_another_size_is_not_gone_on_with(
+    added: bool, changes: dict[str, object], says: str, pictures: Path, trained: Path
+) -> None:
+    """Its options would tell of a network that was not trained."""
+    of = {"styles": "", "add_style": str(pictures / "more/mo_0.png")} if added else {}
+    asked_for = options(pictures, init=str(trained / "checkpoints/last.pt"), **of, **changes)
+    with pytest.raises(BadInput, match=f"^{says}"):
+        recipe.build_net(asked_for, recipe.load_corpus(asked_for))

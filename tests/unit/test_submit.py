@@ -172,6 +172,8 @@ def test_several_values_reach_the_run(capsys):
         (["wgan", "--set", "bf16=perhaps"], "--set bf16=perhaps: 'perhaps' is no bool"),
         (["wgan", "--set", "steps=0"], "--set: --steps: 0 is too few"),
         (["painter", "--set", "style_layers=1,2"], "--set: --style-layers: has 2 numbers, and must have 5"),
+        (["style", "--set", "widths=24,48"], "--set: --widths: has 2 numbers, and must have 3"),
+        (["style", "--set", "widths=24,48,96,"], "--set: --widths: has 4 numbers, and must have 3"),
         (["wgan", "--nodes", "2"], "--nodes: 2 can't train wgan; on 2 or more style and upscaler can be trained"),
         (["style", "--nodes", "0"], "--nodes: 0 can't train style"),
         (["wgan", "--preset", "huge"], "--preset: no 'huge'; wgan has default, seed, tiny"),

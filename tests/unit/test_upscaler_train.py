@@ -236,7 +236,7 @@ def test_what_is_missing_is_named(photos: Path, changes: dict[str, object], says
     [
         {"lr": 0.0}, {"lr": float("nan")}, {"seed": -1}, {"drawn": 1.5}, {"degraded": -0.1}, {"ema": 2.0}, {"steps": 0},
         {"layers": 15}, {"size": 30}, {"size": 130}, {"side": 20}, {"sizes": 0}, {"sample_every": 0},
-        {"perceptual": -1.0}, {"perceptual": float("inf")},
+        {"perceptual": -1.0}, {"perceptual": float("inf")}, {"seed": 2**64},
     ],
     ids=str,
 )  # fmt: skip

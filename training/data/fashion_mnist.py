@@ -99,6 +99,10 @@ def load(
     # Held out of all the rows first, and only then cut to `pictures`, each side on its own.
     count = min(pictures or len(rows), len(rows))
     first, held = (min(max(1, round(validation * n)), n - 1) for n in (len(rows), count))
+    if count < 3:
+        raise BadInput(f"--pictures: {count} are too few to hold some out and train on two; give 3 or more")
+    if count - held < 2:  # a batch norm needs two
+        raise BadInput(f"--validation: {validation:g} of {count} pictures leaves 1 to train on; give a smaller share")
     splits = rows[first : first + count - held], rows[:held], test[:pictures]
 
     digest = hashlib.sha256(str([len(split) for split in splits]).encode())

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from serving import repository
+from serving.files import fsync
 from training.errors import BadInput, Unreachable
 
 SHEET = "contact-sheet.png"
@@ -29,7 +30,11 @@ TIMEOUT_S = 30.0  # for a connection, and for each next piece of a file
 
 def home() -> Path:
     """Where corpora are kept that are not drawn: $ATELIER_DATA, or ~/.cache/atelier."""
-    return Path(os.environ.get("ATELIER_DATA") or "~/.cache/atelier").expanduser()
+    folder = Path(os.environ.get("ATELIER_DATA") or "~/.cache/atelier")
+    try:
+        return folder.expanduser()
+    except RuntimeError as error:
+        raise BadInput(f"ATELIER_DATA: {folder.parts[0]} is nobody's home directory; give the whole path") from error
 
 
 def fetch(urls: Sequence[str], to: Path, *, sha256: str) -> None:
@@ -52,6 +57,7 @@ def fetch(urls: Sequence[str], to: Path, *, sha256: str) -> None:
                 faults.append(f"{url}: {str(error).removeprefix('<urlopen error ').removesuffix('>')}")
                 continue
             if repository.sha256(part).startswith(sha256):
+                fsync(part)  # a machine that goes down would else leave a file of that name without its bytes
                 part.replace(to)
                 return
             faults.append(f"{url}: what came has another checksum")

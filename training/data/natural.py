@@ -8,11 +8,13 @@ from __future__ import annotations
 import sys
 import tarfile
 import tempfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from serving import repository
 from training.data import files, photos
 from training.data.corpus import checksum
 from training.errors import BadInput
@@ -20,6 +22,8 @@ from training.errors import BadInput
 ADDRESS = "https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-160.tgz"
 SHA256 = "88daccb09b6fce93f45e6c09ddeb269cce705549e6bff322092a2a5a11489863"
 NAME = "imagenette2-160"
+LEAST = 10
+"""Pictures, of which one is held out."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +43,19 @@ def load(folder: str = "", *, size: int = 128, pictures: int = 0, held_out: int 
     """The pictures of a folder of classes, squares of `size`; "" is Imagenette, fetched into $ATELIER_DATA once.
 
     `pictures` is the most to take, 0 all; `held_out` of them, one in ten at most, are kept from training, the same
-    ones for the same seed. Raises BadInput for a folder with fewer than two classes or ten pictures.
+    ones for the same seed. Raises BadInput for a folder with fewer than two classes or ten pictures, and for fewer
+    `pictures` than these, unless none are held out.
     """
     source = Path(folder) if folder else imagenette()
     names = photos.find(source)
-    names = [names[k] for k in np.random.default_rng(seed).permutation(len(names))[: pictures or None]]
     of_class = [Path(name).parent.name for name in names]
-    classes = tuple(sorted(set(of_class)))
-    if len(classes) < 2 or "" in classes or len(names) < 10:
+    if len(set(of_class)) < 2 or "" in of_class or len(names) < LEAST:
         raise BadInput(f"--corpus: {source} must hold folders of pictures, one for each class: two or more, with ten")
+    taken = np.random.default_rng(seed).permutation(len(names))[: pictures or None]
+    names, of_class = ([each[k] for k in taken] for each in (names, of_class))
+    classes = tuple(sorted(set(of_class)))
+    if held_out and (len(classes) < 2 or len(names) < LEAST):
+        raise BadInput(f"--pictures: {pictures} are too few to tell classes apart by; give more, at least {LEAST}")
     labels = np.array([classes.index(one) for one in of_class])
     images, _ = photos.read(source, names, size=size)
     held = min(held_out, len(names) // 10)
@@ -66,18 +74,18 @@ def imagenette(*, flag: str = "--corpus") -> Path:
             with files.alone(folder):
                 if not folder.is_dir():  # another process may have brought it meanwhile
                     unpack(folder)
-        except (OSError, tarfile.TarError) as error:
+        except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
             raise files.fault(error)(f"{flag}: {error}; try again, or name a folder of your own") from error
     return folder / "train"
 
 
 def unpack(folder: Path) -> None:
-    """All of it or nothing. The archive stays until then."""
+    """All of it or nothing. The archive stays until then; one that a crash has damaged is fetched anew."""
     archive = folder.with_suffix(".tgz")
-    if not archive.is_file():
+    if not archive.is_file() or repository.sha256(archive) != SHA256:
         files.fetch((ADDRESS,), archive, sha256=SHA256)
     with tempfile.TemporaryDirectory(dir=archive.parent, prefix=f".{NAME}-") as beside:
-        with tarfile.open(archive) as packed:
+        with tarfile.open(archive, "r:gz") as packed:
             packed.extractall(beside, filter="data")
         Path(beside, NAME).replace(folder)
     archive.unlink()

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from training.data import fashion_mnist
 from training.data.fashion_mnist import Garments, Split
-from training.devices import autocast, dropout_state, pick_device, restore_dropout
+from training.devices import autocast, check_seed, dropout_state, pick_device, restore_dropout
 from training.errors import BadInput
 from training.models.classifier import evaluate as measures
 from training.models.classifier.muon import Muon
@@ -77,6 +77,8 @@ class Options:
     checkpoint_minutes: float = 5.0
 
     def __post_init__(self) -> None:
+        # Net k's order in an epoch is drawn from its seed and the epoch's number.
+        check_seed(self.seed, self.seed * self.nets, (self.seed + 1) * self.nets + self.epochs)
         for name, least in [("pictures", 0), ("nets", 1), ("epochs", 1), ("batch", 2), ("crop", 0)]:
             if getattr(self, name) < least:
                 raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} is too few; give {least} or more")
@@ -211,12 +213,11 @@ def train(options: Options, run: RunDir, corpus: Garments) -> Path:
 
     learners, first = [Learner(options, number, device) for number in range(options.nets)], 0
     if (state := run.restore()) is not None:
-        if "learners" not in state:
-            raise BadInput(f"--resume: {run.last} was written by another version of the program; begin another --name")
-        first = state["step"]
-        restore_dropout(state, device)
-        for learner, each in zip(learners, state["learners"], strict=True):
-            learner.restore(each)
+        with run.restoring():
+            first = state["step"]
+            restore_dropout(state, device)
+            for learner, each in zip(learners, state["learners"], strict=True):
+                learner.restore(each)
 
     def checkpoint(step: int, temperature: float) -> None:
         run.save({
@@ -244,8 +245,10 @@ def train(options: Options, run: RunDir, corpus: Garments) -> Path:
             run.record(step, line, **stats)
 
             # A checkpoint is of all nets after the same number of steps: none begins its next before it is written.
+            # There is one at the end, too: what stops the run while it looks for the temperature costs no step.
             if number == 0 or step + options.nets >= steps:
-                saves = run.terminated or time.monotonic() - last_saved > 60 * options.checkpoint_minutes
+                due = time.monotonic() - last_saved > 60 * options.checkpoint_minutes
+                saves = run.terminated or due or step + 1 == steps
             if not saves and step + options.nets < steps:
                 begun.append(begin(step + options.nets))
             if saves and not begun:

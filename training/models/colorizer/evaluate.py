@@ -14,10 +14,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from skimage.color import deltaE_ciede2000, rgb2lab
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from training import plots
+from training.measures import psnr
 from training.models.colorizer.net import Served, gray_of, lab, lightness, linear, resized, rgb
 
 AT_ONCE = 16
@@ -60,11 +61,11 @@ def evaluate(net: Served, held_out: Pictures, trained_on: Pictures, *, out: Path
 
 def compared(made: Pictures, truth: Pictures) -> dict[str, float]:
     """Means over pictures uint8 (N, H, W, 3): psnr (dB), ssim, ciede2000."""
-    psnr = [peak_signal_noise_ratio(there, one) for one, there in zip(made, truth, strict=True) if (one != there).any()]
+    decibels = [psnr(one, there) for one, there in zip(made, truth, strict=True)]
     ssim = [structural_similarity(there, one, channel_axis=2) for one, there in zip(made, truth, strict=True)]
     ciede2000 = [deltaE_ciede2000(rgb2lab(there), rgb2lab(one)).mean() for one, there in zip(made, truth, strict=True)]
     return {
-        "psnr": float(np.mean(psnr)) if psnr else float("inf"),
+        "psnr": float(np.mean(decibels)),
         "ssim": float(np.mean(ssim)),
         "ciede2000": float(np.mean(ciede2000)),
     }
@@ -83,7 +84,7 @@ def colourfulness(pictures: Pictures) -> float:
 
 def mean_chroma(trained_on: Pictures) -> Colouring:
     """Gives every pixel the mean a and b of the corpus."""
-    mean = torch.stack([lab(_tensor(part))[:, 1:].mean((0, 2, 3)) for part in _parts(trained_on)]).mean(0)
+    mean = torch.cat([lab(_tensor(part))[:, 1:].mean((2, 3)) for part in _parts(trained_on)]).mean(0)
 
     def colour(gray: Tensor) -> Tensor:
         return _joined(gray, mean[None, :, None, None].expand(len(gray), -1, *gray.shape[2:]))

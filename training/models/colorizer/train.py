@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from training import plots
 from training.data import computer_art, corpus, natural, photos
-from training.devices import autocast, pick_device
+from training.devices import autocast, check_seed, pick_device
 from training.errors import BadInput
 from training.models.colorizer import evaluate as measures
 from training.models.colorizer.net import CHROMA, Colorizer, Critic, Encoder, Served, gray_of, lab
@@ -69,6 +69,7 @@ class Options:
     checkpoint_minutes: float = 5.0
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         for name, least in [("pictures", 0), ("batch", 2), ("steps", 1), ("refine_steps", 0), ("sample_every", 1)]:
             if getattr(self, name) < least:
                 raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} is too few; give {least} or more")
@@ -118,17 +119,17 @@ def load_corpus(options: Options) -> Photographs:
         raise BadInput(f"--size: {options.size}, but the network of {options.init} sees {sees} pixels; give that")
     source = Path(options.corpus) if options.corpus else natural.imagenette()
     size = round(ROOM * options.size)
+    names = photos.find(source)
+    names = [names[k] for k in np.random.default_rng(13).permutation(len(names))[: options.pictures or None]]
+    held = 0 if options.test else min(500, max(1, len(names) // 10))
+    if (count := len(names) - held) < corpus.LEAST:
+        raise BadInput(f"--corpus: {count} pictures in {source} to train on are too few; at least {corpus.LEAST}")
     if options.test:
         images, _ = photos.load(source, count=options.pictures or None, seed=13, size=size)
         held_out, _ = photos.load(Path(options.test), size=TEST_SIZE, flag="--test")
     else:
-        names = photos.find(source)
-        names = [names[k] for k in np.random.default_rng(13).permutation(len(names))[: options.pictures or None]]
-        held = min(500, max(1, len(names) // 10))
         images, _ = photos.read(source, names[held:], size=size)
         held_out, _ = photos.read(source, names[:held], size=TEST_SIZE)
-    if len(images) < corpus.LEAST:
-        raise BadInput(f"--corpus: {len(images)} pictures in {source} are too few; at least {corpus.LEAST}")
     name = source.name + (f"; test: {Path(options.test).name}" if options.test else "")
     digests = corpus.checksum(images) + corpus.checksum(held_out)
     return Photographs(name, images, held_out, corpus.checksum(np.frombuffer(digests.encode(), np.uint8)))
@@ -154,10 +155,11 @@ def train(options: Options, run: RunDir, corpus: Photographs) -> Path:
     rng = torch.Generator().manual_seed(options.seed)
     first = 0
     if (state := run.restore()) is not None:
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        rng.set_state(state["luck"])
-        first = state["step"]
+        with run.restoring():
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+            rng.set_state(state["luck"])
+            first = state["step"]
 
     def checkpoint(step: int) -> None:
         states = {name: part.state_dict() for name, part in parts.items()}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from training.data import natural
 from training.data.natural import Natural
-from training.devices import autocast, dropout_state, pick_device, restore_dropout
+from training.devices import autocast, check_seed, dropout_state, pick_device, restore_dropout
 from training.errors import BadInput
 from training.models.features.net import Vgg, VggClassifier, gram, random_weights
 from training.rundir import RunDir, Stopped, load_checkpoint
@@ -47,6 +47,7 @@ class Options:
     checkpoint_minutes: float = 5.0
 
     def __post_init__(self) -> None:
+        check_seed(self.seed, self.seed + self.epochs)  # an epoch's order has a seed of its own
         for name, least in [("pictures", 0), ("epochs", 1), ("batch", 2), ("first_size", 32), ("last_size", 32)]:
             if getattr(self, name) < least:
                 raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} is too few; give {least} or more")
@@ -83,11 +84,12 @@ def train(options: Options, run: RunDir, corpus: Natural) -> Path:
     rng = torch.Generator().manual_seed(options.seed)
     first = 0
     if (state := run.restore()) is not None:
-        net.load_state_dict(state["net"])
-        adam.load_state_dict(state["adam"])
-        rng.set_state(state["luck"])
-        restore_dropout(state, device)
-        first = state["step"]
+        with run.restoring():
+            net.load_state_dict(state["net"])
+            adam.load_state_dict(state["adam"])
+            rng.set_state(state["luck"])
+            restore_dropout(state, device)
+            first = state["step"]
 
     def checkpoint(step: int) -> None:
         run.save({

@@ -81,16 +81,20 @@ class Options:
         if not self.checkpoint_minutes > 0:
             raise BadInput(f"--checkpoint-minutes: {self.checkpoint_minutes} must be above 0")
         try:
+            # As they are given first: int32 would wrap.
+            read({name: np.array(value, object) for name, value in self._chosen().items()})
             read(self.on_the_wire())
         except BadRequest as error:
             raise BadInput(f"--{str(error).replace('_', '-')}") from error
 
+    def _chosen(self) -> dict[str, Any]:
+        chosen = {name: getattr(self, name) for name in KNOBS}
+        return chosen | {"start": STARTS.index(self.start), "optimizer": OPTIMIZERS.index(self.optimizer)}
+
     def on_the_wire(self) -> dict[str, np.ndarray]:
         """The knobs among them, as a request has them."""
-        chosen = {name: getattr(self, name) for name in KNOBS}
-        chosen |= {"start": STARTS.index(self.start), "optimizer": OPTIMIZERS.index(self.optimizer)}
         types = {"INT32": np.int32, "FP32": np.float32}
-        return {name: np.array(value, types[KNOBS[name].dtype]).reshape(-1) for name, value in chosen.items()}
+        return {name: np.array(value, types[KNOBS[name].dtype]).reshape(-1) for name, value in self._chosen().items()}
 
     @property
     def knobs(self) -> Knobs:
@@ -105,6 +109,9 @@ PRESETS = {
         film=True,
     ),
 }  # fmt: skip
+
+FILM_SIDE = 16_383
+"""Pixels that a side of a WebP has at most."""
 
 
 @dataclass(frozen=True)
@@ -122,10 +129,13 @@ def load_corpus(options: Options) -> Pictures:
     if options.size:
         height, width = _size(content)
         factor = options.size / max(height, width)
-        content = painting.resized(content, (round(height * factor), round(width * factor)))
-        if min(_size(content)) < painting.SMALLEST_SIDE:
+        size = round(height * factor), round(width * factor)
+        if min(size) < painting.SMALLEST_SIDE:
             least = painting.SMALLEST_SIDE
             raise BadInput(f"--size: {options.size} leaves a side of {options.content} less than {least}; give more")
+        content = painting.resized(content, size)
+    if options.film and (longer := max(_size(content))) > FILM_SIDE:
+        raise BadInput(f"--film: WebP has {FILM_SIDE} pixels a side at most, not {longer}; give a --size, or --no-film")
     if options.scales > (most := painting.max_scales(_size(content))):
         raise BadInput(f"--scales: {options.scales} are too many for this photograph at its size; give {most} or less")
     digests = corpus.checksum(content) + corpus.checksum(style)
@@ -185,12 +195,13 @@ def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
 
     first = 0
     if (state := run.restore()) is not None:
-        first = state["step"]
-        scale = state["scale"]
-        canvas, optimizer, closure = begin(scale, state["canvas"])
-        optimizer.load_state_dict(state["optimizer"])
+        with run.restoring():
+            first, scale = state["step"], state["scale"]
+            canvas, optimizer, closure = begin(scale, state["canvas"])
+            optimizer.load_state_dict(state["optimizer"])
+            evaluations = state["evaluations"]
         closure()  # it remembers its last canvas again, which cost the unbroken run nothing
-        closure.evaluations = state["evaluations"]
+        closure.evaluations = evaluations
     else:
         scale = scale_of[0] if scale_of else len(sizes) - 1
         canvas, optimizer, closure = begin(scale, None)

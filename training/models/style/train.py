@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from training import distributed, plots
 from training.data import computer_art, corpus, natural, photos
-from training.devices import autocast, pick_device
+from training.devices import autocast, check_seed, pick_device
 from training.errors import BadInput
 from training.models.features import net as features
 from training.models.features.net import Vgg, content_loss, gram, relative_error, total_variation
@@ -39,7 +39,7 @@ class Options:
     add_style: str = ""
     """a painting to add to the network of --init: only its own norms are trained"""
     init: str = ""
-    """a checkpoint to start from"""
+    """a checkpoint to start from, which brings its network along; --widths and --outer have to be as they were"""
     content: str = ""
     """a folder or zip of photographs; left out: Imagenette, fetched into $ATELIER_DATA once"""
     photos: int = 0
@@ -69,6 +69,7 @@ class Options:
     checkpoint_minutes: float = 5.0
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         for name, least in [("photos", 0), ("size", 32), ("style_size", 32), ("batch", 1), ("steps", 1)]:
             if getattr(self, name) < least:
                 raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} is too few; give {least} or more")
@@ -188,10 +189,11 @@ def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
     rng = torch.Generator().manual_seed(options.seed)
     first = 0
     if (state := run.restore()) is not None:
-        net.load_state_dict(state["net"])
-        adam.load_state_dict(state["adam"])
-        rng.set_state(state["luck"])
-        first = state["step"]
+        with run.restoring():
+            net.load_state_dict(state["net"])
+            adam.load_state_dict(state["adam"])
+            rng.set_state(state["luck"])
+            first = state["step"]
 
     def checkpoint(step: int) -> None:
         run.save({
@@ -282,6 +284,9 @@ def build_net(options: Options, corpus: Gallery) -> tuple[StyleNet, tuple[str, .
     if not options.init:
         return StyleNet(len(names), options.widths, outer=options.outer), names, 0
     before = load_net(Path(options.init))
+    for name, asked in (("widths", list(options.widths)), ("outer", options.outer)):
+        if asked != (there := before.net.options[name]):
+            raise BadInput(f"--{name}: {asked}, but the network of {options.init} has {there}; give that")
     if not options.add_style:
         if before.names != names:
             raise BadInput(f"--init: {options.init} knows {', '.join(before.names)}, not {', '.join(names)}")

@@ -14,6 +14,7 @@ from skimage.metrics import structural_similarity
 
 from training import plots
 from training.data.degradations import BICUBIC, resized
+from training.measures import psnr
 from training.models.upscaler.net import Served
 from training.models.upscaler.spec import SCALE
 
@@ -66,13 +67,6 @@ def measure(picture: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
         ours, reference, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
     )
     return psnr(ours, reference), float(similar)
-
-
-def psnr(picture: np.ndarray, truth: np.ndarray) -> float:
-    """Of values in 0..255. Equal pictures are given 78 dB, so that means stay finite: a thousandth of a level squared,
-    where rounding alone leaves a twelfth."""
-    error = max(float(np.square(picture - truth).mean()), 1e-3)
-    return 10 * float(np.log10(255**2 / error))
 
 
 def luminance(picture: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from training import distributed, plots
 from training.data import computer_art, corpus, lines, natural, photos
 from training.data.degradations import BICUBIC, BOX, degraded, reduced, resized, woven
-from training.devices import autocast, pick_device
+from training.devices import autocast, check_seed, pick_device
 from training.errors import BadInput
 from training.models.features import net as features
 from training.models.features.net import content_loss
@@ -83,6 +83,7 @@ class Options:
     checkpoint_minutes: float = 5.0
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         least = {"photos": 0, "seed": 0, "sizes": 1, "drawings": 1, "channels": 1, "layers": 1, "batch": 1, "steps": 1}
         for name, few in {**least, "side": self.size, "size": 32, "sample_every": 1}.items():
             if getattr(self, name) < few:
@@ -257,10 +258,11 @@ def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
     ddp_net, shard = distributed.data_parallel(net), distributed.shard(options.batch)
     first = 0
     if (state := run.restore()) is not None:
-        net.load_state_dict(state["net"])
-        ema.load_state_dict(state["average"])
-        adam.load_state_dict(state["adam"])
-        first = state["step"]
+        with run.restoring():
+            net.load_state_dict(state["net"])
+            ema.load_state_dict(state["average"])
+            adam.load_state_dict(state["adam"])
+            first = state["step"]
 
     def checkpoint(step: int) -> None:
         run.save({

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from training import plots
 from training.data import corpus as corpora
 from training.data.corpus import Corpus
-from training.devices import autocast, pick_device
+from training.devices import autocast, check_seed, pick_device
 from training.errors import BadInput
 from training.models.wgan import evaluate as measures
 from training.models.wgan.net import NETWORKS, Served
@@ -71,6 +71,7 @@ class Options:
     checkpoint_minutes: float = 5.0
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         least = {"pictures": 1, "seed": 0, "steps": 1, "batch": 1, "critic_steps": 1, "rows": 1, "columns": 1}
         for name, few in {**least, "samples_every": 1}.items():
             if getattr(self, name) < few:
@@ -147,20 +148,25 @@ def train(options: Options, run: RunDir, corpus: Corpus) -> Path:
         "generator": generator, "critic": critic, "average": ema,
         "generator_adam": generator_adam, "critic_adam": critic_adam,
     }  # fmt: skip
+
+    def take(state: dict[str, Any]) -> None:
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+
     first = 0
     if (state := run.restore()) is not None:
-        rng.set_state(state["luck"])
-        first = state["step"]
+        with run.restoring():
+            take(state)
+            rng.set_state(state["luck"])
+            first = state["step"]
     elif options.init:
         state = own_checkpoint(Path(options.init), options.network)
-    if state is not None:
         try:
-            for name, part in parts.items():
-                part.load_state_dict(state[name])
+            take(state)
         except (KeyError, RuntimeError, ValueError) as error:
-            raise _another_version(Path(options.init) if first == 0 else run.last, options.network) from error
-        for adam in (generator_adam, critic_adam):
-            adam.param_groups[0]["betas"] = betas  # the options', also where --init's checkpoint was made with others
+            raise _another_version(Path(options.init), options.network) from error
+    for adam in (generator_adam, critic_adam):
+        adam.param_groups[0]["betas"] = betas  # the options', also where --init's checkpoint was made with others
 
     def checkpoint(step: int) -> None:
         states = {name: part.state_dict() for name, part in parts.items()}
