@@ -128,14 +128,14 @@ def test_many_frames_are_painted_each_in_its_place(near, tmp_path):
 
 
 def test_all_is_a_sheet_of_every_style(near, tmp_path):
-    """The photo and its paintings, 384 pixels or --size wide, each pixel by pixel in its place."""
+    """The photo and its paintings, 384 pixels or --size wide, each pixel by pixel in its place below its name."""
     done = worked(near("photo.png", "--all", "--size", 60))
     assert done.stdout == "out/photo-styles.png: 3 styles; style version 2\n"
     drawn = np.asarray(opened(tmp_path / "out" / "photo-styles.png"))
     photo = np.asarray(opened(tmp_path / "photo.png"))
     cells = [photo, *(stand_in.styled(photo[None], row[None], 2)[0] for row in np.eye(3, dtype=np.float32))]
     for place, cell in enumerate(cells):
-        left, top = 16 + place % 2 * 76, 64 + place // 2 * 80
+        left, top = 16 + place % 2 * (drawn.shape[1] - 16) // 2, 64 + place // 2 * 80
         np.testing.assert_allclose(drawn[top : top + 40, left : left + 60].astype(int), cell, atol=1)
     worked(near("photo.png", "frames", "--all", "--out", "sheets"))
     assert opened(tmp_path / "sheets" / "photo-styles.png").width == 2 * 400 + 16
