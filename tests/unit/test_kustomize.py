@@ -255,7 +255,7 @@ def test_the_gpu_serves_by_the_same_rules(compose):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(embedded, "servable", lambda *_: [])
         server = embedded.Embedded(Path("/models"))
-    ours = embedded._arguments(server, embedded.Ports(), "id", Path("/backends"))
+    ours = embedded._arguments(server, embedded.Ports(), "id", Path("/backends"), Path("/models"))
     same = (
         "--model-control-mode=",
         "--strict-readiness=",
