@@ -11,7 +11,7 @@ SPEC = ModelSpec(
         Tensor(name="stage", dtype="FP32", shape=(1,)),
     ),
     outputs=(Tensor(name="image", dtype="UINT8", shape=(ANY, ANY, 3)),),
-    # As with style, a CPU gains nothing from a batch: tests/load/evidence/colorizer.md (in floats).
+    # As with style, a CPU gains nothing from a batch: tests/load/evidence/colorizer.md.
     batching=Batching(max_batch=8, preferred=(1,), queue_size=64, queue_timeout_us=20_000_000),
     max_pixels=4 << 20,
     instances=2,
