@@ -146,7 +146,8 @@ def publish(
     A reader sees the whole version or none of it, whatever happens meanwhile; no number is used twice. A candidate's
     TensorRT plan comes along. `beside` are the texts of the files beside the versions, by name: pbtxt.files(spec).
     config.pbtxt follows the newest version's members, see configs.fitted. `check_last` is called when nobody else can
-    publish the model any more; what it raises keeps the version out. Raises RepositoryError, having changed nothing.
+    publish the model any more; what it raises keeps the version out. Raises RepositoryError, having changed nothing or
+    saying that the version is in service all the same.
     """
     check(candidate, model)
     folder = repository / model
@@ -231,23 +232,24 @@ def _configured(folder: Path, moving: Path, in_service: Sequence[Path], text: st
         was = path.read_text(encoding="utf-8") if path.is_file() else None
     except UnicodeDecodeError as exc:
         raise RepositoryError(f"{path}: not in UTF-8 ({exc.reason} at byte {exc.start}); save it so") from exc
-    fitted = was if text is None else text
-    if fitted is not None:
+    fitted = None  # where there is nothing to write
+    if (text := was if text is None else text) is not None:
         *older, newest = map(_members, in_service)
-        fitted = configs.fitted(fitted, newest, older[-1] if older else None)
-    if fitted is not None and fitted != was:
+        fitted = configs.fitted(text, newest, older[-1] if older else None)
+        fitted = None if fitted == was else fitted
+    if fitted is not None:
         files.write_atomically(path, fitted if was is None else configs.transitional(was))
     try:
         try:
             yield
         finally:
             if not moving.exists():
-                if fitted is not None and fitted != was:
+                if fitted is not None:
                     files.write_atomically(path, fitted)
                 plans.reconcile(folder)
     except BaseException as exc:
         if moving.exists():
-            if fitted != was:
+            if fitted is not None:
                 path.unlink() if was is None else files.write_atomically(path, was)
             plans.reconcile(folder)
         elif isinstance(exc, OSError):

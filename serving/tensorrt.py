@@ -189,6 +189,7 @@ def half(graph: Path) -> bytes:
     TensorRT computes in a graph's own types: since 11 there is no switch that lets it choose.
     """
     import onnx
+
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 

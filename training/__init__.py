@@ -1,1 +1,0 @@
-import serving  # noqa: F401  # what it sets in the environment comes before ONNX Runtime's first import

@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 
 from serving import configs, files, pbtxt, plans, repository, tensorrt, verify
@@ -33,6 +32,8 @@ from serving.spec import ModelSpec, Threshold
 from training import catalog, operators, provenance, quantize
 from training.data.corpus import Corpus
 from training.errors import BAD_INPUT, REFUSED, BadInput, Refused
+
+import onnxruntime
 
 OPSET = 17
 WEIGHTS = "weights.pth"

@@ -26,6 +26,7 @@ from conftest import need, need_tritonserver
 from test_embedded import Command, addresses, command  # noqa: F401 - a fixture
 from tritonclient.utils import InferenceServerException
 
+from atelier import Client, errors
 from serving import repository as repo
 from serving import verify
 from serving.embedded import Embedded
@@ -201,7 +202,7 @@ def test_bad_options(volume: Path, command: Command, options: list[str], says: s
 
 def test_tls(volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the name and the roots in the environment the probe verifies who answers; without them it gets no answer,
-    nor from a server whose certificate has another name."""
+    nor from a server whose certificate has another name. The SDK without TLS is told what is there."""
     need(shutil.which("openssl"), "openssl, which makes the certificate, is not installed")
     key, certificate = tmp_path / "tls.key", tmp_path / "tls.crt"
     subject = ["-subj", "/CN=atelier-triton", "-addext", "subjectAltName=DNS:atelier-triton"]
@@ -209,6 +210,8 @@ def test_tls(volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     subprocess.run([*make, *subject, "-keyout", key, "-out", certificate], check=True, capture_output=True)
     files = [f"--grpc-server-cert={certificate}", f"--grpc-server-key={key}"]
     with Embedded(volume, models=["wgan"], options=["--grpc-use-ssl=true", *files]) as server:
+        with Client(server.grpc) as client, pytest.raises(errors.NotATritonServer, match="over TLS it is grpcs://"):
+            client.models()
         arguments = ("--url", server.grpc, "--repository", str(volume))
         assert probe(*arguments).returncode == 2
         monkeypatch.setenv("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", str(certificate))

@@ -25,6 +25,7 @@ with Embedded(models=["painter", "wgan"]):
     "program",
     [
         pytest.param(f"import training.export, onnxruntime; {SESSION}", id="training"),
+        pytest.param(f"import tests.load.nothing, onnxruntime; {SESSION}", id="load tests"),
         pytest.param(f"from atelier import inprocess; onnxruntime = inprocess._onnxruntime(); {SESSION}", id="SDK"),
         pytest.param(SERVER, id="server"),
     ],

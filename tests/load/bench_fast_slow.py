@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from bench_painter import graph, opened, picture
 from matplotlib.figure import Figure
@@ -31,6 +30,8 @@ from training.catalog import spec
 from training.data.files import home
 from training.errors import BadInput
 from training.models.painter.spec import CONTENT_LAYERS, STYLE_LAYERS
+
+import onnxruntime
 
 PHOTOS = tuple(f"kodak/kodim{k:02d}.png" for k in (1, 3, 5, 7, 8, 13, 16, 19, 21, 23))
 PAINTINGS = {

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnxruntime
 import torch
 from PIL import Image, ImageOps
 
@@ -39,6 +38,8 @@ from training.data.photos import to_rgb
 from training.errors import BadInput
 from training.models.features import net as features
 from training.models.painter.autograd import Closure, make_optimizer, targets_of
+
+import onnxruntime
 
 CHECKED = (25, 50, 100, 200)
 """Evaluations after which the two are compared."""

@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 
 import onnx
-import onnxruntime
 
 from serving import cli
 from serving.repository import MODEL, REPOSITORY
@@ -25,6 +24,8 @@ from serving.tensorrt import for_gpus
 from tests.load import tables
 from tests.load.questions import SIDES, batch, folder, open_session
 from training import catalog
+
+import onnxruntime
 
 QUANTIZED = [name for name in catalog.names() if getattr(catalog.served(name), "quantized", False)]
 GARMENTS = 64

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from serving import cli
@@ -27,6 +26,8 @@ from serving.errors import RepositoryError
 from serving.repository import CARD, GOLDEN, MODEL, REPOSITORY, newest
 from training.export import OPSET
 from training.models.classifier.spec import SPEC
+
+import onnxruntime
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from serving import verify
 from serving.errors import RepositoryError
 from serving.repository import GOLDEN, MODEL, newest
 from serving.spec import Ensemble, ModelSpec, Served, Tensor
 from training import catalog
+
+import onnxruntime
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 
 from serving.repository import MODEL, REPOSITORY
@@ -14,6 +13,8 @@ from tests.load.plan import ClosedLoop, Plan, mixed
 from tests.load.questions import questions
 from tests.load.servers import triton
 from training.models.classifier.spec import SPEC
+
+import onnxruntime
 
 
 def test_it_has_the_classifiers_face_and_pictures(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -18,6 +17,8 @@ from training.models.colorizer import train as recipe
 from training.models.colorizer.train import PRESETS
 from training.models.features import resnet
 from training.rundir import RunDir
+
+import onnxruntime
 
 
 @pytest.fixture(scope="module")

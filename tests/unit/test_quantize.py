@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -14,6 +13,8 @@ from serving import repository, tensorrt
 from training import export, quantize
 from training.models.classifier.net import SURE, Cascade, Ensemble, ResidualNet, Served, folded
 from training.models.classifier.spec import CLASSES, SIZE, SPEC
+
+import onnxruntime
 
 
 @pytest.fixture(scope="module")

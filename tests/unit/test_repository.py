@@ -21,7 +21,8 @@ import stand_in
 import traces
 from conftest import mounted
 
-from serving import configs, files, pbtxt, reload
+from atelier import _repository
+from serving import configs, files, pbtxt, plans, reload
 from serving import repository as repo
 from serving.errors import RepositoryError
 from serving.spec import ModelSpec
@@ -379,6 +380,14 @@ def test_a_config_that_is_not_utf_8_is_named(candidate: Path, repository: Path) 
         ):
             act()
         assert content(repository) == before
+
+
+def test_what_is_a_version(repository: Path) -> None:
+    """The same to all that ask: what tritonserver takes for one, and so not 02."""
+    (repository / "wgan" / "02").mkdir()
+    assert repo.versions(repository, "wgan") == [1, 2]
+    assert [path.name for path in plans.in_service(repository / "wgan", repo.config(repository, "wgan"))] == ["1", "2"]
+    assert _repository.versions(repository, "wgan") == [1, 2]
 
 
 def test_only_version_stays(repository: Path) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import stand_in
 import tensorrt_stand_in as fake
@@ -22,6 +21,8 @@ from serving import repository as repo
 from serving.errors import PlanError
 from serving.spec import ModelSpec
 from training import catalog, operators
+
+import onnxruntime
 
 SHIPPED = [name for name in catalog.names() if pbtxt.plan_files(catalog.served(name))]
 of_shipped = pytest.mark.parametrize("model", SHIPPED)

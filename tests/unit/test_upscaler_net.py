@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +13,8 @@ from training import catalog, export
 from training.models.upscaler.net import Served, Upscaler
 from training.models.upscaler.spec import OVERLAP
 from training.models.upscaler.train import PRESETS
+
+import onnxruntime
 
 
 def lively(channels: int = 6, layers: int = 12) -> Upscaler:

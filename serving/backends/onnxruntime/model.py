@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
+
+import onnxruntime as ort
 
 Array = npt.NDArray[Any]
 Feed = dict[str, Array]

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 os.environ |= {"OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": os.environ.get("ORT_DISABLE_TELEMETRY", "1")}
 
 import numpy as np
-import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
+
+import onnxruntime as ort
 
 if TYPE_CHECKING:
     from serving.backends.painter import knobs, painting

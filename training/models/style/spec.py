@@ -26,8 +26,8 @@ SPEC = ModelSpec(
     ),
     outputs=(Tensor(name="image", dtype="UINT8", shape=(ANY, ANY, 3)),),
     # A picture of 256 x 256 takes 55 ms on one core, in a batch no less: a CPU takes them one by one, and the first of
-    # four does not wait for the last: tests/load/evidence/style.md, in which the machine's own speed moved by 8 %. One
-    # instance alone oversleeps, see wgan's spec.
+    # four does not wait for the last: tests/load/evidence/style.md, of two rounds far apart (30 and 36 a second in
+    # process). One instance alone oversleeps, see wgan's spec.
     batching=Batching(max_batch=4, preferred=(1,), queue_size=64, queue_timeout_us=20_000_000),
     max_pixels=2 << 20,
     instances=2,
