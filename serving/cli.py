@@ -48,9 +48,14 @@ def show(text: str) -> bool:
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries once more as it ends
+        drop_output()
         return False
     return True
+
+
+def drop_output() -> None:
+    """Once nobody reads standard output: or Python tries to write the rest once more as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def report(error: ServingError | OSError) -> int:

@@ -241,6 +241,9 @@ def _parse(model: str, preset: str, recipe: Any, rest: list[str]) -> tuple[Invoc
     try:
         with contextlib.redirect_stderr(said):
             parsed: Any = tyro.cli(command, prog=f"python -m training.run {model}", args=rest, description=description)
+    except BrokenPipeError:  # `--help | head`
+        cli.drop_output()
+        raise SystemExit(0) from None
     except SystemExit as stop:
         if stop.code == 0:  # --help
             raise

@@ -121,6 +121,17 @@ def test_what_ends_a_run_leaves_a_checkpoint_that_goes_on(tmp_path: Path, stop: 
     assert state["step"] == len(steps) >= 1
 
 
+@pytest.mark.parametrize("ask", ["--help", "--dry-run"])
+def test_a_reader_that_has_seen_enough_gets_no_traceback(ask: str) -> None:
+    """`| head` that ended before the run printed: the exit status is 0, and nothing is said."""
+    command = [sys.executable, "-m", "training.run", *TINY, ask]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait(PATIENCE_S)) == ("", 0)
+
+
 def test_dry_run_prints_the_options_and_makes_nothing(tmp_path: Path) -> None:
     """--dry-run resolves preset and flags, as JSON."""
     done = training_run(*TINY, "--batch", 7, "--dry-run", "--runs", tmp_path)
