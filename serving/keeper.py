@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TextIO
 
 GRACE_S = 20
 SHM = Path("/dev/shm")
@@ -31,11 +32,21 @@ PR_SET_PDEATHSIG = 1
 
 def main(prefix: str, folder: str, *command: str) -> int:
     _remove_abandoned()
-    with (SHM / f"{prefix}{LOCK}").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _locked(SHM / f"{prefix}{LOCK}") as lock:
         lock.write(folder)
         lock.flush()
         return _supervise(prefix, folder, command)
+
+
+def _locked(path: Path) -> TextIO:
+    """A new file by that name, ours alone. Another keeper that finds it unlocked yet takes it for an abandoned one."""
+    while True:
+        lock = path.open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                return lock
+        lock.close()
 
 
 def _supervise(prefix: str, folder: str, command: Sequence[str]) -> int:

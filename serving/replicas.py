@@ -15,7 +15,7 @@ from tritonclient.utils import InferenceServerException
 
 from serving import repository as repo
 from serving import verify
-from serving.errors import ServerError, Unlisted, Unreachable
+from serving.errors import ServerError, ServingError, Unlisted, Unreachable
 from serving.verify import TRIAL
 
 LOAD_TIMEOUT_S = 300.0
@@ -65,9 +65,13 @@ class Replica:
                     files=_files(self.repository / model, version),
                     client_timeout=LOAD_TIMEOUT_S,
                 )
-                return verify.verify(self.address, name, version, golden, atol)
-            finally:
-                client.unload_model(name, headers=headers, client_timeout=ASK_TIMEOUT_S)
+                difference = verify.verify(self.address, name, version, golden, atol)
+            except (ServingError, InferenceServerException):  # what the trial found goes before how it ended
+                with contextlib.suppress(InferenceServerException):
+                    client.unload_model(name, headers=headers, client_timeout=ASK_TIMEOUT_S)
+                raise
+            client.unload_model(name, headers=headers, client_timeout=ASK_TIMEOUT_S)
+            return difference
 
     def end_trials(self, models: Sequence[str]) -> None:
         """Unloads what a hand-over that was killed may have left there."""

@@ -93,7 +93,8 @@ def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _emptied(folder: Path) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(folder)
     folder.mkdir()
     return folder
 
@@ -350,6 +351,8 @@ def over_seeds(runs: list[Path]) -> dict[str, object]:
             card["corpus"] = card["corpus"]["name"]  # its checksum is another with each
         if any(card[part] != cards[0][part] for part in ("model", "options", "corpus")):
             raise BadInput(f"--beside: {run} differs from {runs[0]} in more than its seed")
+        if card["metrics"].keys() != cards[0]["metrics"].keys():
+            raise BadInput(f"--beside: {run} has other measures than {runs[0]}; export it anew with --resume")
     if len(set(seeds)) < len(seeds):
         raise BadInput(f"--beside: seeds repeat ({', '.join(map(str, seeds))}); give runs of different seeds")
     values = {name: [card["metrics"][name] for card in cards] for name in cards[0]["metrics"]}

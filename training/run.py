@@ -67,7 +67,7 @@ class Invocation:
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    threading.excepthook = _thread_failed
+    hook, threading.excepthook = threading.excepthook, _thread_failed
     try:
         model, preset, rest = _model_and_preset(arguments)
         return _run(model, preset, rest)
@@ -83,6 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
         where = error.filename or "--runs or --publish"
         _say(f"{where}: {error.strerror}; put that right, and the same command with --resume goes on")
         return BAD_INPUT
+    finally:
+        threading.excepthook = hook
 
 
 def _thread_failed(failed: threading.ExceptHookArgs) -> None:

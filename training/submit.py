@@ -22,12 +22,12 @@ from typing import Any
 
 from ruamel.yaml.error import YAMLError
 
+from serving.cli import INTERRUPTED
 from training import catalog, jobs
 from training.cluster import AlreadyExists, Cluster, ClusterError, connect
 from training.errors import BAD_INPUT, BadInput
 from training.follow import Follower
 
-INTERRUPTED = 130
 CONVERTERS: dict[type, Callable[[str], object]] = {
     int: int,
     float: float,
@@ -49,8 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"training.submit: {error}", file=sys.stderr)
         return BAD_INPUT
     if args.follow:
-        return _follow(cluster, job)
-    print(f"created {job}; its log: kubectl logs --namespace {cluster.namespace} --follow job/{job}")
+        return _follow(cluster, job, args.nodes)
+    print(f"created {job}; its log: {_log_command(cluster, job, args.nodes)}")
     return 0
 
 
@@ -105,6 +105,8 @@ def _manifests(args: argparse.Namespace) -> list[Any]:
             f"{path}: not one Job with a container {jobs.CONTAINER!r}; `make generate` writes it anew"
         ) from error
     _change(job, pod, container, args)
+    if args.nodes > 1:
+        _require_even_shares(args.model, training_job, container["args"], args.nodes)
     return manifests
 
 
@@ -134,6 +136,31 @@ def _set_nodes(spec: Any, container: Any, nodes: int) -> None:
     spec["completions"] = spec["parallelism"] = nodes
     (index,) = (k for k, argument in enumerate(container["args"]) if argument.startswith("--nnodes="))
     container["args"][index] = f"--nnodes={nodes}"
+
+
+def _require_even_shares(model: str, job: jobs.Job, arguments: list[str], nodes: int) -> None:
+    """Refuses what training.distributed.shard would, hours later, when every pod has its node. What the file gives, as
+    a reader may have edited it, goes before the job's own numbers."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("--nproc-per-node", "--batch", "--preset"):
+        parser.add_argument(flag, default="")
+    given, _ = parser.parse_known_args(arguments)
+    workers, batch = nodes * _count(given.nproc_per_node, job.workers), _count(given.batch, job.batch)
+    if given.preset and not given.batch:
+        try:
+            batch = catalog.recipe(model).PRESETS[given.preset].batch
+        except (ModuleNotFoundError, KeyError):  # the file's own preset: only the model's code knows its batch
+            return
+    if batch % workers:
+        shared = -(-batch // workers) * workers
+        raise BadInput(
+            f"--nodes: {workers} workers can't share a batch of {batch} evenly; "
+            f"give another number, or --set batch={shared}"
+        )
+
+
+def _count(text: str, otherwise: int) -> int:
+    return int(text) if text.isdecimal() and int(text) else otherwise
 
 
 def training_arguments(model: str, preset: str | None, settings: list[str]) -> list[str]:
@@ -227,7 +254,11 @@ def _require_shared(cluster: Cluster, manifest: Any) -> None:
         )
 
 
-def _follow(cluster: Cluster, job: str) -> int:
+def _log_command(cluster: Cluster, job: str, nodes: int) -> str:
+    return f"kubectl logs --namespace {cluster.namespace} --follow {jobs.log_target(job, nodes)}"
+
+
+def _follow(cluster: Cluster, job: str, nodes: int) -> int:
     def tell(text: str) -> None:
         print(f"{job}: {text}", file=sys.stderr, flush=True)
 
@@ -238,12 +269,12 @@ def _follow(cluster: Cluster, job: str) -> int:
         print(f"training.submit: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        _leave_or_end(cluster, job, tell)
+        _leave_or_end(cluster, job, nodes, tell)
         return INTERRUPTED
     return 0 if succeeded else 1
 
 
-def _leave_or_end(cluster: Cluster, job: str, tell: Callable[[str], None]) -> None:
+def _leave_or_end(cluster: Cluster, job: str, nodes: int, tell: Callable[[str], None]) -> None:
     """Ctrl-C ends the following; whether it ends the Job, only a person can say."""
     try:
         if sys.stdin.isatty():
@@ -257,7 +288,7 @@ def _leave_or_end(cluster: Cluster, job: str, tell: Callable[[str], None]) -> No
     except ClusterError as error:
         tell(f"not deleted: {error}")
         return
-    tell(f"left running; kubectl logs --namespace {cluster.namespace} --follow job/{job} follows it")
+    tell(f"left running; {_log_command(cluster, job, nodes)} follows it")
 
 
 if __name__ == "__main__":

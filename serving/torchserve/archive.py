@@ -34,8 +34,10 @@ def unfit(config: pb.ModelConfig) -> str:
     """Why the handler can't serve a model, nothing if it can."""
     if config.ensemble_scheduling.step:
         return "an ensemble of others"
-    if config.model_transaction_policy.decoupled or not config.max_batch_size:
+    if config.model_transaction_policy.decoupled:
         return "answers with a stream"
+    if not config.max_batch_size:
+        return "takes no batches"
     return ""
 
 

@@ -30,6 +30,8 @@ NEXT_STEP = "run `make setup`, or `pip install '.[torchserve]'`"
 JAVA = "Java 17: `apt install openjdk-17-jre-headless`, or set JAVA_HOME"
 WORKER_FAILURE = re.compile(r"MODEL_LOG ([\w.]*(?:Error|Exception): .+)")
 MODEL_EXCEPTION = "triton_python_backend_utils.TritonModelException: "
+ITS_VARIABLES = ("TS_", "LOG_LOCATION", "METRICS_LOCATION")
+"""How the names of the variables begin that TorchServe takes settings from; its workers need none of them."""
 MAX_MESSAGE_BYTES = 1 << 28
 TOKEN_LIFETIME_MIN = 10 * 366 * 24 * 60
 """Its tokens end with the server instead of after an hour, when all requests would be refused."""
@@ -120,7 +122,7 @@ class TorchServe(LocalServer[Ports]):
         jvm_options = [*(f"-D{key}={value}" for key, value in properties.items()), "-XX:-UsePerfData"]
         main_class = ["-cp", f"{home}/ts/frontend/*", "org.pytorch.serve.ModelServer"]
         arguments = ["--python", sys.executable, "-f", str(settings), "-s", str(store), "-ncs"]
-        return [java, *jvm_options, *main_class, *arguments], {**os.environ, **wheel.MALLOC}
+        return [java, *jvm_options, *main_class, *arguments], _environment()
 
     def is_ready(self, run: Run[Ports]) -> bool:
         """TorchServe itself says "Healthy" before any worker is up; each worker that is has a metric."""
@@ -141,6 +143,12 @@ class TorchServe(LocalServer[Ports]):
                 run.log.unlink(missing_ok=True)
                 return port_taken(name, port)
         return None
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without what would put other settings in the place of these: TS_CONFIG_FILE goes before `-f`."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(ITS_VARIABLES)}
+    return ours | wheel.MALLOC
 
 
 def _fit(repository: Path, names: Sequence[str]) -> tuple[list[str], dict[str, str]]:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from conftest import need_torchserve
@@ -29,6 +30,10 @@ MODELS = ("classifier", "colorizer", "style", "upscaler", "wgan")
 SHORT_QUEUE = 4
 TIMEOUT_S = 60.0
 BYTES = b"application/octet-stream"
+INFERENCE, MANAGEMENT = "inference.InferenceAPIsService", "management.ManagementAPIsService"
+WGAN = b"\x0a\x04wgan"
+"""a message whose first field is a model's name"""
+OPEN_TO_ALL = "inference_address=http://0.0.0.0:8080\nenable_model_api=true\ndisable_token_authorization=true\n"
 
 Arrays = dict[str, Any]
 Ask = Callable[..., tuple[Arrays, int]]
@@ -36,9 +41,13 @@ Ask = Callable[..., tuple[Arrays, int]]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
-    """The models that ship, with one worker each, so that requests have to share one; wgan's queue is short."""
+    """The models that ship, with one worker each, so that requests have to share one; wgan's queue is short. The
+    environment is that of somebody who has a TorchServe, whose settings open it to all."""
     need_torchserve()
-    root = tmp_path_factory.mktemp("torchserve") / "repository"
+    folder = tmp_path_factory.mktemp("torchserve")
+    open_to_all = folder / "theirs.properties"
+    open_to_all.write_text(OPEN_TO_ALL)
+    root = folder / "repository"
     shutil.copytree(REPOSITORY, root)
     for path in root.glob(f"*/{CONFIG}"):
         found = config(root, path.parent.name)
@@ -47,8 +56,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
         if found.name == "wgan":
             found.dynamic_batching.default_queue_policy.max_queue_size = SHORT_QUEUE
         path.write_text(text_format.MessageToString(found))
-    with TorchServe(root) as server:
-        yield server
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("TS_CONFIG_FILE", str(open_to_all))
+        patched.setenv("TS_MODEL_SERVER_HOME", str(folder))
+        patched.setenv("LOG_LOCATION", str(folder / "theirs"))
+        with TorchServe(root) as server:
+            yield server
 
 
 @pytest.fixture(scope="module")
@@ -241,6 +254,36 @@ def test_tokens_are_private(server: TorchServe) -> None:
 def test_no_model_comes_or_goes(server: TorchServe, method: str, path: str) -> None:
     """A model is code: even who holds the management token adds none, and takes none away."""
     assert managed(server, server.management_token, method, path)[0] == 405
+
+
+def told_over_grpc(port: int, method: str, message: bytes, token: str) -> tuple[grpc.StatusCode, str]:
+    """Why a call is refused, by protocol buffers that are written by hand."""
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.unary_unary(f"/org.pytorch.serve.grpc.{method}")
+        with pytest.raises(grpc.RpcError) as error:
+            call(message, metadata=[("authorization", f"Bearer {token}")] if token else [], timeout=TIMEOUT_S)
+    return error.value.code(), error.value.details()
+
+
+@pytest.mark.parametrize("method", [f"{INFERENCE}/Predictions", f"{MANAGEMENT}/ListModels"])
+def test_grpc_needs_its_tokens(server: TorchServe, method: str) -> None:
+    """As REST does: no token, and that of the other interface, are refused."""
+    ports = server.running.ports
+    port, other = (
+        (ports.grpc, server.management_token) if INFERENCE in method else (ports.management_grpc, server.token)
+    )
+    for token in ("", other):
+        code, why = told_over_grpc(port, method, WGAN, token)
+        assert code is grpc.StatusCode.PERMISSION_DENIED
+        assert "Token Authorization failed" in why
+
+
+@pytest.mark.parametrize("method", [f"{MANAGEMENT}/RegisterModel", f"{MANAGEMENT}/UnregisterModel"])
+def test_no_model_comes_or_goes_over_grpc(server: TorchServe, method: str) -> None:
+    """As over REST, not even with the management token."""
+    code, why = told_over_grpc(server.running.ports.management_grpc, method, WGAN, server.management_token)
+    assert code is grpc.StatusCode.PERMISSION_DENIED
+    assert why.startswith("Model API disabled")
 
 
 @pytest.mark.parametrize("name", ["http", "grpc", "metrics", "management", "management_grpc"])

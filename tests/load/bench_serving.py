@@ -40,11 +40,11 @@ from serving.errors import ServingError
 from serving.repository import MODEL, REPOSITORY, newest
 from serving.spec import ModelSpec
 from tests.load import tables
+from tests.load.measure import STAGES
 from tests.load.questions import LAST_STAGE, SIDES, batch, folder, open_session, random_inputs
 from training.catalog import spec
 
 PERCENTILES = (50, 95, 99)
-STAGES = ("queue", "compute_input", "compute_infer", "compute_output")
 
 
 def in_process(repository: Path, model: ModelSpec) -> Callable[..., np.ndarray]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Self
 
+from serving.errors import ServerError
 from tests.load import measure
 from tests.load.loop import READY, WorkerResult, clock, work
 from tests.load.plan import Plan
@@ -37,20 +38,24 @@ class Generator:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self._processes:
+        for process, connection in zip(self._processes, self._connections, strict=True):
             process.terminate()
             process.join()
+            connection.close()
 
     def run(self, plan: Plan) -> Result:
         """Raises what a process raised: ServerError and the like, where a target could not be opened."""
         assert plan.processes == self._count, f"a plan for {plan.processes} processes, and there are {self._count}"
-        for index, connection in enumerate(self._connections):
-            connection.send((plan, index))
-        self._await_ready()
-        window_start = clock() + HEAD_START_S + plan.warmup_s
-        for connection in self._connections:
-            connection.send(window_start)
-        return self._watch_window(plan, window_start)
+        try:
+            for index, connection in enumerate(self._connections):
+                connection.send((plan, index))
+            self._await_ready()
+            window_start = clock() + HEAD_START_S + plan.warmup_s
+            for connection in self._connections:
+                connection.send(window_start)
+            return self._watch_window(plan, window_start)
+        except (EOFError, BrokenPipeError):
+            raise ServerError("a process of the load generator has ended, perhaps for lack of memory") from None
 
     def _watch_window(self, plan: Plan, window_start: float) -> Result:
         models = [share.model for share in plan.mix]

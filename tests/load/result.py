@@ -9,9 +9,9 @@ from functools import cached_property
 from typing import Any
 
 from tests.load.loop import Tally, WorkerResult
-from tests.load.measure import Counts, Usage
+from tests.load.measure import STAGES, Counts, Usage
 from tests.load.plan import OpenLoop, Plan
-from tests.load.targets import AsyncTarget
+from tests.load.targets import InProcess
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 MAX_UTILISATION = 0.85
@@ -61,7 +61,7 @@ class Result:
         found, late = [], self.total.late / max(1, self.total.requests)
         utilisation = max(worker.utilisation for worker in self.workers)
         delay_ms = max(worker.wakeup_delay_us for worker in self.workers) / 1000
-        if isinstance(self.plan.target, AsyncTarget) and utilisation > MAX_UTILISATION:
+        if not isinstance(self.plan.target, InProcess) and utilisation > MAX_UTILISATION:
             found.append(f"a process of it is busy for {utilisation:.2f} of a core; use more --processes")
         if isinstance(self.plan.load, OpenLoop) and late > MAX_LATE:
             found.append(f"{late:.1%} of the requests were sent more than 1 ms after they were due")
@@ -169,9 +169,7 @@ def server_lines(result: Result) -> list[str]:
     for model, counts in result.counts.items():
         if counts.answered:
             data = counts.data()
-            times = ", ".join(
-                f"{stage} {data[f'{stage}_ms']:.3g}" for stage in ("queue", "compute_infer", "compute_output")
-            )
+            times = ", ".join(f"{stage} {data[f'{stage}_ms']:.3g}" for stage in STAGES)
             lines.append(f"{model} in Triton: {times} ms a request, {data['mean_batch']:.3g} a batch")
     if result.usage:
         memory_mib = result.usage.data()["memory_most_mib"]

@@ -32,7 +32,17 @@ from tests.load.loop import Tally, Worker, WorkerResult
 from tests.load.plan import ClosedLoop, OpenLoop, Plan, Share
 from tests.load.questions import Question
 from tests.load.result import Result, percentile_ms, server_lines
-from tests.load.targets import Arrays, AsyncTarget, Call, Failed, InProcess, Send, ThreadedTarget, from_coroutine
+from tests.load.targets import (
+    Arrays,
+    AsyncTarget,
+    Call,
+    Failed,
+    InProcess,
+    Send,
+    Target,
+    ThreadedTarget,
+    from_coroutine,
+)
 
 RIGHT = {"number": np.ones((1, 1), np.float32)}
 QUESTION = Question(model="stand-in", inputs=RIGHT, expected=RIGHT, atol=0.1)
@@ -278,6 +288,15 @@ def test_in_process_computes_as_many_at_once_as_the_server(model: str, monkeypat
     assert all(session.most <= questions.served(name).instances for name, session in sessions.items())
 
 
+def test_a_process_that_was_killed_is_told_in_a_line() -> None:
+    plan = Plan(target=Stalling(name="none", stall_s=0), load=ClosedLoop(1), mix=MIX)
+    with Generator(1) as generator:
+        generator._processes[0].kill()
+        generator._processes[0].join()
+        with pytest.raises(ServerError, match="a process of the load generator has ended"):
+            generator.run(plan)
+
+
 def worker_result(
     wakeup_delay_us: int = 10, utilisation: float = 0.1, late: int = 0, latency_us: int = 10_000, requests: int = 100
 ) -> WorkerResult:
@@ -307,6 +326,19 @@ def test_it_says_when_it_is_itself_the_bottleneck(of_worker: dict[str, float], s
     doubts = made(OpenLoop(20.0), **of_worker).doubts()
     assert len(doubts) == (says is not None)
     assert not says or says in doubts[0]
+
+
+@pytest.mark.parametrize(
+    ("target", "doubted"),
+    [(Faulty(name="threads", answers=("1",)), True), (InProcess(name="in process", repository=REPOSITORY), False)],
+    ids=["threads", "in process"],
+)
+def test_a_busy_process_is_no_bottleneck_where_the_model_computes_in_it(target: Target, doubted: bool) -> None:
+    """Threads that ask a server share one interpreter, and are doubted as an event loop is."""
+    busy = made(ClosedLoop(2), utilisation=0.95)
+    busy = replace(busy, plan=replace(busy.plan, target=target))
+    assert bool(busy.doubts()) == doubted
+    assert command._doubted([busy]).endswith(f"measured at {ClosedLoop(2)}.") == doubted
 
 
 def test_the_knee_is_the_highest_rate_below_the_first_that_is_too_slow() -> None:

@@ -136,6 +136,7 @@ class Row:
             "busy_p50_ms": _median(result.percentile_ms(50) for result in self.busy),
             "busy_p99_ms": _median(result.percentile_ms(99) for result in self.busy),
             "errors": sum(result.failures for result in (*self.one, *self.many, *self.busy)),
+            "doubtful": sum(bool(result.doubts()) for result in (*self.one, *self.many, *self.busy)),
         }
 
 
@@ -182,8 +183,8 @@ def table(data: dict[str, dict[str, Any]]) -> list[str]:
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for name, row in data.items():
         shown = ("-" if row[key] is None else f"{row[key]:.4g}" for key in COLUMNS)
-        failed = f" ({row['errors']} errors)" if row["errors"] else ""
-        lines.append(f"| {name}{failed} | {' | '.join(shown)} |")
+        remarks = ", ".join(f"{row[what]} {what}" for what in ("errors", "doubtful") if row[what])
+        lines.append(f"| {name}{f' ({remarks})' if remarks else ''} | {' | '.join(shown)} |")
     return lines
 
 
@@ -192,7 +193,8 @@ def page(model: str, data: dict[str, dict[str, Any]], about: dict[str, Any]) -> 
     head = (
         f"# {model}: what batching, instances and threads give\n\n"
         f"Written by `{command}` on {about['date']}: {about['machine']}, {about['cores']} cores, the generator beside "
-        f"the server, medians of the rounds. The first row is the spec's own setting; each other changes one thing."
+        f"the server, medians of the rounds. The first row is the spec's own setting; each other changes one thing. "
+        f"Doubtful are windows of which the generator says that it may itself be what was measured."
     )
     return "\n".join([head, "", *table(data), ""])
 

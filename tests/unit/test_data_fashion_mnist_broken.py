@@ -161,6 +161,13 @@ def test_a_broken_file_is_named_in_one_line(break_it: Callable[[Path], str], say
     assert "\n" not in str(refused.value)
 
 
+def test_more_to_test_on_than_to_learn_from_are_swapped(tmp_path: Path) -> None:
+    """Each file is sound, under the other's name."""
+    official(tmp_path, TEST, TRAIN)
+    with pytest.raises(BadInput, match=r"^--corpus: .* has 60 pictures to test on and 20 to learn from, as if swapped"):
+        fashion_mnist.load(tmp_path)
+
+
 @given(place=st.integers(0, 20 * 785), byte=st.sampled_from(b'0129,\n\r -+.e"x\0\xff'), how=st.sampled_from("=-+"))
 @settings(max_examples=150, deadline=None)
 def test_a_csv_with_one_byte_changed_is_read_or_refused(place: int, byte: int, how: str) -> None:

@@ -285,11 +285,20 @@ def test_card_tells_what_a_run_went_on_with(tmp_path: Path) -> None:
 
 
 def test_runs_beside_must_differ_in_their_seed_only(tmp_path: Path) -> None:
-    """Other options, the same seed twice, or no candidate: the message names the flag and the run."""
+    """Other options or measures, the same seed twice, or no candidate: the message names the flag and the run."""
     first = run_of_seed(tmp_path / "first", 0, 0.94)
     longer = run_of_seed(tmp_path / "longer", 1, 0.95, epochs=9)
     again = run_of_seed(tmp_path / "again", 0, 0.95)
-    for other, reason in ((longer, "longer differs"), (again, "seeds repeat"), (tmp_path / "none", "no candidate")):
+    older = run_of_seed(tmp_path / "older", 2, 0.95)
+    card = older / "candidate" / repository.CARD
+    card.write_text(card.read_text().replace("test_accuracy", "accuracy"))
+    wrong = {
+        longer: "longer differs",
+        older: "other measures",
+        again: "seeds repeat",
+        tmp_path / "none": "no candidate",
+    }
+    for other, reason in wrong.items():
         with pytest.raises(BadInput, match=f"--beside: .*{reason}"):
             export.over_seeds([first, other])
 

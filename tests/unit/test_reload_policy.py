@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 import subprocess
@@ -11,10 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 import stand_in
+from tritonclient.utils import InferenceServerException
 
 from serving import reload, replicas
 from serving import repository as repo
-from serving.errors import Elsewhere, ServerError, ServingError, Unlisted, Unreachable, Withdrawn
+from serving.errors import Disagreement, Elsewhere, ServerError, ServingError, Unlisted, Unreachable, Withdrawn
 from serving.reload import PATIENCE_S, Reloader, Watch
 from serving.replicas import Replica
 from serving.verify import loaded
@@ -400,6 +402,25 @@ def test_a_trial_is_nothing_that_clients_ask_for(repository: Path) -> None:
     models = [SimpleNamespace(name=name, version="3", state="READY") for name in ("wgan", "wgan-trial")]
     client = SimpleNamespace(get_model_repository_index=lambda **_: SimpleNamespace(models=models))
     assert loaded(client, repository) == {"wgan": 3}
+
+
+def test_what_a_trial_finds_goes_before_how_it_ends(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version that differs is refused, though the replica is too slow to unload it: else it would be tried again."""
+
+    def late(*_: object, **__: object) -> None:
+        raise InferenceServerException("Deadline Exceeded", status="StatusCode.DEADLINE_EXCEEDED")
+
+    def differs(*_: object) -> float:
+        raise Disagreement("wgan 2 differs")
+
+    client = SimpleNamespace(load_model=lambda *_, **__: None, unload_model=late)
+    monkeypatch.setattr("serving.verify.connect", lambda _: contextlib.nullcontext(client))
+    monkeypatch.setattr("serving.verify.verify", differs)
+    with pytest.raises(Disagreement):
+        Replica(NOBODY, repository).try_out("wgan", 2)
+    monkeypatch.setattr("serving.verify.verify", lambda *_: 0.0)
+    with pytest.raises(Unreachable):
+        Replica(NOBODY, repository).try_out("wgan", 2)
 
 
 def test_a_watch_without_replicas_has_nothing_to_say(repository: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:

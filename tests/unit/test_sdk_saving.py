@@ -389,6 +389,28 @@ def test_a_folder_loses_nothing_that_was_in_it(tmp_path):
     assert (folder / "notes.txt").read_text() == "precious"
 
 
+def test_a_folder_takes_a_walk_again_after_a_kill_in_the_middle(tmp_path, monkeypatch):
+    """Of a longer walk, whose first frames are there already and are listed nowhere but among all that may be."""
+    folder = tmp_path / "frames"
+    saving.save(folder, smooth_frames(2), recipe=RECIPE)
+    replace, replaced = Path.replace, []
+
+    def killed(path: Path, target: Path) -> Path:
+        if len(replaced) == 5:  # of the longer walk four frames lie there then
+            raise KeyboardInterrupt
+        replaced.append(target)
+        return replace(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            saving.save(folder, smooth_frames(9), recipe=RECIPE)
+    assert (folder / "frame-0003.png").is_file()
+    saving.save(folder, smooth_frames(3), recipe=RECIPE)
+    assert {path.name for path in folder.iterdir()} == {"walk.json", *(f"frame-{i:04}.png" for i in range(3))}
+    assert saving.read(folder).to_json() == RECIPE.to_json()
+
+
 @pytest.mark.parametrize("other", ["frame-0000.png", "walk.json"])
 def test_other_people_s_frames_are_not_replaced(other, tmp_path):
     """A file that has the name of one of ours, and that no walk made, stops the save."""

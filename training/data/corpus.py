@@ -21,7 +21,7 @@ DRAWN: dict[str, Callable[..., np.ndarray]] = {
 THREE_LINES = ("lines", "lines_uniform")
 # Twice as many as the measures take on each side of a comparison, so that they can average over several subsets.
 HELD_OUT = 4096
-# Held-out pictures are drawn with seeds that no one can ask for, so that no --seed trains on them.
+# Held-out pictures are drawn with seeds as far as this from --seed, or from 0: so far off as nobody chooses one.
 HELD_OUT_SEED = 1 << 32
 # Below this there is nothing to learn from and nothing to evaluate on.
 LEAST = 16

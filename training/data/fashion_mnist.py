@@ -23,15 +23,10 @@ from typing import NamedTuple
 import numpy as np
 
 from training.data import files
+from training.data.addresses import FASHION_MNIST as MIRRORS
 from training.errors import BadInput
 from training.models.classifier.spec import CLASSES, SIZE
 
-# The official addresses: the authors' repository, and Zalando's bucket, which has no https. A cluster lets a Job go to
-# port 443 only (deploy/triton/networkpolicies.yaml).
-MIRRORS = (
-    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
-    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-)
 # SHA-256 of each, as the .gz that is fetched.
 OFFICIAL = {
     "train-images-idx3-ubyte": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
@@ -39,6 +34,7 @@ OFFICIAL = {
     "t10k-images-idx3-ubyte": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
     "t10k-labels-idx1-ubyte": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
 }
+COUNTS = (60_000, 10_000)
 KAGGLE = ("fashion-mnist_train.csv", "fashion-mnist_test.csv")
 
 COLUMNS = 1 + SIZE * SIZE  # of a row: the label, then the pixels from the top left
@@ -89,6 +85,15 @@ def load(
         raise BadInput(
             f"--corpus: can't read {error.filename or where} ({error.strerror or error}); mend that, or name another"
         ) from error
+    if len(test) > len(rows):
+        raise BadInput(
+            f"--corpus: {where} has {len(test):,} pictures to test on and {len(rows):,} to learn from, as if swapped; "
+            "give each file its own name"
+        )
+    if (len(rows), len(test)) != COUNTS:  # a table that was cut at the end of a line looks like a smaller one
+        print(
+            f"{where}: {len(rows):,} and {len(test):,} pictures, not Fashion-MNIST's 60,000 and 10,000", file=sys.stderr
+        )
 
     if part_anew:
         both = shuffled(np.concatenate([test, rows]), seed)

@@ -15,7 +15,6 @@ from training.data import files
 SIZE = 128
 THICKNESS = 5
 COLORS = np.array([(255, 255, 255), (224, 184, 7), (185, 33, 19), (54, 79, 179)], np.uint8)
-COLOR_NAMES = ("white", "yellow", "red", "blue")
 
 
 class Truth(NamedTuple):

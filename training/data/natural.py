@@ -16,10 +16,10 @@ import numpy as np
 
 from serving import repository
 from training.data import files, photos
+from training.data.addresses import IMAGENETTE as ADDRESS
 from training.data.corpus import checksum
 from training.errors import BadInput
 
-ADDRESS = "https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-160.tgz"
 SHA256 = "88daccb09b6fce93f45e6c09ddeb269cce705549e6bff322092a2a5a11489863"
 NAME = "imagenette2-160"
 LEAST = 10

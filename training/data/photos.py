@@ -9,9 +9,8 @@ import argparse
 import os
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -71,7 +70,7 @@ def decode(
 
     Of an animation the first frame. Raises what Pillow raises when the file is broken.
     """
-    with _opened(stream) as picture:
+    with Image.open(stream) as picture:
         if picture.mode in ("RGB", "L"):
             picture.draft(None, (2 * size, 2 * size))  # JPEG decodes at 1/2, 1/4, 1/8: 6 times as fast
         upright = to_rgb(ImageOps.exif_transpose(picture), ground)
@@ -82,20 +81,11 @@ def decode(
 
 def decode_whole(stream: IO[bytes], *, side: int) -> np.ndarray:
     """One picture as uint8 (H, W, 3), its longer side reduced to `side` if it is larger; else as `decode`."""
-    with _opened(stream) as picture:
+    with Image.open(stream) as picture:
         upright = to_rgb(ImageOps.exif_transpose(picture), (255, 255, 255))
     if max(upright.size) > side:
         upright = ImageOps.contain(upright, (side, side), Image.Resampling.LANCZOS)
     return np.asarray(upright)
-
-
-@contextmanager
-def _opened(stream: IO[bytes]) -> Iterator[Image.Image]:
-    with warnings.catch_warnings():
-        # Camera pictures above 89 megapixels are fine; Pillow still refuses twice that, as a bomb.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with Image.open(stream) as picture:
-            yield picture
 
 
 def load(
@@ -172,8 +162,11 @@ def decoded(
             ) from error
 
     try:
+        # Camera pictures above 89 megapixels are fine; Pillow still refuses twice that, as a bomb. Said here for all
+        # threads, as warnings are the whole process's.
+        quiet = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
         # Decoding runs outside Python's lock, so threads are enough; map keeps the order of the names.
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with quiet, ThreadPoolExecutor(os.cpu_count()) as pool:
             return list(pool.map(one, names))
     finally:
         if archive is not None:

@@ -197,8 +197,10 @@ class AsyncClient:
         """One or more pictures, four times as wide and as high, in order; see `Client.upscale`."""
         mosaic = await asyncio.to_thread(upscaling.Mosaic, pictures, UPSCALE.contract(model))
         batches = await asyncio.to_thread(mosaic.batches)
-        async for tile in self._results(UPSCALE, batches, model, version, self._core.resolve_timeout(timeout_s)):
-            await asyncio.to_thread(mosaic.add, tile)
+        tiles = self._results(UPSCALE, batches, model, version, self._core.resolve_timeout(timeout_s))
+        async with contextlib.aclosing(tiles):
+            async for tile in tiles:
+                await asyncio.to_thread(mosaic.add, tile)
         return await asyncio.to_thread(mosaic.finished)
 
     async def colorize(
@@ -285,7 +287,7 @@ class AsyncClient:
 
     async def _results(
         self, task: Task[T], batches: list[Tensors], model: str, version: int | None, timeout_s: float
-    ) -> AsyncIterator[T]:
+    ) -> AsyncGenerator[T, None]:
         pending = deque(batches)
         if version is None and len(pending) > 1:
             version = await self._run(self._core.newest_version(model, timeout_s))

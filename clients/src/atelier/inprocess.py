@@ -58,7 +58,8 @@ class _OnnxRuntimeTransport:
         raise errors.UnknownModel(f"{self.address}: no {step.request.model_name} in this process; it needs a server")
 
     def close(self) -> None:
-        self._sessions.clear()
+        with self._lock:
+            self._sessions.clear()
 
     def _ServerReady(self, request: Any) -> Any:
         return pb.ServerReadyResponse(ready=True)

@@ -77,7 +77,8 @@ def save(path: str | Path, frames: Sequence[Image.Image], *, fps: float = 20.0, 
     """Writes frames, all of one size, at once or not at all; what is there by that name is replaced.
 
     fps: from SLOWEST_FPS to FASTEST_FPS frames a second, a .gif 50 at most. recipe: saved with them, for `read`. In a
-    folder only the frames of an earlier walk are replaced. Raises InvalidInput, MissingPackage for .mp4.
+    folder that is there only the frames of an earlier walk are replaced, one by one. Raises InvalidInput, and
+    MissingPackage for .mp4.
     """
     if not frames or any(frame.size != frames[0].size for frame in frames):
         raise InvalidInput("frames: needs one or more, all of one size")
@@ -186,6 +187,10 @@ def _move(made: Path, folder: Path, names: list[str], earlier: set[str] | None) 
     if earlier is None:
         made.rename(folder)
         return
+    # Whoever finds the folder after a kill in the middle can tell that a walk made all of it, and save there again.
+    listed = made / "listed.json"
+    listed.write_text(json.dumps({"files": sorted(earlier.union(names) - {WALK_JSON})}), encoding="utf-8")
+    listed.replace(folder / WALK_JSON)
     for name in names:
         (made / name).replace(folder / name)
     for name in earlier - set(names):

@@ -2,13 +2,13 @@
 
 from dataclasses import replace
 
-from training.data.natural import ADDRESS
+from training.data.addresses import IMAGENETTE
 from training.jobs import Job
 
 JOB = Job(
     corpus="paintings of your choice in the folder styles of the runs' volume, and Imagenette's photographs (99 MB)",
-    fetched_from=(ADDRESS,),
+    fetched_from=(IMAGENETTE,),
     options=("--styles=/runs/styles",),
     memory="16Gi",
 )
-MULTINODE = replace(JOB, name="train-style-multinode", nodes=2)
+MULTINODE = replace(JOB, name="train-style-multinode", nodes=2, batch=4)

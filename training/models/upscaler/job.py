@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-from training.data.natural import ADDRESS
+from training.data.addresses import IMAGENETTE
 from training.jobs import Job
 
 JOB = Job(
     corpus="Imagenette's photographs (99 MB), and computer art that is drawn on the spot",
-    fetched_from=(ADDRESS,),
+    fetched_from=(IMAGENETTE,),
     memory="16Gi",
 )
-MULTINODE = replace(JOB, name="train-upscaler-multinode", nodes=2)
+MULTINODE = replace(JOB, name="train-upscaler-multinode", nodes=2, batch=16)
