@@ -147,7 +147,7 @@ def _loads(options: argparse.Namespace) -> str:
         )  # fmt: skip
         print(_line(HEAD), flush=True)
         given = options.callers or options.rate
-        callers = (options.callers or ()) if given else knee.CALLERS
+        callers = (options.callers or ()) if given else knee.STREAMS if "painter" in weights else knee.CALLERS
         rates = (options.rate or ()) if given else None
         results = knee.stages(generator, plan, callers, rates, _show)
     return _write_results(options, "+".join(weights), results)

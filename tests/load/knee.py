@@ -10,6 +10,8 @@ from tests.load.plan import ClosedLoop, OpenLoop, Plan
 from tests.load.result import Result
 
 CALLERS = (1, 8, 32)
+STREAMS = (1, 2)
+"""callers of the painter, which refuses a third painting at once"""
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0)
 """of the highest throughput that callers reached"""
 LATENCY_FACTOR = 5.0

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -20,6 +21,7 @@ from tests.load.result import Result, percentile_ms
 SIZE = (7.2, 4.0)
 SHOWN = (50.0, 95.0, 99.0)
 STEPS = 400
+BINS = 60
 LEAST_SHARE = 1e-4
 
 
@@ -31,6 +33,7 @@ def all_of(results: Sequence[Result], limit_ms: float | None, folder: Path) -> l
     if len(at_rates := [result for result in right if isinstance(result.plan.load, OpenLoop)]) > 1:
         drawn.append(_saved(folder / "latency.png", lambda axes: _against_rate(axes, at_rates, limit_ms)))
     if right:
+        drawn.append(_saved(folder / "histogram.png", lambda axes: _histogram(axes, right)))
         drawn.append(_saved(folder / "distribution.png", lambda axes: _distribution(axes, right)))
     if any(counts.batches for result in right for counts in result.counts.values()):
         drawn.append(_saved(folder / "batches.png", lambda axes: _batches(axes, right)))
@@ -56,6 +59,24 @@ def _against_rate(axes: Axes, results: Sequence[Result], limit_ms: float | None)
     _plain(axes.yaxis)
     axes.set_title("Latency against rate, open loop", loc="left")
     axes.legend(frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
+
+
+def _histogram(axes: Axes, results: Sequence[Result]) -> None:
+    """Which latencies are usual. The tail, of few requests, is hardly seen here."""
+    colours = plt.get_cmap("viridis")
+    tallies = [result.total.latency for result in results]
+    slowest = max(tally.get_max_value() for tally in tallies)
+    edges = np.geomspace(0.99 * min(tally.get_min_value() for tally in tallies), 1.01 * slowest, BINS + 1) / 1000
+    for place, (result, tally) in enumerate(zip(results, tallies, strict=True)):
+        # Of each step at once, which is the same object as the one before.
+        steps = [(each.value_iterated_to, each.count_added_in_this_iter_step) for each in tally.get_recorded_iterator()]
+        times, counts = np.array(steps).T
+        label, colour = str(result.plan.load), colours(place / len(results))
+        axes.hist(times / 1000, edges, weights=counts / counts.sum(), histtype="step", color=colour, label=label)
+    axes.set(xlabel="latency, ms", ylabel="share of the requests, by bin", xscale="log")
+    _plain(axes.xaxis)
+    axes.set_title("Histogram of latency", loc="left")
+    axes.legend(frameon=False, fontsize="small", bbox_to_anchor=(1, 1), loc="upper left")
 
 
 def _distribution(axes: Axes, results: Sequence[Result]) -> None:

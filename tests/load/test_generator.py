@@ -394,14 +394,28 @@ def test_a_servers_cores_are_those_of_the_time_that_it_was_watched_for() -> None
     assert "server: 1.50 cores, 1 MiB at most" in server_lines(watched)
 
 
+def test_the_histogram_shows_which_latencies_are_usual() -> None:
+    """Three in four requests take 10 ms, and the others 20."""
+    tally = Tally(correct=100)
+    tally.latency.record_value(10_000, 75)
+    tally.latency.record_value(20_000, 25)
+    result = replace(made(ClosedLoop(1)), workers=[WorkerResult({"stand-in": tally}, 0.1, 0.0, 10)])
+    figure, axes = plots.plt.subplots()
+    plots._histogram(axes, [result])
+    (outline,) = axes.patches
+    heights = {round(height, 9): left for left, height in outline.get_xy() if height}
+    plots.plt.close(figure)
+    assert heights == {0.75: pytest.approx(10, rel=0.03), 0.25: pytest.approx(20, rel=0.03)}
+
+
 def test_pictures_and_page_stand_alone(tmp_path: Path) -> None:
     results = [made(ClosedLoop(1)), made(OpenLoop(10.0)), made(OpenLoop(20.0), latency_us=30_000)]
     pictures = plots.all_of(results, 50.0, tmp_path)
-    assert [path.name for path in pictures] == ["latency.png", "distribution.png", "batches.png"]
+    assert [path.name for path in pictures] == ["latency.png", "histogram.png", "distribution.png", "batches.png"]
     page.write(tmp_path / "report.html", "a <b>", "about", "verdict", results, pictures)
     text = (tmp_path / "report.html").read_text()
     assert "a &lt;b&gt;" in text
-    assert text.count("data:image/png;base64,") == 3
+    assert text.count("data:image/png;base64,") == 4
     assert "http" not in text
     assert "$" not in text
 
