@@ -2,9 +2,9 @@
 Run: python -m training.export runs/wgan --publish serving/model_repository
 
 The gate: (1) ONNX Runtime agrees with the eager model, where a graph is quantized before it is, and the graph is one
-that Triton's C++ backend and TensorRT take, (2) the metrics, which are those of the graph, meet the spec's thresholds
-and the live version's, (3) a throwaway Triton serves it and the golden batch agrees. A candidate that is refused stays
-in runs/<name>/candidate, with the reasons in refused.txt.
+that Triton's C++ backend and TensorRT take, (2) the metrics, which are those of the graph where it is quantized, meet
+the spec's thresholds and the live version's, (3) a throwaway Triton serves it and the golden batch agrees. A candidate
+that is refused stays in runs/<name>/candidate, with the reasons in refused.txt.
 """
 
 from __future__ import annotations

@@ -136,11 +136,13 @@ def bench_classifier(repository: Path, requests: int) -> dict[str, Any]:
     for name, values in times.items():
         show(name, values)
     print(f"served - in process: {served - alone:.2f} ms ({through - alone:.2f} ms without the SDK), between medians")
+    print(f"SDK / tritonclient: {served / through:.2f}")
     print("within the server, mean: " + ", ".join(f"{n} {us:.0f} us" for n, us in zip(STAGES, inside, strict=True)))
     return {
         "requests": requests,
         "over_ms": round(served - alone, 3),
         "over_without_sdk_ms": round(through - alone, 3),
+        "sdk_to_tritonclient": round(served / through, 3),
         "in_process_ms": round(alone, 3),
         "served_ms": round(served, 3),
         "server_mean_us": dict(zip(STAGES, inside.round(1).tolist(), strict=True)),
@@ -210,6 +212,7 @@ def bench_pictures(repository: Path, name: str, pictures: int, rounds: int, side
         "triton_to_in_process": ratio(alone, through),
         f"batches_of_{BATCH}_to_single": ratio(through, batched),
         "sdk_to_in_process": ratio(alone, served),
+        "sdk_to_tritonclient": ratio(through, served),
     }
     if johnsons:
         ratios["ours_to_johnsons"] = ratio(*johnsons, alone)
