@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 MODEL ?= wgan
+# The model's own, of `make train` and `make evaluate`. Some it may need: style --styles or --add-style, the painter
+# --content and --style.
+OPTIONS ?=
 
 .PHONY: help setup demo test check fix generate serve train evaluate bench load-tune overload load load-report images clean
 
@@ -49,11 +52,11 @@ generate: $(VENV)/.everything  ## write config.pbtxt, Jobs and the SDK's tensor 
 serve: $(VENV)/.serving  ## serve the committed models on 127.0.0.1:8000 (HTTP), :8001 (gRPC), :8002 (metrics)
 	$(BIN)/python -m serving.embedded
 
-train: $(VENV)/.everything  ## train MODEL=wgan with its default preset into runs/; goes on if it was stopped
-	$(BIN)/python -m training.run $(MODEL) --resume
+train: $(VENV)/.everything  ## train MODEL=wgan into runs/, or go on; some models need OPTIONS='--styles DIR'
+	$(BIN)/python -m training.run $(MODEL) --resume $(OPTIONS)
 
-evaluate: $(VENV)/.everything  ## measure the last checkpoint of MODEL=wgan
-	$(BIN)/python -m training.run $(MODEL) --evaluate runs/$(MODEL)/checkpoints/last.pt
+evaluate: $(VENV)/.everything  ## measure the last checkpoint of MODEL=wgan, with the OPTIONS that it was trained with
+	$(BIN)/python -m training.run $(MODEL) --evaluate runs/$(MODEL)/checkpoints/last.pt $(OPTIONS)
 
 bench: $(VENV)/.everything  ## the ratios of the README: serving against ONNX Runtime, training against plain float32
 	PYTHONPATH=. $(BIN)/python tests/load/bench_serving.py
@@ -61,6 +64,7 @@ bench: $(VENV)/.everything  ## the ratios of the README: serving against ONNX Ru
 	PYTHONPATH=. $(BIN)/python tests/load/bench_serving.py --model style
 	PYTHONPATH=. $(BIN)/python tests/load/bench_serving.py --model upscaler
 	PYTHONPATH=. $(BIN)/python tests/load/bench_serving.py --model colorizer
+	PYTHONPATH=. $(BIN)/python tests/load/bench_start.py
 	PYTHONPATH=. $(BIN)/python tests/load/bench_quantized.py
 	PYTHONPATH=. $(BIN)/python tests/load/bench_training.py
 	PYTHONPATH=. $(BIN)/python tests/load/bench_training.py --network four-conv --out out/bench_four_conv.png
@@ -73,7 +77,7 @@ load-tune: $(VENV)/.everything  ## which batching, instances and threads serve M
 overload: $(VENV)/.everything  ## ten minutes of twice what MODEL=wgan can: what it still answers, and how late
 	$(BIN)/python -m tests.load.overload $(MODEL)
 
-load: $(VENV)/.everything  ## MODEL=wgan under load: 1, 8, 32 callers, then rates up to its knee; a page in out/load
+load: $(VENV)/.everything  ## MODEL=wgan under load: 1, 8, 32 callers, then rates up to theirs; page in out/load
 	$(BIN)/python -m tests.load --model $(MODEL)
 
 load-report: $(VENV)/.everything  ## every way to serve every model, side by side (25 minutes), into README and deploy/README

@@ -149,7 +149,7 @@ def _require_even_shares(model: str, job: jobs.Job, arguments: list[str], nodes:
     if given.preset and not given.batch:
         try:
             batch = catalog.recipe(model).PRESETS[given.preset].batch
-        except (ModuleNotFoundError, KeyError):  # the file's own preset: only the model's code knows its batch
+        except (ModuleNotFoundError, KeyError):  # a preset that the file gives, whose batch nothing here tells
             return
     if batch % workers:
         shared = -(-batch // workers) * workers

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import threading
+import tomllib
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib import metadata
+from pathlib import Path
 
 import kubernetes_validate
 import pytest
 import yaml
 from kubernetes_stand_in import KubernetesStandIn, Refusal, stand_in_cluster, write_kubeconfig
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
-from training import cluster, jobs, run, submit
+from training import catalog, cluster, jobs, run, submit
 
 MANIFESTS = list(yaml.safe_load_all((jobs.ROOT / "deploy" / "train-wgan.yaml").read_text()))
 
@@ -107,12 +113,91 @@ def test_cpu_leaves_an_image_of_one_s_own_alone(tmp_path, monkeypatch):
 def test_submit_on_several_nodes(tmp_path, monkeypatch):
     """As many pods as were asked for, of the file for several; each crash still counts once, and torchrun is told."""
     with stand_in_cluster(tmp_path, monkeypatch) as server:
-        assert submit.main(["style", "--nodes", "3"]) == 0
+        assert submit.main(["style", "--nodes", "4"]) == 0
     (job,), (service,) = server.of_kind("Job"), server.of_kind("Service")
     spec = job["spec"]
-    assert (spec["completions"], spec["parallelism"], spec["backoffLimit"]) == (3, 3, 3 * jobs.RETRIES)
-    assert "--nnodes=3" in spec["template"]["spec"]["containers"][0]["args"]
+    assert (spec["completions"], spec["parallelism"], spec["backoffLimit"]) == (4, 4, 4 * jobs.RETRIES)
+    assert "--nnodes=4" in spec["template"]["spec"]["containers"][0]["args"]
     assert service["metadata"]["name"] == spec["template"]["spec"]["subdomain"]
+
+
+@pytest.mark.parametrize("model", [name for name in catalog.trained() if catalog.multinode(name)])
+def test_the_batch_that_nodes_share_is_the_recipe_s(model):
+    """job.py gives the number, as it can be read without torch; training takes it from the options' default."""
+    assert catalog.multinode(model).batch == catalog.recipe(model).PRESETS["default"].batch
+
+
+@pytest.mark.parametrize(
+    ("written", "asked"),
+    [
+        ([], ["--nodes", "3", "--set", "batch=6"]),
+        (["--batch=6"], ["--nodes", "3"]),
+        (["--batch", "6"], ["--nodes", "3"]),
+        (["--batch=2"], ["--nodes", "3", "--set", "batch=9"]),
+        (["--batch=6"], ["--nodes", "3", "--preset", "tiny"]),
+        ([], ["--nodes", "2", "--preset", "tiny"]),
+    ],
+    ids=str,
+)
+def test_a_batch_of_one_s_own_is_the_one_that_nodes_share(written, asked, tmp_path, monkeypatch, capsys):
+    """Whether it is asked for or written into the file: the last one counts, as in training.run."""
+    _write_options(tmp_path, monkeypatch, written)
+    assert submit.main(["style", "--dry-run", *asked]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("written", "asked", "said"),
+    [
+        ([], ["--nodes", "3"], "3 workers can't share a batch of 4 evenly; give another number, or --set batch=6"),
+        ([], ["--nodes", "8"], "8 workers can't share a batch of 4 evenly; give another number, or --set batch=8"),
+        ([], ["--nodes", "4", "--preset", "tiny"], "4 workers can't share a batch of 2 evenly"),
+        ([], ["--nodes", "2", "--set", "batch=3"], "2 workers can't share a batch of 3 evenly"),
+        (["--batch=6"], ["--nodes", "4"], "4 workers can't share a batch of 6 evenly"),
+        (["--preset=tiny"], ["--nodes", "4"], "4 workers can't share a batch of 2 evenly"),
+        (["--nproc-per-node=3"], ["--nodes", "2"], "6 workers can't share a batch of 4 evenly"),
+    ],
+    ids=str,
+)
+def test_a_batch_that_nodes_cannot_share_starts_nothing(written, asked, said, tmp_path, monkeypatch, capsys):
+    """Training would end with it, but only when every pod has got its node."""
+    _write_options(tmp_path, monkeypatch, written)
+    with stand_in_cluster(tmp_path, monkeypatch) as server:
+        assert submit.main(["style", *asked]) == 2
+    assert f"--nodes: {said}" in _one_line(capsys.readouterr())
+    assert server.requests == []
+
+
+def _write_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:
+    """Into the file for several nodes, as its reader may."""
+    path = tmp_path / jobs.file("style", catalog.multinode("style"))
+    shutil.copytree(jobs.ROOT / "deploy", path.parent)
+    manifests = jobs.load(path)
+    manifests[-1]["spec"]["template"]["spec"]["containers"][0]["args"] += options
+    path.write_text(jobs.dump(manifests))
+    monkeypatch.setattr(jobs, "ROOT", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "target"),
+    [("1", "job/dots"), ("2", "-l job-name=dots,batch.kubernetes.io/job-completion-index=0")],
+    ids=["one pod", "the leader"],
+)
+@pytest.mark.parametrize("follow", [[], ["--follow"]], ids=["created", "left running"])
+def test_the_log_it_names_is_the_run_s(follow, nodes, target, tmp_path, monkeypatch, capsys):
+    """Of several pods kubectl would take any; the leader's log is the one with the steps."""
+
+    class Interrupted:
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def run(self) -> bool:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(submit, "Follower", Interrupted)
+    with stand_in_cluster(tmp_path, monkeypatch):
+        submit.main(["style", "--name", "dots", "--nodes", nodes, *follow])
+    said = "".join(capsys.readouterr())
+    assert f"kubectl logs --namespace default --follow {target}" in said
 
 
 def test_several_nodes_do_not_wait_for_a_claim_of_one(tmp_path, monkeypatch, capsys):
@@ -310,26 +395,53 @@ def test_unknown_context(tmp_path, monkeypatch, capsys):
     assert "--context there" in _one_line(capsys.readouterr())
 
 
-# --- without torch ---
+# --- with the cluster extra alone ---
 
 
-def _without_torch(*arguments: str) -> subprocess.CompletedProcess[str]:
-    code = "import sys; sys.modules['torch'] = None; from training.submit import main; sys.exit(main(sys.argv[1:]))"
+@pytest.fixture(scope="module")
+def others() -> set[str]:
+    """What can be imported here, and could not after `pip install '.[cluster]'`."""
+    project = tomllib.loads((jobs.ROOT / "pyproject.toml").read_text())["project"]
+    wanted, brought = [*project["dependencies"], *project["optional-dependencies"]["cluster"]], set()
+    while wanted:
+        requirement = Requirement(wanted.pop())
+        name = canonicalize_name(requirement.name)
+        if name not in brought and (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
+            brought.add(name)
+            wanted += metadata.requires(name) or []
+    found = metadata.packages_distributions().items()
+    return {module for module, packages in found if brought.isdisjoint(map(canonicalize_name, packages))}
+
+
+def _submit_without(modules: set[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({sorted(modules)})); "
+        "from training.submit import main; sys.exit(main(sys.argv[1:]))"
+    )
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, cwd=jobs.ROOT, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["wgan", "--dry-run"]], ids=" ".join)
-def test_submit_needs_no_torch(arguments):
-    """A platform engineer installs the `cluster` extra alone."""
-    done = _without_torch(*arguments)
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--help"], "classifier, colorizer, painter, style, upscaler, wgan"),
+        (["wgan", "--dry-run"], "app.kubernetes.io/name: wgan"),
+        (["style", "--nodes", "2", "--dry-run"], "--nnodes=2"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_submit_needs_the_cluster_extra_alone(arguments, said, others):
+    """A platform engineer installs that, and neither torch nor what serves."""
+    assert {"torch", "tritonclient", "scipy", "onnx", "onnxruntime", "tyro"} <= others
+    done = _submit_without(others, *arguments)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "wgan" in done.stdout
+    assert said in done.stdout
 
 
-def test_set_without_torch_says_what_to_install():
+def test_set_without_torch_says_what_to_install(others):
     """Options are checked against the model's code; where that can't be imported, nothing is submitted unchecked."""
-    done = _without_torch("wgan", "--dry-run", "--set", "steps=1")
+    done = _submit_without(others, "wgan", "--dry-run", "--set", "steps=1")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
-    assert "which needs torch: pip install '.[training]'" in done.stderr
+    assert re.search(r"which needs \w+: pip install '\.\[training\]'", done.stderr)
