@@ -179,7 +179,7 @@ def _write_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: lis
 
 @pytest.mark.parametrize(
     ("nodes", "target"),
-    [("1", "job/dots"), ("2", "-l job-name=dots,batch.kubernetes.io/job-completion-index=0")],
+    [("1", "job/dots"), ("2", "-l job-name=dots,batch.kubernetes.io/job-completion-index=0 --tail=-1")],
     ids=["one pod", "the leader"],
 )
 @pytest.mark.parametrize("follow", [[], ["--follow"]], ids=["created", "left running"])
