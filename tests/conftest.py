@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes.util
+import importlib.util
 import os
+import platform
 import signal
 import subprocess
+import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +17,6 @@ import pytest
 import stand_in
 from fleet import Fleet, fleet
 
-from serving import wheel
 from serving.embedded import Embedded
 from serving.errors import ServerError
 from serving.spec import Served
@@ -46,10 +49,13 @@ def need(condition: object, reason: str) -> None:
 
 
 def need_tritonserver() -> None:
-    try:
-        wheel.find()
-    except ServerError as exc:
-        need(False, str(exc))
+    """What a machine may lack is looked for here once more: where all is there, serving.wheel has to find it."""
+    machine = f"{platform.system()} {platform.machine()}"
+    need(machine == "Linux x86_64", f"tritonserver runs on Linux x86_64, and this is {machine}")
+    need(importlib.util.find_spec("pytriton"), "nvidia-pytriton is not installed: `make setup`")
+    version, folder = sysconfig.get_python_version(), Path(sysconfig.get_config_var("LIBDIR"))
+    library = (folder / f"libpython{version}.so.1.0").exists() or ctypes.util.find_library(f"python{version}")
+    need(library, f"tritonserver needs Python's shared library: `apt install libpython{version}`")
 
 
 def need_torchserve() -> None:

@@ -74,9 +74,24 @@ def frozen(*pids: int) -> Iterator[None]:
 
 def publish(repository: Path, folder: Path) -> int:
     """A good version, which answers as `stand_in.probabilities` does of its number."""
-    used = [path.name.removeprefix(repo.WITHDRAWN) for path in (repository / MODEL).iterdir() if path.is_dir()]
-    number = max(int(name) for name in used if name.isdecimal()) + 1
+    number = _next(repository)
     return repo.publish(stand_in.candidate(folder / f"good-{number}", number, stand_in.CLASSIFIER), repository, MODEL)
+
+
+def publish_rough(repository: Path, folder: Path) -> int:
+    """One whose golden batch is 0.002 from its answers, where rounding explains 0.001."""
+    number = _next(repository)
+    made = stand_in.candidate(folder / f"rough-{number}", number, stand_in.CLASSIFIER)
+    with np.load(made / repo.GOLDEN) as golden:
+        arrays = dict(golden)
+    np.savez(made / repo.GOLDEN, **arrays | {"probabilities": arrays["probabilities"] + np.float32(0.002)})
+    return repo.publish(made, repository, MODEL)
+
+
+def _next(repository: Path) -> int:
+    """The number of the version that is published next."""
+    used = [path.name.removeprefix(repo.WITHDRAWN) for path in (repository / MODEL).iterdir() if path.is_dir()]
+    return max(int(name) for name in used if name.isdecimal()) + 1
 
 
 def publish_disagreeing(repository: Path, folder: Path) -> int:

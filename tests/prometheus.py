@@ -164,15 +164,16 @@ def _plain(label: str) -> str:
 class Prometheus:
     address: str
 
-    def ask(self, query: str) -> list[dict[str, Any]]:
-        """The samples of an instant query, each with `metric` and `value`."""
-        return list(self._get("query", query=query)["result"])
+    def ask(self, query: str, at_s: float | None = None) -> list[dict[str, Any]]:
+        """The samples of an instant query, each with `metric` and `value`: those of now, or of a moment before."""
+        moment = {} if at_s is None else {"time": f"{at_s:.3f}"}
+        return list(self._get("query", query=query, **moment)["result"])
 
-    def values(self, query: str, *labels: str) -> dict[tuple[str, ...], float]:
+    def values(self, query: str, *labels: str, at_s: float | None = None) -> dict[tuple[str, ...], float]:
         """The samples' values by those of their labels."""
         return {
             tuple(each["metric"].get(label, "") for label in labels): float(each["value"][1])
-            for each in self.ask(query)
+            for each in self.ask(query, at_s)
         }
 
     def wait(self, query: str) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import shutil
@@ -69,9 +70,15 @@ def names(folder: Path) -> set[str]:
 
 
 def free_port() -> int:
-    """Stands in for 8001, which others on this machine may use, in ATELIER_URL."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
+    """A port of 127.0.0.1 where nobody answers, kept until these tests end from all who ask for any free one.
+
+    A server that is given its number can listen there: Python's, Go's, Triton's and torch's all set SO_REUSEADDR.
+    """
+    held = socket.socket()
+    atexit.register(held.close)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return int(held.getsockname()[1])
 
 
 def copied(script: Path, checkout: Path, repository: Path | None) -> Path:

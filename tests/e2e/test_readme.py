@@ -1,6 +1,7 @@
 """The README's commands: each exists, and the quick ones run as they are written."""
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = re.findall(r"^([a-z-]+):", MAKEFILE, flags=re.MULTILINE)
 (PHONY,) = re.findall(r"^\.PHONY: (.+)", MAKEFILE, flags=re.MULTILINE)
 
-# Those that need neither a server nor minutes; what they write goes to the test's own folder.
+# Those that need neither a server nor minutes, and write nothing.
 QUICK = [c for c in COMMANDS if "--dry-run" in c or "serving.repository" in c]
 
 
@@ -58,12 +59,13 @@ def test_command_exists(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", QUICK)
-def test_quick_command_runs(command: str) -> None:
-    """Exit status 0, and something on standard output."""
-    words = [sys.executable, *command.split()[1:]]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
+def test_quick_command_runs(command: str, tmp_path: Path) -> None:
+    """Exit status 0, something on standard output, and nothing in the folder where it runs."""
+    words, here = [sys.executable, *command.split()[1:]], os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, cwd=tmp_path, env=here, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("script", ["walk.py", "classify.py", "stylize.py", "paint.py", "colorize.py", "upscale.py"])

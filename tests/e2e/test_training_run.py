@@ -1,23 +1,38 @@
 """`python -m training.run` as a person or a Job calls it."""
 
+import contextlib
 import json
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from scripts import free_port
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 300
 TINY = ["wgan", "--preset", "tiny"]
+ENDLESS = [*TINY, "--steps", "100000", "--samples-every", "100000"]
 
 
 def training_run(*arguments: object, module: str = "training.run") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", module, *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
+
+
+@contextlib.contextmanager
+def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A Python that does not outlive its test, whatever befalls that."""
+    command = [sys.executable, *map(str, arguments)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +115,7 @@ def test_a_note_of_a_version_that_is_not_there_is_not_believed(
 def test_what_ends_a_run_leaves_a_checkpoint_that_goes_on(tmp_path: Path, stop: str) -> None:
     """A pod that is preempted, Ctrl-C, which may end `tee` first, and `head`: the run ends with 143 after a whole step,
     and the checkpoint holds that step."""
-    options = [*TINY, "--steps", "100000", "--samples-every", "100000", "--runs", str(tmp_path)]
-    command = [sys.executable, "-u", "-m", "training.run", *options]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with started("-u", "-m", "training.run", *ENDLESS, "--runs", tmp_path) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         first = process.stdout.readline()
@@ -124,8 +137,7 @@ def test_what_ends_a_run_leaves_a_checkpoint_that_goes_on(tmp_path: Path, stop: 
 @pytest.mark.parametrize("ask", ["--help", "--dry-run"])
 def test_a_reader_that_has_seen_enough_gets_no_traceback(ask: str) -> None:
     """`| head` that ended before the run printed: the exit status is 0, and nothing is said."""
-    command = [sys.executable, "-m", "training.run", *TINY, ask]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with started("-m", "training.run", *TINY, ask) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
@@ -190,15 +202,10 @@ def test_bad_input_is_one_clear_line_and_status_2(
 
 def test_metrics_are_served_while_training(tmp_path: Path) -> None:
     """Prometheus finds step, steps asked for, step time and the recipe's figures at --metrics-port."""
-    import socket
     import urllib.request
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = [*TINY, "--steps", "100000", "--samples-every", "100000", "--runs", str(tmp_path)]
-    command = [sys.executable, "-u", "-m", "training.run", *options, "--metrics-port", str(port)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    port = free_port()
+    with started("-u", "-m", "training.run", *ENDLESS, "--runs", tmp_path, "--metrics-port", port) as process:
         assert process.stdout is not None
         first = [process.stdout.readline() for _ in range(2)]
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:

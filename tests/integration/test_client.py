@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import functools
 import socket
 import socketserver
 import threading
-import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
+import holding
 import numpy as np
 import numpy.typing as npt
 import pytest
+import scripts
 import stand_in
 import tritonclient.grpc
 from PIL import Image
 from ways import WAYS, Awaited, reach
 
-from atelier import AsyncClient, Client, errors, latents, paths
+from atelier import AsyncClient, Client, _protocol, errors, latents, paths
 from atelier.inprocess import InProcessClient
 from serving import repository as model_repository
 from serving.embedded import Embedded, Ports
-from serving.spec import Batching
 from training.models.wgan.spec import SPEC
 
 MANY = latents.draw(100, seed=5)  # four batches
-HELD_S = 3
+HELD = holding.held(SPEC)
 PATIENCE_S = 60.0
 
 
@@ -59,34 +57,23 @@ def client(request, server) -> Iterator[Client]:
         yield made
 
 
-def wait_for_queue(server: Embedded, length: int) -> None:
-    """Returns when that many requests wait in the server's queue."""
-    deadline = time.monotonic() + 60
-    while queue_length(server) != length:
-        assert time.monotonic() < deadline, f"the queue never had {length}"
-
-
-def queue_length(server: Embedded) -> float:
-    with urllib.request.urlopen(f"http://{server.metrics}/metrics") as answer:
-        lines = answer.read().decode().splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith("nv_inference_pending_request_count{"))
-
-
 @pytest.fixture(scope="module")
 def holding_server(tmp_path_factory) -> Iterator[Embedded]:
-    """A server that holds each request for HELD_S, in the hope of a batch, and has room for one in its queue."""
-    batching = Batching(max_batch=32, queue_delay_us=HELD_S * 1_000_000, queue_size=1, queue_timeout_us=60_000_000)
-    spec = dataclasses.replace(SPEC, batching=batching, instances=1)
-    folder = stand_in.repository(tmp_path_factory.mktemp("holding") / "repository", spec=spec)
-    with Embedded(folder) as server:
+    """A server that has room for one request in its queue, and keeps it there."""
+    folder = stand_in.repository(tmp_path_factory.mktemp("holding") / "repository", spec=HELD)
+    with Embedded(holding.with_urgent(folder, HELD)) as server:
         yield server
 
 
 @pytest.fixture
-def holding(holding_server) -> Embedded:
-    """The same, with nothing of an earlier test left in its queue."""
-    wait_for_queue(holding_server, 0)
-    return holding_server
+def hoarder(holding_server) -> Iterator[Embedded]:
+    """The same, with nothing left in its queue after the test: a request whose caller has gone stays there."""
+    yield holding_server
+    let_go(holding_server)
+
+
+def let_go(server: Embedded) -> None:
+    holding.let_go(server, HELD, MANY[:1])
 
 
 # --- what comes back
@@ -219,32 +206,44 @@ async def test_tasks_share_an_async_client(server):
 
 
 @BOTH
-def test_a_deadline_is_kept(holding, connect):
+def test_a_deadline_is_kept(hoarder, connect):
     """A server that takes longer than `timeout_s` is DeadlineExceeded; the error names the time."""
-    with connect(holding.grpc) as client, pytest.raises(errors.DeadlineExceeded, match=r"within 0\.2 s"):
+    with connect(hoarder.grpc) as client, pytest.raises(errors.DeadlineExceeded, match=r"within 0\.2 s"):
         client.generate(MANY[:1], timeout_s=0.2)
 
 
 @BOTH
-def test_a_full_queue_is_overload_and_not_an_outage(holding, connect):
+def test_a_full_queue_is_overload_and_not_an_outage(hoarder, connect, monkeypatch):
     """The hurried client is told at once and when to come back; the patient one gets its picture."""
-    with Client(holding.grpc) as other, ThreadPoolExecutor(1) as pool:
+    put_off = threading.Event()
+
+    def sleep(seconds: float) -> _protocol.Sleep:
+        put_off.set()
+        return sleeps(seconds)
+
+    sleeps = _protocol.Sleep
+    monkeypatch.setattr(_protocol, "Sleep", sleep)
+    with Client(hoarder.grpc) as other, connect(hoarder.grpc, patient=True) as patient, ThreadPoolExecutor(2) as pool:
         waits = pool.submit(other.generate, MANY[:1])
-        wait_for_queue(holding, 1)
-        with connect(holding.grpc) as client, pytest.raises(errors.Overloaded) as caught:
+        holding.wait_for_queue(hoarder, HELD)
+        with connect(hoarder.grpc) as client, pytest.raises(errors.Overloaded) as caught:
             client.generate(MANY[1:2])
         assert caught.value.retry_after_s > 0
-        with connect(holding.grpc, patient=True) as client:
-            assert_right(client.generate(MANY[1:2]), MANY[1:2])
+        comes_again = pool.submit(patient.generate, MANY[1:2])
+        assert put_off.wait(PATIENCE_S)
+        let_go(hoarder)
         assert_right(waits.result(), MANY[:1])
+        holding.wait_for_queue(hoarder, HELD)
+        let_go(hoarder)
+        assert_right(comes_again.result(), MANY[1:2])
 
 
-def test_closing_ends_a_call_that_waits(holding):
+def test_closing_ends_a_call_that_waits(hoarder):
     """Another thread's call raises Cancelled, and so does every later one."""
-    client = Client(holding.grpc)
+    client = Client(hoarder.grpc)
     with ThreadPoolExecutor(1) as pool:
         waits = pool.submit(client.generate, MANY[:1])
-        wait_for_queue(holding, 1)
+        holding.wait_for_queue(hoarder, HELD)
         client.close()
         with pytest.raises(errors.Cancelled):
             waits.result()
@@ -253,11 +252,11 @@ def test_closing_ends_a_call_that_waits(holding):
     client.close()
 
 
-async def test_closing_ends_an_async_call_that_waits(holding):
+async def test_closing_ends_an_async_call_that_waits(hoarder):
     """The task gets Cancelled, an error of the SDK, and not asyncio's own cancellation."""
-    client = AsyncClient(holding.grpc)
+    client = AsyncClient(hoarder.grpc)
     waits = asyncio.create_task(client.generate(MANY[:1]))
-    await asyncio.to_thread(wait_for_queue, holding, 1)
+    await asyncio.to_thread(holding.wait_for_queue, hoarder, HELD)
     await client.close()
     with pytest.raises(errors.Cancelled):
         await waits
@@ -266,11 +265,11 @@ async def test_closing_ends_an_async_call_that_waits(holding):
     await client.close()
 
 
-async def test_a_cancelled_task_is_cancelled(holding):
+async def test_a_cancelled_task_is_cancelled(hoarder):
     """asyncio's cancellation goes through, and the client works on."""
-    async with AsyncClient(holding.grpc) as client:
+    async with AsyncClient(hoarder.grpc) as client:
         waits = asyncio.create_task(client.generate(MANY[:1]))
-        await asyncio.to_thread(wait_for_queue, holding, 1)
+        await asyncio.to_thread(holding.wait_for_queue, hoarder, HELD)
         waits.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waits
@@ -324,9 +323,7 @@ def test_a_port_that_never_says_a_word_runs_into_the_deadline(connect):
 @BOTH
 def test_nothing_there_is_unreachable(connect):
     """Nobody listens, or the name does not exist, or can't; `ready` is just False."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    for url in (f"127.0.0.1:{port}", "no-such-host.invalid:8001", "no..such.host:8001"):
+    for url in (f"127.0.0.1:{scripts.free_port()}", "no-such-host.invalid:8001", "no..such.host:8001"):
         with connect(url) as client:
             assert client.ready() is False
             with pytest.raises(errors.ServerUnreachable, match="make serve"):
@@ -336,8 +333,8 @@ def test_nothing_there_is_unreachable(connect):
 def test_a_client_outlives_its_server(tmp_path):
     """While the server is down calls fail as unreachable; once it is back on its port the same client works."""
     folder = stand_in.repository(tmp_path / "repository")
-    with Embedded(folder) as first:
-        ports = Ports(*(int(address.rpartition(":")[2]) for address in (first.http, first.grpc, first.metrics)))
+    ports = Ports(*(scripts.free_port() for _ in range(3)))
+    with Embedded(folder, ports=ports) as first:
         client = Client(first.grpc)
         assert_right(client.generate(MANY[:2]), MANY[:2])
     with client:

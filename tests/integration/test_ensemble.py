@@ -6,13 +6,12 @@ import re
 import shutil
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import holding
 import numpy as np
 import pytest
 import stand_in
@@ -28,12 +27,10 @@ from atelier.inprocess import InProcessClient
 from serving.embedded import Embedded
 from serving.errors import Disagreement, RepositoryError, ServerError
 from serving.repository import versions
-from serving.spec import Batching
 from serving.verify import verify_ensemble
 
 SPEC = stand_in.WGAN_X4
 MANY = latents.draw(20, seed=5)  # three batches
-HELD_S = 3
 # In its config.pbtxt:
 GENERATOR = 'model_name: "wgan"\n    model_version: '
 SMALL = 'key: "image"\n      value: "low_res"'
@@ -118,23 +115,16 @@ def test_a_full_step_is_overload(tmp_path):
     """A step's queue that has no room refuses the ensemble's request, as if the step had been asked itself."""
     need_tritonserver()
     generator, upscaler = SPEC.steps
-    holding = Batching(max_batch=8, queue_delay_us=HELD_S * 1_000_000, queue_size=1, queue_timeout_us=60_000_000)
-    held = replace(upscaler, model=replace(upscaler.model, batching=holding, instances=1))
-    root = stand_in.repository(tmp_path / "repository", spec=replace(SPEC, steps=(generator, held)))
+    held = holding.held(upscaler.model)
+    steps = generator, replace(upscaler, model=held)
+    root = holding.with_urgent(stand_in.repository(tmp_path / "repository", spec=replace(SPEC, steps=steps)), held)
     with Embedded(root) as server, Client(server.grpc) as client, ThreadPoolExecutor(1) as pool:
         waits = pool.submit(client.generate, MANY[:1], model="wgan_x4")
-        wait_for_queue(server, "upscaler")
+        holding.wait_for_queue(server, held)
         with pytest.raises(errors.Overloaded, match="too much to do"):
             client.generate(MANY[1:2], model="wgan_x4")
+        holding.let_go(server, held, stand_in.images(MANY[:1], 2))
         assert np.abs(pixels(waits.result()) - truth(MANY[:1])).max() <= 1
-
-
-def wait_for_queue(server: Embedded, model: str) -> None:
-    """Returns when a request waits in the model's queue."""
-    waiting = re.compile(rf'^nv_inference_pending_request_count{{model="{model}",.*}} 1', re.MULTILINE)
-    deadline = time.monotonic() + traces.PATIENCE_S
-    while not waiting.search(urllib.request.urlopen(f"http://{server.metrics}/metrics").read().decode()):
-        assert time.monotonic() < deadline, f"nothing ever waited for {model}"
 
 
 # --- what it needs

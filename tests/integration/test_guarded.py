@@ -16,8 +16,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import counts
 import numpy as np
 import pytest
 import stand_in
@@ -30,8 +33,6 @@ from atelier import Client, errors
 from serving import repository as repo
 from serving import verify
 from serving.embedded import Embedded
-
-AGE_S = 0.5
 
 
 @pytest.fixture(autouse=True)
@@ -231,24 +232,38 @@ class Service:
     open stay where they are."""
 
     def __init__(self, backend: str) -> None:
-        self.backend = backend
+        self._backend = backend
+        self._lock = threading.Lock()
+        self._relays: list[tuple[str, threading.Thread]] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = "{}:{}".format(*self._listener.getsockname())
-        self._threads = [threading.Thread(target=self._accept)]
-        self._threads[0].start()
+        self._accepting = threading.Thread(target=self._accept)
+        self._accepting.start()
+
+    def switch(self, backend: str) -> None:
+        with self._lock:
+            self._backend = backend
+
+    def connections(self, backend: str) -> int:
+        """So many lead there."""
+        with self._lock:
+            return sum(relay.is_alive() for where, relay in self._relays if where == backend)
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join()
+        self._accepting.join()
+        for _, relay in self._relays:
+            relay.join()
         self._listener.close()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):  # closed
             while True:
                 client, _ = self._listener.accept()
-                self._threads.append(threading.Thread(target=_relay, args=(client, self.backend)))
-                self._threads[-1].start()
+                with self._lock:
+                    relay = threading.Thread(target=_relay, args=(client, self._backend))
+                    self._relays.append((self._backend, relay))
+                    relay.start()
 
 
 def _relay(client: socket.socket, backend: str) -> None:
@@ -261,43 +276,71 @@ def _relay(client: socket.socket, backend: str) -> None:
                 (server if ready is client else client).sendall(data)
 
 
-def errors_while_one_ends(volume: Path, *options: str) -> list[InferenceServerException]:
-    """What a caller who never pauses meets while a replica leaves the Service, waits as preStop does, and ends."""
+@dataclass
+class Met:
+    """What a caller met who never pauses."""
+
+    answers: int = 0
+    errors: list[InferenceServerException] = field(default_factory=list)
+
+    def wait_for_answers(self, count: int) -> None:
+        """So many more."""
+        counts.reached(lambda: self.answers, self.answers + count)
+
+
+@contextlib.contextmanager
+def calling(address: str) -> Iterator[Met]:
     latent = triton.InferInput("latent", [1, stand_in.LATENT], "FP32")
     latent.set_data_from_numpy(np.zeros((1, stand_in.LATENT), np.float32))
-    errors: list[InferenceServerException] = []
-    ended = threading.Event()
+    met, ended = Met(), threading.Event()
 
     def call() -> None:
-        with triton.InferenceServerClient(service.address) as client:
+        with triton.InferenceServerClient(address) as client:
             while not ended.is_set():
                 try:
                     client.infer("wgan", [latent], client_timeout=30)
+                    met.answers += 1
                 except InferenceServerException as exc:
-                    errors.append(exc)
+                    met.errors.append(exc)
                     time.sleep(0.02)
 
-    with Embedded(volume, models=["wgan"], options=options) as stays:
-        leaves = Embedded(volume, models=["wgan"], options=options)
-        leaves.start()
-        service = Service(leaves.grpc)
-        caller = threading.Thread(target=call)
-        caller.start()
-        time.sleep(AGE_S)  # the caller is connected, and at it
-        service.backend = stays.grpc
-        time.sleep(4 * AGE_S)
-        leaves.stop()
-        ended.set()
-        caller.join()
-        service.close()
-    return errors
+    with ThreadPoolExecutor(1) as threads:
+        caller = threads.submit(call)
+        try:
+            yield met
+        finally:
+            ended.set()
+        caller.result()
+
+
+@contextlib.contextmanager
+def leaving(volume: Path, *options: str) -> Iterator[tuple[Embedded, Service, Met]]:
+    """A replica that is in its Service no more, while a caller who came when it was goes on; another one has taken its
+    place there, and still answers when this one has ended."""
+    with (
+        Embedded(volume, models=["wgan"], options=options) as stays,
+        Embedded(volume, models=["wgan"], options=options) as leaves,
+        contextlib.closing(Service(leaves.grpc)) as service,
+        calling(service.address) as met,
+    ):
+        met.wait_for_answers(1)
+        service.switch(stays.grpc)
+        yield leaves, service, met
+        met.wait_for_answers(10)
 
 
 def test_a_replica_leaves_without_an_error(volume: Path) -> None:
-    """Connections that are renewed often have all moved before the end: the caller notices nothing."""
-    assert errors_while_one_ends(volume, f"--grpc-max-connection-age={int(1000 * AGE_S)}") == []
+    """Connections that are renewed often all move before the end: the caller notices nothing."""
+    with leaving(volume, "--grpc-max-connection-age=500") as (replica, service, met):
+        counts.reached(lambda: not service.connections(replica.grpc), True)
+        replica.stop()
+    assert met.errors == []
 
 
 def test_waiting_alone_does_not_do(volume: Path) -> None:
     """Without renewal a caller keeps its connection to the end, and gets errors: what the option above is there for."""
-    assert errors_while_one_ends(volume)
+    with leaving(volume) as (replica, service, met):
+        met.wait_for_answers(200)
+        assert (service.connections(replica.grpc), met.errors) == (1, [])
+        replica.stop()
+    assert met.errors

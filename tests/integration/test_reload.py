@@ -167,6 +167,29 @@ def test_once(two: Fleet, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_once_with_a_tolerance(two: Fleet, tmp_path: Path) -> None:
+    """A wider --atol hands over a version that is withdrawn without it; with one that is less than nothing or no number
+    the status is 2, and nothing has changed."""
+
+    def hand_over(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command(two, MODEL, *arguments), capture_output=True, text=True, timeout=PATIENCE_S)
+
+    version = fleet.publish_rough(two.repository, tmp_path)
+    done = hand_over()
+    assert done.returncode == 2
+    assert "allowed 0.001" in done.stderr
+    assert repo.withdrawn(two.repository, MODEL, version).is_dir()
+
+    version = fleet.publish_rough(two.repository, tmp_path)
+    for atol in ("nan", "-1"):
+        done = hand_over("--atol", atol)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert (two.serve(), repo.newest(two.repository, MODEL)) == ([2, 2], version)
+    done = hand_over("--atol", "0.01")
+    assert (done.returncode, done.stdout) == (0, f"classifier {version}: served by {', '.join(two.addresses)}\n")
+    assert two.serve() == [version] * 2
+
+
 def metrics(port: int) -> str:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_S) as answer:
         return str(answer.read().decode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -224,6 +225,25 @@ def test_command(server: Embedded) -> None:
     done = run("--url", server.grpc, "--repository", str(server.repository))
     assert (done.returncode, done.stderr) == (0, "")
     assert re.fullmatch(r"wgan 2 at \S+: agrees, largest difference [01]\n", done.stdout)
+
+
+def test_command_allows_what_it_is_told_to(server: Embedded, tmp_path: Path) -> None:
+    """With a wider --atol a difference that rounding does not explain is none; no version is within one that is less
+    than nothing or no number."""
+
+    def shift(arrays: dict[str, Any]) -> Arrays:
+        return arrays | {"image": arrays["image"] ^ 4}
+
+    right = ("--url", server.grpc, "--repository", str(server.repository))
+    shutil.copytree(server.repository, tmp_path / "shifted")
+    changed(tmp_path / "shifted" / "wgan" / "2" / "golden.npz", shift)
+    shifted = (*right, "--repository", str(tmp_path / "shifted"))
+    done = run(*shifted, "--atol", "5")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"wgan 2 at \S+: agrees, largest difference [345]\n", done.stdout)
+    for arguments in (shifted, (*right, "--atol", "nan"), (*right, "--atol", "-1")):
+        done = run(*arguments)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
 
 
 @pytest.mark.parametrize(
