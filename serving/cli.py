@@ -24,12 +24,21 @@ class Parser(argparse.ArgumentParser):
 
 def seconds(text: str) -> float:
     """For argparse: a time that the system can wait."""
+    return _number(text, LONGEST_S, f"from 0 to {LONGEST_S:g}")
+
+
+def tolerance(text: str) -> float:
+    """For argparse: a difference that may be allowed."""
+    return _number(text, sys.float_info.max, "from 0 upwards")
+
+
+def _number(text: str, most: float, which: str) -> float:
     try:
-        if 0 <= (found := float(text)) <= LONGEST_S:
+        if 0 <= (found := float(text)) <= most:
             return found
     except ValueError:
         pass
-    raise argparse.ArgumentTypeError(f"{text!r} must be a number from 0 to {LONGEST_S:g}")
+    raise argparse.ArgumentTypeError(f"{text!r} must be a number {which}")
 
 
 def run(command: Callable[[argparse.Namespace], str], options: argparse.Namespace) -> int:

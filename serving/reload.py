@@ -340,7 +340,7 @@ def _parser() -> cli.Parser:
     parser.add_argument("--watch", action="store_true", help="hand over whatever is published, until SIGTERM")
     parser.add_argument("--servers", required=True, help="gRPC addresses HOST:PORT,HOST:PORT or dns:NAME:PORT")
     parser.add_argument("--repository", type=Path, default=REPOSITORY, help="default %(default)s")
-    parser.add_argument("--atol", type=float, help="largest difference allowed; default: as in serving.verify")
+    parser.add_argument("--atol", type=cli.tolerance, help="largest difference allowed; default: as in serving.verify")
     waits = "how long a replica that is listed may be silent; default %(default)g"
     parser.add_argument("--patience-s", type=cli.seconds, default=PATIENCE_S, help=waits)
     parser.add_argument("--metrics-port", type=int, default=0, help="with --watch: serve Prometheus there")

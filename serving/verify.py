@@ -252,7 +252,7 @@ def _parser() -> cli.Parser:
     parser.add_argument("--repository", type=Path, default=REPOSITORY, help="where the golden batch lies")
     otherwise = f"{INTEGER_ATOL:g} for levels of a picture, {FLOAT_ATOL:g} for other numbers"
     default = f"what config.pbtxt allows on a GPU, or else the version's card, or else {otherwise}"
-    parser.add_argument("--atol", type=float, help=f"largest difference allowed; default: {default}")
+    parser.add_argument("--atol", type=cli.tolerance, help=f"largest difference allowed; default: {default}")
     return parser
 
 

@@ -5,6 +5,7 @@ Run: python -m tests.load.overload classifier --minutes 10 (last line of stdout:
 First its capacity, in closed loop with as many callers as fill a batch of every instance; then open loop at twice that
 rate. It promises: no errors but `overloaded`; a goodput of 0.9 of the capacity; a 99th percentile of no more than the
 queue's timeout and the 99th percentile at capacity together; memory that grows by no more than a tenth.
+Writes tests/load/evidence/<model>-overload.md, which the spec's queue rests on.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from tests.load.generator import Generator
 from tests.load.plan import ClosedLoop, OpenLoop, Plan, mixed
 from tests.load.result import Result
 from tests.load.servers import triton
-from tests.load.tables import positive
-from tests.load.tune import batched, machine
+from tests.load.tables import folder, positive
+from tests.load.tune import EVIDENCE, batched, machine
 
 OVERLOAD_FACTOR = 2.0
 MIN_GOODPUT = 0.9
@@ -106,6 +107,18 @@ def lines(found: dict[str, Any]) -> list[str]:
     return [f"{'kept  ' if kept[name] else 'MISSED'}  {text}" for name, text in promises.items()] + doubts
 
 
+def page(spec: ModelSpec, found: dict[str, Any], about: dict[str, Any]) -> str:
+    assert spec.batching
+    options = f"{spec.name} --seconds {about['seconds']:g} --minutes {about['minutes']:g}"
+    head = (
+        f"# {spec.name} at twice what it can\n\n"
+        f"Written by `python -m tests.load.overload {options}` on {about['date']}: {about['machine']}, "
+        f"{about['cores']} cores, the generator beside the server. The queue takes {spec.batching.queue_size} "
+        f"requests, for {spec.batching.queue_timeout_us / 1e6:g} s each."
+    )
+    return "\n".join([head, "", *(f"- {line}" for line in lines(found)), ""])
+
+
 # --- command line
 
 
@@ -121,6 +134,7 @@ def _parser() -> cli.Parser:
         "--seconds", type=positive(float), default=20.0, help="to find the capacity; default %(default)s"
     )
     parser.add_argument("--minutes", type=positive(float), default=10.0, help="of overload; default %(default)s")
+    parser.add_argument("--out", type=folder, default=EVIDENCE, help="folder of the page; default %(default)s")
     return parser
 
 
@@ -129,7 +143,10 @@ def _overloaded(options: argparse.Namespace) -> str:
     say = partial(_say, sys.stderr.write)
     capacity, over = measured(spec, options.repository, seconds=options.seconds, minutes=options.minutes, say=say)
     found = report(spec, capacity, over)
-    about = {"bench": "overload", "model": spec.name, **machine(), "minutes": options.minutes}
+    lasting = {"seconds": options.seconds, "minutes": options.minutes}
+    about = {"bench": "overload", "model": spec.name, **machine(), **lasting}
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / f"{spec.name}-overload.md").write_text(page(spec, found, about))
     return "\n".join([*lines(found), json.dumps(about | found)])
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from conftest import need_tritonserver
 
 from serving.repository import REPOSITORY
-from tests.load import servers
+from tests.load import overload, servers
 from tests.load.generator import Generator
 from tests.load.plan import ClosedLoop, OpenLoop, Plan, mixed
 from tests.load.result import Result, rows, server_lines
@@ -59,6 +61,16 @@ def test_every_model_answers_rightly_under_load(target: Triton, generator: Gener
     assert closed.usage.memory
     if not streams:  # two more might come while two are in flight
         all_right(generator.run(Plan(**vars(plan) | {"load": OpenLoop(RATE)})), requests)
+
+
+def test_overload_is_shed_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing fails but what is refused for lack of room; the page says what the last line does."""
+    need_tritonserver()
+    assert overload.main(["wgan", "--seconds", "2", "--minutes", "0.05", "--out", str(tmp_path)]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["kept"]["only_overloaded"], found
+    assert found["capacity_per_s"] > 0
+    assert f"of capacity, {found['capacity_per_s']:.4g}/s" in (tmp_path / "wgan-overload.md").read_text()
 
 
 def test_a_mix_through_the_sdk_answers_rightly(target: Triton, generator: Generator) -> None:

@@ -193,8 +193,8 @@ def page(model: str, data: dict[str, dict[str, Any]], about: dict[str, Any]) -> 
     head = (
         f"# {model}: what batching, instances and threads give\n\n"
         f"Written by `{command}` on {about['date']}: {about['machine']}, {about['cores']} cores, the generator beside "
-        f"the server, medians of the rounds. The first row is the spec's own setting; each other changes one thing. "
-        f"Doubtful are windows of which the generator says that it may itself be what was measured."
+        f"the server, medians of the rounds. The first row is the spec's setting of then; each other changes one "
+        f"thing. Doubtful are windows of which the generator says that it may itself be what was measured."
     )
     return "\n".join([head, "", *table(data), ""])
 

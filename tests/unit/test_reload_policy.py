@@ -48,6 +48,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
             "--metrics-host: is empty",
             id="metrics host empty",
         ),
+        pytest.param(["wgan", "--servers", NOBODY, "--atol", "nan"], "--atol: 'nan' must be", id="no tolerance"),
+        pytest.param(["wgan", "--servers", NOBODY, "--atol=-1"], "--atol: '-1' must be", id="a negative tolerance"),
         pytest.param(["wgan", "--servers", NOBODY, "--patience-s", "0"], NOBODY, id="nobody there"),
         pytest.param(
             ["--watch", "--servers", NOBODY, "--metrics-port", "70000"], "--metrics-port 70000", id="metrics port"

@@ -11,8 +11,10 @@ SPEC = ModelSpec(
         Tensor(name="stage", dtype="FP32", shape=(1,)),
     ),
     outputs=(Tensor(name="image", dtype="UINT8", shape=(ANY, ANY, 3)),),
-    # As with style, a CPU gains nothing from a batch: tests/load/evidence/colorizer.md.
-    batching=Batching(max_batch=8, preferred=(1,), queue_size=64, queue_timeout_us=20_000_000),
+    # In fours: to compute them together a CPU needs as long, but Triton has less to do for each. Many callers get 7 %
+    # more pictures than one by one, and at 0.9 of what it can p50 is 45 ms instead of 43, and p99 145 instead of 118
+    # (tests/load/evidence/colorizer.md). Two threads an instance would make a lone caller's 15 ms instead of 22.
+    batching=Batching(max_batch=8, preferred=(4,), queue_size=64, queue_timeout_us=20_000_000),
     max_pixels=4 << 20,
     instances=2,
     threads=1,

@@ -25,9 +25,10 @@ SPEC = ModelSpec(
         Tensor(name="style_weights", dtype="FP32", shape=(ANY,), members=tuple(PAINTINGS)),
     ),
     outputs=(Tensor(name="image", dtype="UINT8", shape=(ANY, ANY, 3)),),
-    # A picture of 256 x 256 takes 55 ms on one core, in a batch no less: a CPU takes them one by one, and the first of
-    # four does not wait for the last: tests/load/evidence/style.md, of two rounds far apart (30 and 36 a second in
-    # process). One instance alone oversleeps, see wgan's spec.
+    # A picture of 256 x 256 takes 55 ms on one core, in a batch hardly less: a CPU takes them one by one, and the first
+    # of four does not wait for the last (tests/load/evidence/style.md: p50 109 instead of 148 ms at 0.9 of what it can,
+    # for 3 % fewer pictures). Two threads an instance would answer a lone caller in 37 ms, and many 6 % fewer. One
+    # instance alone oversleeps, see wgan's spec.
     batching=Batching(max_batch=4, preferred=(1,), queue_size=64, queue_timeout_us=20_000_000),
     max_pixels=2 << 20,
     instances=2,

@@ -10,13 +10,15 @@ SPEC = ModelSpec(
     summary="computer art from a latent vector (WGAN-GP)",
     inputs=(Tensor(name="latent", dtype="FP32", shape=(LATENT,)),),
     outputs=(Tensor(name="image", dtype="UINT8", shape=(SIZE, SIZE, 3)),),
-    # tests/load/evidence/wgan.md. A thread for each of two instances: a walk sends two batches at once. (A lone latent
-    # takes 7.5 ms; with two threads each 6.5, and many callers get no more of them.) One instance alone may sleep
-    # through what comes while it is busy, for 500 ms (serving/keeper.py; its p99 in evidence/classifier.md). No delay,
-    # here or elsewhere: of 0.5 ms a lone caller waits 13 % longer, the classifier's 70 %. And with a queue limit Triton
-    # loses count of its idle instances, for good, when it merges delayed batches (its issue 8870, fixed in core#509).
-    # Requests go in fours. Where one instance takes all that wait, the other waits, too: p99 of 32 callers is half as
-    # long again, for no more pictures.
+    # tests/load/evidence/wgan.md. A thread for each of two instances: a walk sends two batches at once. With two
+    # threads each a lone latent would take 5.2 ms instead of 7.2, but many callers get 5 % fewer, and at 0.9 of what it
+    # can they wait for 59 ms instead of 37. One instance alone may sleep through what comes while it is busy, for 500
+    # ms (serving/keeper.py; its p99 in evidence/classifier.md). No delay, here or elsewhere: of 0.5 ms a lone caller
+    # waits 8 % longer, the classifier's 84 %. And with a queue limit Triton loses count of its idle instances, for
+    # good, when it merges delayed batches (its issue 8870, fixed in core#509), as two of the three rounds with 0.5 ms
+    # seem to show.
+    # Requests go in fours. Where one instance takes all that wait, the other waits, too: p99 of 32 callers is 200 ms
+    # instead of 121, for 2 % more pictures.
     batching=Batching(max_batch=32, preferred=(4,), queue_size=256),
     instances=2,
     threads=1,
