@@ -40,7 +40,7 @@ AGREE_CALLERS_ELSE = 2
 """of slower models: perf_analyzer counts only requests that begin and end within a window, which must be long beside
 their latency"""
 COUNTERPARTS = ("triton", "grpc", "tritonclient", "sdk", "sdk-threads")
-AGREE_WITHIN = 0.1
+LEAST_AGREED, MOST_AGREED = 0.9, 1.1
 LOAD, AGREE, REPORT = "a plain load", "--agree", "--report"
 LOADS_ONLY = ("url", "rate", "p99_ms", "requests", "warmup_s", "processes", "seed")
 UNUSED = {LOAD: ("write", "quick"), AGREE: (*LOADS_ONLY, "write"), REPORT: (*LOADS_ONLY, "way", "callers")}
@@ -236,13 +236,13 @@ def _agree(options: argparse.Namespace) -> str:
 
 
 def _agreement(way: str, found: dict[str, Any]) -> str:
-    """Two measurements of one thing agree within 0.1; of the SDK it is asked that it makes 0.9 of perf_analyzer's."""
+    """Two measurements of one thing agree within a tenth; of the SDK it is asked to make so much of perf_analyzer's."""
     throughput, p50 = found["throughput_ratio"], found["p50_ratio"]
     if way in ("sdk", "sdk-threads"):
-        kept, aim = throughput >= 1 - AGREE_WITHIN, f"throughput {1 - AGREE_WITHIN:g} or more"
+        kept, aim = throughput >= LEAST_AGREED, f"throughput {LEAST_AGREED} or more"
     else:
-        kept = max(abs(throughput - 1), abs(p50 - 1)) <= AGREE_WITHIN
-        aim = f"both from {1 - AGREE_WITHIN:g} to {1 + AGREE_WITHIN:g}"
+        kept = all(LEAST_AGREED <= ratio <= MOST_AGREED for ratio in (throughput, p50))
+        aim = f"both from {LEAST_AGREED} to {MOST_AGREED}"
     verdict = "kept  " if kept else "MISSED"
     return f"{verdict}  {found['model']}: throughput {throughput}, p50 {p50} of perf_analyzer's; aim {aim}"
 

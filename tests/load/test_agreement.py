@@ -12,6 +12,7 @@ from conftest import need, need_tritonserver
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from tests.load import __main__ as command
 from tests.load import perf_analyzer, servers
 from tests.load.plan import Share
 from tests.load.questions import Question
@@ -92,3 +93,19 @@ def test_what_perf_analyzer_reports_is_read_in_requests_a_second_and_millisecond
     assert f"-m sleeper -u localhost:1 -i http --concurrency-range {CALLERS} " in told
     ours = perf_analyzer.Agreement("sleeper", CALLERS, [perf_analyzer.Measured(77, 305)], [measured])
     assert (ours.per_s, ours.p50) == (2, 2), "ours for each of theirs"
+
+
+@pytest.mark.parametrize(
+    ("way", "throughput", "p50", "verdict"),
+    [
+        ("triton", 1.1, 0.9, "kept"),
+        ("triton", 1.11, 1.0, "MISSED"),
+        ("grpc", 1.0, 0.89, "MISSED"),
+        ("sdk", 0.9, 1.5, "kept"),
+        ("sdk-threads", 0.89, 1.0, "MISSED"),
+    ],
+)
+def test_it_says_whether_the_aim_was_kept(way: str, throughput: float, p50: float, verdict: str) -> None:
+    """Of the SDK's latency nothing is asked, as it packs and unpacks what perf_analyzer sends as it is."""
+    found = {"model": "sleeper", "throughput_ratio": throughput, "p50_ratio": p50}
+    assert command._agreement(way, found).split()[0] == verdict

@@ -10,7 +10,7 @@ import pytest
 from conftest import need_tritonserver
 
 from serving.repository import REPOSITORY
-from tests.load import overload, servers
+from tests.load import knee, overload, servers
 from tests.load.generator import Generator
 from tests.load.plan import ClosedLoop, OpenLoop, Plan, mixed
 from tests.load.result import Result, rows, server_lines
@@ -21,8 +21,6 @@ from training.catalog import names
 FEW, MANY = 8, 100
 REQUESTS = {"classifier": MANY, "wgan": MANY // 2}
 RATE = 40.0
-STREAMS = 2
-"""of the painter at once; it refuses more"""
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +47,7 @@ def test_every_model_answers_rightly_under_load(target: Triton, generator: Gener
     requests = REQUESTS.get(model, FEW)
     streams = model == "painter"
     plan = Plan(
-        target=target, load=ClosedLoop(STREAMS if streams else 4), mix=mixed({model: 1}), warmup_s=0.01,
+        target=target, load=ClosedLoop(max(knee.STREAMS) if streams else 4), mix=mixed({model: 1}), warmup_s=0.01,
         requests=requests, processes=2, closely_every=1,
     )  # fmt: skip
     closed = generator.run(plan)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 
 import gallery
@@ -139,6 +140,14 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         "features": ["--corpus", str(pictures)], "painter": [], "style": ["--styles", paintings, "--content", photos],
         "upscaler": ["--corpus", photos], "wgan": [],
     }  # fmt: skip
+
+
+def test_a_run_leaves_the_hook_of_others_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    """pytest's, which makes a test fail for what its threads raise."""
+    before = threading.excepthook
+    assert main(["nothing"]) == 2
+    assert threading.excepthook is before
+    assert "MODEL: no 'nothing'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("model", catalog.trained())
