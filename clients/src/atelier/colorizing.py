@@ -82,15 +82,18 @@ def grayed(picture: Image.Image) -> Image.Image:
     Pillow's own gray is luma: it weighs gamma-encoded levels rather than linear light, and makes strong colours too
     dark. What is gray keeps its levels.
     """
-    levels = np.asarray(sizing.colours(picture))
-    luminance = sum(table[levels[..., channel]] for channel, table in enumerate(_TO_LUMINANCE))
-    return Image.fromarray(_TO_SRGB[np.rint(luminance).astype(np.uint16)])
+    seen = sizing.colours(picture)
+    if not has_colour(seen):
+        return seen.getchannel("R")
+    levels = np.asarray(seen)
+    red, green, blue = (table[levels[..., channel]] for channel, table in enumerate(_TO_LUMINANCE))
+    return Image.fromarray(_TO_SRGB[np.rint(red + green + blue).astype(np.uint16)])
 
 
 def has_colour(picture: Image.Image) -> bool:
     """Whether any pixel that can be seen is other than gray."""
-    levels = np.asarray(sizing.colours(picture))
-    return bool((levels != levels[..., :1]).any())
+    red, green, blue = (channel.tobytes() for channel in sizing.colours(picture).split())
+    return not red == green == blue
 
 
 def saturated(coloured: Image.Image, gray: Image.Image, factor: float) -> Image.Image:
