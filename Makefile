@@ -80,7 +80,7 @@ overload: $(VENV)/.everything  ## ten minutes of twice what MODEL=wgan can: what
 load: $(VENV)/.everything  ## MODEL=wgan under load: 1, 8, 32 callers, then rates up to theirs; page in out/load
 	$(BIN)/python -m tests.load --model $(MODEL)
 
-load-report: $(VENV)/.everything  ## every way to serve every model, side by side (25 minutes), into README and deploy/README
+load-report: $(VENV)/.everything  ## every way to serve every model, side by side (35 minutes), into README and deploy/README
 	$(BIN)/python -m tests.load --report --write README.md --write deploy/README.md
 
 images:  ## build the CPU images with podman or docker

@@ -251,7 +251,7 @@ def _report(options: argparse.Namespace) -> str:
     names = [name for name, _ in options.model] or [n for n in models(options.repository) if n != "painter"]
     times = side_by_side.QUICK if options.quick else side_by_side.Times()
     if options.duration_s:
-        times = replace(times, duration_s=options.duration_s)
+        times = replace(times, duration_s=options.duration_s, open_s=options.duration_s)
     compared = side_by_side.compare(options.repository, names, times, lambda line: print(line, flush=True))
     made = tables.table(compared, times)
     report = {"machine": tables.machine(), "rounds": times.rounds, "models": tables.data(compared)}

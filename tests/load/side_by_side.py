@@ -70,15 +70,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Times:
-    """Of one window, and how many rounds of them; `jit_warmup` is what part of JIT_WARMUP_S is given."""
+    """Of one window, in closed and in open loop, and how many rounds of them; `jit_warmup` is what part of JIT_WARMUP_S
+    is given. Open loop takes longer, as at half of their capacity slow models give some 15 answers a second."""
 
     rounds: int = 3
     duration_s: float = 2.0
+    open_s: float = 6.0
     warmup_s: float = 0.5
     jit_warmup: float = 1.0
 
 
-QUICK = Times(rounds=1, duration_s=0.5, warmup_s=0.1, jit_warmup=0.0)
+QUICK = Times(rounds=1, duration_s=0.5, open_s=0.5, warmup_s=0.1, jit_warmup=0.0)
 
 
 def compare(repository: Path, models: Sequence[str], times: Times, say: Say) -> list[Row]:
@@ -110,7 +112,8 @@ def _compared(generator: Generator, repository: Path, model: str, times: Times, 
             for share in SHARES:
                 for way in rotated(plans, turn):
                     if rate := share * rows[way].capacity:
-                        _add(rows[way], share, generator.run(replace(plans[way], load=OpenLoop(rate), seed=turn)))
+                        arriving = replace(plans[way], load=OpenLoop(rate), duration_s=times.open_s, seed=turn)
+                        _add(rows[way], share, generator.run(arriving))
     for row in rows.values():
         say(f"{model}: {row.way} {row.capacity:.4g}/s" + (f", {row.failed} failed" if row.failed else ""))
     return list(rows.values())

@@ -60,7 +60,7 @@ def table(rows: Sequence[Row], times: Times) -> str:
     """Every way, beside the others."""
     windows = [result for row in rows for results in row.results.values() for result in results]
     doubtful = sum(bool(result.doubts()) for result in windows)
-    how = f"medians of {times.rounds} rounds of {times.duration_s:g} s"
+    how = f"medians of {times.rounds} rounds of {times.duration_s:g} s, in open loop of {times.open_s:g} s"
     head = f"Measured on {date.today()}, {how}: {machine()}; {_threads(rows)}."
     note = f"The generator doubts {doubtful} of its {len(windows)} windows." if doubtful else ""
     lines = [f"| {' | '.join(HEAD)} |", f"|---|---|{'---:|' * (len(HEAD) - 2)}"]

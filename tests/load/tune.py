@@ -2,8 +2,9 @@
 
 Run: make load-tune MODEL=classifier, or python -m tests.load.tune classifier (last line of stdout: one JSON object)
 
-In each of several rounds every setting is served and measured in turn: with one caller, with many, and in open loop at
-nine tenths of the throughput that the spec's own setting reached in that round. Ratios are to that throughput, too.
+In each of several rounds every setting is served and measured in turn: with one caller, with two, whose requests a
+batcher may join while an instance idles, with many, and in open loop at nine tenths of the throughput that the spec's
+own setting reached in that round. Ratios are to that throughput, too.
 Writes tests/load/evidence/<model>.md, which the numbers in its spec rest on.
 """
 
@@ -43,11 +44,12 @@ CORES = os.cpu_count() or 1
 DELAYS_US = (0, 500, 2000)
 SHAPES = ((1, 1), (1, CORES), (CORES, 1), (CORES, CORES), (CORES + 1, 1))
 """instances and threads"""
-PREFERRED = ((1,), (2,), (4,), (8,))
-ONE, MANY, BUSY = 1, 32, 0.9
+PREFERRED = ((1,), (2,), (4,), (8,), (1, 4))
+ONE, TWO, MANY, BUSY = 1, 2, 32, 0.9
 COLUMNS = {
     "p50_ms": "p50 of 1 caller, ms",
-    "per_s": "pictures/s of 32",
+    "two_per_s": "pictures/s of 2",
+    "per_s": "of 32",
     "to_own": "to the spec's",
     "batch": "a batch",
     "p99_ms": "p99, ms",
@@ -69,7 +71,8 @@ class Setting:
     preferred: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        batches = f"batches to {self.max_batch}" + "".join(f", {size} preferred" for size in self.preferred)
+        preferred = f", {' and '.join(map(str, self.preferred))} preferred" if self.preferred else ""
+        batches = f"batches to {self.max_batch}{preferred}"
         return f"{self.instances} x {self.threads} threads, {batches}, delay {self.delay_us} us"
 
     def apply(self, name: str, model: pb.ModelConfig) -> None:
@@ -118,25 +121,28 @@ def _with_setting(repository: Path, name: str, setting: Setting) -> Iterator[Tar
 
 @dataclass(frozen=True)
 class Row:
-    """What one way gave, a Result of each round: with one caller, with many, and in open loop."""
+    """What one way gave, a Result of each round: with one caller, two and many, and in open loop."""
 
     one: Sequence[Result]
+    two: Sequence[Result]
     many: Sequence[Result]
     busy: Sequence[Result]
 
     def data(self, own: Row) -> dict[str, Any]:
         """Medians, but for the slowest answer of all; `to_own` is that of the rounds' ratios."""
+        everything = (*self.one, *self.two, *self.many, *self.busy)
         return {
             "p50_ms": _median(result.percentile_ms(50) for result in self.one),
+            "two_per_s": _median(result.per_s for result in self.two),
             "per_s": _median(result.per_s for result in self.many),
             "to_own": _median(a.per_s / b.per_s for a, b in zip(self.many, own.many, strict=True)),
             "batch": _median(_mean_batch(result) for result in self.many),
             "p99_ms": _median(result.percentile_ms(99) for result in self.many),
-            "slowest_ms": _finite(max(result.percentile_ms(100) for result in (*self.one, *self.many, *self.busy))),
+            "slowest_ms": _finite(max(result.percentile_ms(100) for result in everything)),
             "busy_p50_ms": _median(result.percentile_ms(50) for result in self.busy),
             "busy_p99_ms": _median(result.percentile_ms(99) for result in self.busy),
-            "errors": sum(result.failures for result in (*self.one, *self.many, *self.busy)),
-            "doubtful": sum(bool(result.doubts()) for result in (*self.one, *self.many, *self.busy)),
+            "errors": sum(result.failures for result in everything),
+            "doubtful": sum(bool(result.doubts()) for result in everything),
         }
 
 
@@ -156,18 +162,19 @@ def _mean_batch(result: Result) -> float:
 def sweep(
     asked: dict[str, Opened], mix: Sequence[Share], *, rounds: int, seconds: float, say: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
-    found: dict[str, list[tuple[Result, Result, Result]]] = {name: [] for name in asked}
+    found: dict[str, list[tuple[Result, ...]]] = {name: [] for name in asked}
     with Generator() as generator:
         for turn in range(rounds):
             rate = 0.0  # the first way's own
             for name, opened in asked.items():
                 with opened() as target:
                     plan = Plan(target=target, load=ClosedLoop(ONE), mix=mix, duration_s=seconds, seed=turn)
-                    one, many = (generator.run(replace(plan, load=ClosedLoop(callers))) for callers in (ONE, MANY))
+                    closed = [generator.run(replace(plan, load=ClosedLoop(callers))) for callers in (ONE, TWO, MANY)]
+                    many = closed[-1]
                     if not (rate := rate or BUSY * many.per_s):
                         raise ServingError(f"{name}: no right answer within {seconds:g} s; give more --seconds")
                     busy = generator.run(replace(plan, load=OpenLoop(rate)))
-                found[name].append((one, many, busy))
+                found[name].append((*closed, busy))
                 waited_ms = busy.percentile_ms(50)
                 say(f"round {turn + 1}: {name}: {many.per_s:.4g}/s, p50 {waited_ms:.4g} ms at {rate:.4g}/s")
     rows = {name: Row(*zip(*results, strict=True)) for name, results in found.items()}

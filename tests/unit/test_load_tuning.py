@@ -79,13 +79,13 @@ def test_a_row_is_compared_within_its_round() -> None:
     """A machine that slows down from round to round changes no ratio."""
     rounds = [result(ClosedLoop(32), answers=answers) for answers in (400, 200, 100)]
     half = [result(ClosedLoop(32), answers=answers) for answers in (200, 100, 50)]
-    own, other = tune.Row(rounds, rounds, rounds), tune.Row(half, half, half)
+    own, other = tune.Row(*[rounds] * 4), tune.Row(*[half] * 4)
     assert (own.data(own)["to_own"], other.data(own)["to_own"]) == (1.0, 0.5)
 
 
 def test_a_page_has_a_row_for_each_setting_and_says_where_there_were_errors() -> None:
     alone, busy = result(ClosedLoop(1), answers=9), result(OpenLoop(8), answers=9)
-    own = tune.Row([alone], [refused(result(ClosedLoop(32), answers=9), "other", 2)], [busy])
+    own = tune.Row([alone], [alone], [refused(result(ClosedLoop(32), answers=9), "other", 2)], [busy])
     about = tune.machine() | {"rounds": 1, "seconds": 1.0}
     text = tune.page("classifier", {"first": own.data(own), "second": own.data(own)}, about)
     rows = [line for line in text.splitlines() if line.startswith("|")]
@@ -97,7 +97,7 @@ def test_a_page_has_a_row_for_each_setting_and_says_where_there_were_errors() ->
 def test_a_setting_that_answered_nothing_has_no_latency() -> None:
     """In which 0 ms would be the best of all."""
     none, some = result(OpenLoop(8), answers=0), result(ClosedLoop(1), answers=9)
-    row = tune.Row([some], [some], [none])
+    row = tune.Row([some], [some], [some], [none])
     assert (row.data(row)["p50_ms"], row.data(row)["busy_p50_ms"]) == (10.01, None)
     assert tune.table({"only": row.data(row)})[-1].endswith("| - | - | - |"), "the slowest is unknown, too"
 

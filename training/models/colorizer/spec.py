@@ -11,10 +11,12 @@ SPEC = ModelSpec(
         Tensor(name="stage", dtype="FP32", shape=(1,)),
     ),
     outputs=(Tensor(name="image", dtype="UINT8", shape=(ANY, ANY, 3)),),
-    # In fours: to compute them together a CPU needs as long, but Triton has less to do for each. Many callers get 7 %
-    # more pictures than one by one, and at 0.9 of what it can p50 is 45 ms instead of 43, and p99 145 instead of 118
-    # (tests/load/evidence/colorizer.md). Two threads an instance would make a lone caller's 15 ms instead of 22.
-    batching=Batching(max_batch=8, preferred=(4,), queue_size=64, queue_timeout_us=20_000_000),
+    # One by one, as with style. In fours many callers get 5 % more pictures, as Triton has less to do for each. But
+    # where it joins the requests of two callers, one instance computes and the other idles: they get 68 to 82 a second
+    # in batches of two, four, eight or any size, instead of 84 (tests/load/evidence/colorizer.md), and in load reports
+    # p99 at half of what it can was 79 ms in fours and is 59. Two threads an instance would make a lone caller's 16 ms
+    # instead of 22.
+    batching=Batching(max_batch=8, preferred=(1,), queue_size=64, queue_timeout_us=20_000_000),
     max_pixels=4 << 20,
     instances=2,
     threads=1,
