@@ -46,7 +46,11 @@ class Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Batching:
-    """Triton's dynamic batcher for one model. Times are microseconds, as in config.pbtxt."""
+    """Triton's dynamic batcher for one model. Times are microseconds, as in config.pbtxt.
+
+    What finds queue_size requests waiting is refused at once, and what has waited for queue_timeout_us then. What comes
+    of that at twice what a model can is in tests/load/evidence/<model>-overload.md.
+    """
 
     max_batch: int
     preferred: tuple[int, ...] = ()

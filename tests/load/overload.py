@@ -6,16 +6,20 @@ First its capacity, in closed loop with as many callers as fill a batch of every
 rate. It promises: no errors but `overloaded`; a goodput of 0.9 of the capacity; a 99th percentile of no more than the
 queue's timeout and the 99th percentile at capacity together; memory that grows by no more than a tenth.
 Writes tests/load/evidence/<model>-overload.md, which the spec's queue rests on.
+
+Of a model that answers in no time the generator takes as much of the machine as the server, and twice as much in
+overload. With --apart each has half of the cores, at capacity and in overload, and nothing is taken from the server.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -43,13 +47,23 @@ TIMEOUT_MARGIN_S = 30.0
 
 
 def measured(
-    spec: ModelSpec, repository: Path, *, seconds: float, minutes: float, say: Callable[[Result], None]
+    spec: ModelSpec,
+    repository: Path,
+    *,
+    seconds: float,
+    minutes: float,
+    apart: bool = False,
+    say: Callable[[Result], None],
 ) -> tuple[Result, Result]:
-    """At capacity and in overload, on a server of its own."""
+    """At capacity and in overload, on a server of its own. `apart`: it has the first half of the cores, and the
+    generator the rest. Raises ServingError where there is one core for both."""
     assert spec.batching, f"{spec.name} is not batched"
     timeout_s = 1e-6 * spec.batching.queue_timeout_us + TIMEOUT_MARGIN_S
+    servers_cores, generators_cores = _halves() if apart else (os.sched_getaffinity(0),) * 2
     with ExitStack() as stack:
+        stack.enter_context(_on(servers_cores))
         target = replace(stack.enter_context(triton(repository, [spec.name])), timeout_s=timeout_s)
+        stack.enter_context(_on(generators_cores))
         generator = stack.enter_context(Generator())
         full = ClosedLoop(spec.instances * spec.max_batch)
         plan = Plan(target=target, load=full, mix=mixed({spec.name: 1}, repository), warmup_s=2.0, duration_s=seconds)
@@ -60,6 +74,24 @@ def measured(
         over = replace(plan, load=arrivals, duration_s=MINUTE_S * minutes)
         say(result := generator.run(over))
         return capacity, result
+
+
+def _halves() -> tuple[Collection[int], Collection[int]]:
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise ServingError("--apart: takes two cores, and there is one; leave it out")
+    return cores[: len(cores) // 2], cores[len(cores) // 2 :]
+
+
+@contextmanager
+def _on(cores: Collection[int]) -> Iterator[None]:
+    """What is started within stays on these cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def report(spec: ModelSpec, capacity: Result, over: Result) -> dict[str, Any]:
@@ -110,10 +142,12 @@ def lines(found: dict[str, Any]) -> list[str]:
 def page(spec: ModelSpec, found: dict[str, Any], about: dict[str, Any]) -> str:
     assert spec.batching
     options = f"{spec.name} --seconds {about['seconds']:g} --minutes {about['minutes']:g}"
+    options += " --apart" if about["apart"] else ""
+    beside = "of which the generator has one half" if about["apart"] else "the generator beside the server"
     head = (
         f"# {spec.name} at twice what it can\n\n"
         f"Written by `python -m tests.load.overload {options}` on {about['date']}: {about['machine']}, "
-        f"{about['cores']} cores, the generator beside the server. The queue takes {spec.batching.queue_size} "
+        f"{about['cores']} cores, {beside}. The queue takes {spec.batching.queue_size} "
         f"requests, for {spec.batching.queue_timeout_us / 1e6:g} s each."
     )
     return "\n".join([head, "", *(f"- {line}" for line in lines(found)), ""])
@@ -134,19 +168,20 @@ def _parser() -> cli.Parser:
         "--seconds", type=positive(float), default=20.0, help="to find the capacity; default %(default)s"
     )
     parser.add_argument("--minutes", type=positive(float), default=10.0, help="of overload; default %(default)s")
+    parser.add_argument("--apart", action="store_true", help="server and generator have half of the cores each")
     parser.add_argument("--out", type=folder, default=EVIDENCE, help="folder of the page; default %(default)s")
     return parser
 
 
 def _overloaded(options: argparse.Namespace) -> str:
     spec = batched(options.model)
-    say = partial(_say, sys.stderr.write)
-    capacity, over = measured(spec, options.repository, seconds=options.seconds, minutes=options.minutes, say=say)
+    given = {name: getattr(options, name) for name in ("seconds", "minutes", "apart")}
+    capacity, over = measured(spec, options.repository, **given, say=partial(_say, sys.stderr.write))
     found = report(spec, capacity, over)
-    lasting = {"seconds": options.seconds, "minutes": options.minutes}
-    about = {"bench": "overload", "model": spec.name, **machine(), **lasting}
+    about = {"bench": "overload", "model": spec.name, **machine(), **given}
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / f"{spec.name}-overload.md").write_text(page(spec, found, about))
+    name = f"{spec.name}-overload{'-apart' if options.apart else ''}.md"
+    (options.out / name).write_text(page(spec, found, about))
     return "\n".join([*lines(found), json.dumps(about | found)])
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import need_tritonserver
@@ -61,14 +63,47 @@ def test_every_model_answers_rightly_under_load(target: Triton, generator: Gener
         all_right(generator.run(Plan(**vars(plan) | {"load": OpenLoop(RATE)})), requests)
 
 
-def test_overload_is_shed_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing fails but what is refused for lack of room; the page says what the last line does."""
+def shed(folder: Path, capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]:
+    """What the last line of a short overload of wgan says, which its page says, too."""
     need_tritonserver()
-    assert overload.main(["wgan", "--seconds", "2", "--minutes", "0.05", "--out", str(tmp_path)]) == 0
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert overload.main(["wgan", "--seconds", "2", "--minutes", "0.05", "--out", str(folder), *options]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["kept"]["only_overloaded"], found
     assert found["capacity_per_s"] > 0
-    assert f"of capacity, {found['capacity_per_s']:.4g}/s" in (tmp_path / "wgan-overload.md").read_text()
+    (page,) = folder.iterdir()
+    assert f"of capacity, {found['capacity_per_s']:.4g}/s" in page.read_text()
+    return found
+
+
+def test_overload_is_shed_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing fails but what is refused for lack of room."""
+    assert not shed(tmp_path, capsys)["apart"]
+    assert (tmp_path / "wgan-overload.md").exists()
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="takes two cores")
+def test_server_and_generator_have_cores_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the test's own process has all of them again."""
+    before, asked = os.sched_getaffinity(0), Generator.run
+    seen = []
+
+    def run(self: Generator, plan: Plan) -> Result:
+        servers_cores = [os.sched_getaffinity(pid) for pid in plan.target.pids]
+        seen.append((set.union(*servers_cores), os.sched_getaffinity(self._processes[0].pid or 0)))
+        return asked(self, plan)
+
+    monkeypatch.setattr(Generator, "run", run)
+    assert shed(tmp_path, capsys, "--apart")["apart"]
+    assert (tmp_path / "wgan-overload-apart.md").exists()
+    assert len(seen) == 2
+    for servers_cores, generators_cores in seen:
+        assert servers_cores
+        assert generators_cores
+        assert not servers_cores & generators_cores
+        assert servers_cores | generators_cores == before
+    assert os.sched_getaffinity(0) == before
 
 
 def test_a_mix_through_the_sdk_answers_rightly(target: Triton, generator: Generator) -> None:

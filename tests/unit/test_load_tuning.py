@@ -9,7 +9,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from serving.errors import RepositoryError
+from serving.errors import RepositoryError, ServingError
 from serving.repository import CONFIG, REPOSITORY
 from tests.load import overload, tune
 from tests.load.loop import Tally, WorkerResult
@@ -162,3 +162,9 @@ def test_overload_says_what_was_kept() -> None:
 def test_a_server_that_answers_nothing_kept_no_time() -> None:
     silent = refused(result(OpenLoop(200), answers=0), "overloaded", 200)
     assert kept(silent) == {"only_overloaded": True, "goodput": False, "p99": False, "memory": True}
+
+
+def test_one_core_cannot_be_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3})
+    with pytest.raises(ServingError, match="--apart"):
+        overload.measured(CLASSIFIER, REPOSITORY, seconds=1, minutes=1, apart=True, say=lambda result: None)

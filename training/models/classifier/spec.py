@@ -15,7 +15,8 @@ SPEC = ModelSpec(
     outputs=(Tensor(name="probabilities", dtype="FP32", shape=(len(CLASSES),)),),
     # No delay: one picture takes a core 0.4 ms, and what comes while both instances are busy is batched anyhow.
     # Instances and no preferred sizes: tests/load/evidence/classifier.md. In eights many callers get 7 % more, and wait
-    # for 7 ms instead of 5 at 0.9 of what it can. One alone oversleeps, see wgan's spec.
+    # for 7 ms instead of 5 at 0.9 of what it can. One alone oversleeps, see wgan's spec. 1,024 that wait are 0.35 s of
+    # work; at twice what it can p99 is 0.8 s of the 2 s that one may wait (tests/load/evidence/classifier-overload.md).
     batching=Batching(max_batch=64, queue_size=1024),
     instances=2,
     threads=1,

@@ -18,7 +18,8 @@ SPEC = ModelSpec(
     # good, when it merges delayed batches (its issue 8870, fixed in core#509), as two of the three rounds with 0.5 ms
     # seem to show.
     # Requests go in fours. Where one instance takes all that wait, the other waits, too: p99 of 32 callers is 200 ms
-    # instead of 121, for 2 % more pictures.
+    # instead of 121, for 2 % more pictures. 256 that wait are 0.8 s of work, and at twice what it can p99 is 1.0 s of
+    # the 2 s that one may wait (tests/load/evidence/wgan-overload.md).
     batching=Batching(max_batch=32, preferred=(4,), queue_size=256),
     instances=2,
     threads=1,
