@@ -461,12 +461,12 @@ def test_a_way_that_answered_nothing_has_its_row_in_every_table(tmp_path: Path) 
 def test_a_row_of_the_sweep_tells_what_went_wrong_in_it() -> None:
     """How many requests failed, and how many windows the generator doubts."""
     doubted, sound = made(ClosedLoop(1), utilisation=0.95), made(ClosedLoop(32))
-    row = tune.Row([sound, doubted], [sound, sound], [doubted, doubted])
+    row = tune.Row([sound, doubted], [sound, sound], [sound, sound], [doubted, doubted])
     sound.total.failures["overloaded"] = 2
     data = row.data(row)
-    assert (data["errors"], data["doubtful"]) == (6, 3)
+    assert (data["errors"], data["doubtful"]) == (10, 3)
     assert tune.table({"one": data, "two": data | {"errors": 0, "doubtful": 0}})[2].startswith(
-        "| one (6 errors, 3 doubtful) |"
+        "| one (10 errors, 3 doubtful) |"
     )
     assert tune.table({"two": data | {"errors": 0, "doubtful": 0}})[2].startswith("| two |")
 

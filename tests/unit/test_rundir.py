@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 
 import gallery
@@ -270,6 +271,7 @@ def test_tensorboard_shows_each_step_once(tmp_path: Path) -> None:
         if step == 0:
             run.save({"step": 1})
     run.close()
+    time.sleep(1)  # TensorBoard reads files by name: the second, and of one second a process's 10th before its 9th
     run = open_run(tmp_path / "run", resume=True)
     run.restore()
     for step in run.steps(1, 2):
