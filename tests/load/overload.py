@@ -7,8 +7,8 @@ rate. It promises: no errors but `overloaded`; a goodput of 0.9 of the capacity;
 queue's timeout and the 99th percentile at capacity together; memory that grows by no more than a tenth.
 Writes tests/load/evidence/<model>-overload.md, which the spec's queue rests on.
 
-Of a model that answers in no time the generator takes as much of the machine as the server, and twice as much in
-overload. With --apart each has half of the cores, at capacity and in overload, and nothing is taken from the server.
+To ask the classifier takes the generator a tenth of two cores, and in overload twice as much, which the server lacks.
+With --apart each has half of the cores, at capacity and in overload.
 """
 
 from __future__ import annotations

@@ -67,6 +67,16 @@ def test_what_is_gray_keeps_its_levels():
         np.testing.assert_array_equal(sent[0, ..., 0], gray)
 
 
+def test_what_is_gray_in_a_picture_with_colour_keeps_its_levels():
+    """There every pixel's gray is computed."""
+    levels = np.stack([LEVELS] * 16)
+    partly = Image.fromarray(levels).convert("RGB")
+    partly.putpixel((0, 0), (255, 0, 0))
+    made = np.asarray(colorizing.grayed(partly))
+    assert made[0, 0] > 0
+    np.testing.assert_array_equal(made.ravel()[1:], levels.ravel()[1:])
+
+
 def test_pillow_s_own_gray_would_not_do():
     """Of pure blue it is darker by 21 of L*'s 100, so that this test of lightness is one that can fail."""
     blue = Image.new("RGB", (16, 16), (0, 0, 255))

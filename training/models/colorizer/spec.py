@@ -14,9 +14,10 @@ SPEC = ModelSpec(
     # One by one, as with style. In fours many callers get 5 % more pictures, as Triton has less to do for each. But
     # where it joins the requests of two callers, one instance computes and the other idles: they get 68 to 82 a second
     # in batches of two, four, eight or any size, instead of 84 (tests/load/evidence/colorizer.md), and in load reports
-    # p99 at half of what it can was 79 ms in fours and is 59. Two threads an instance would make a lone caller's 16 ms
-    # instead of 22. 64 that wait are 0.7 s of work, and at twice what it can p99 is 0.8 s
-    # (tests/load/evidence/colorizer-overload.md); 64 of the largest are 45 s, so that one is given up after 20 s.
+    # p99 at half of what it can was 79 ms in fours, in windows of 2 s, and is 59, in windows of 6 s. Two threads an
+    # instance would make a lone caller's 16 ms instead of 22. 64 that wait are 0.7 s of work, and at twice what it can
+    # p99 is 0.8 s (tests/load/evidence/colorizer-overload.md); 64 of the largest would be some 45 s, by their pixels,
+    # so that one is given up after 20 s.
     batching=Batching(max_batch=8, preferred=(1,), queue_size=64, queue_timeout_us=20_000_000),
     max_pixels=4 << 20,
     instances=2,

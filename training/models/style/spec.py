@@ -29,7 +29,8 @@ SPEC = ModelSpec(
     # of four does not wait for the last (tests/load/evidence/style.md: p50 109 instead of 148 ms at 0.9 of what it can,
     # for 3 % fewer pictures). Two threads an instance would answer a lone caller in 37 ms, and many 6 % fewer. One
     # instance alone oversleeps, see wgan's spec. 64 of them are 1.7 s of work, and at twice what it can p99 is 1.9 s
-    # (tests/load/evidence/style-overload.md); 64 of the largest are a minute's, so that one is given up after 20 s.
+    # (tests/load/evidence/style-overload.md); 64 of the largest would be a minute's, by their
+    # pixels, so that one is given up after 20 s.
     batching=Batching(max_batch=4, preferred=(1,), queue_size=64, queue_timeout_us=20_000_000),
     max_pixels=2 << 20,
     instances=2,

@@ -16,7 +16,8 @@ SPEC = ModelSpec(
     # (tests/load/evidence/upscaler.md): in fours many callers get 6 % more, and wait for 109 ms instead of 88 at 0.9 of
     # what it can. Two threads an instance would make a lone caller's 24 ms instead of 37, and many get 3 % fewer. One
     # instance alone oversleeps, see wgan's spec. 64 of them are 1.3 s of work, and at twice what it can p99 is 1.6 s
-    # (tests/load/evidence/upscaler-overload.md); 64 of the largest are 40 s, so that one is given up after 20 s.
+    # (tests/load/evidence/upscaler-overload.md); 64 of the largest would be some 40 s, by their
+    # pixels, so that one is given up after 20 s.
     batching=Batching(max_batch=8, preferred=(1,), queue_size=64, queue_timeout_us=20_000_000),
     max_pixels=1 << 19,  # of what is sent; 16 times as many come back
     instances=2,
