@@ -13,8 +13,8 @@ from serving.errors import ServingError
 BAD_INPUT = 2
 LONGEST_S = 1e6
 """11 days. The system counts what it waits for in milliseconds, of which 31 bits hold 24."""
-INTERRUPTED = 130
-"""128 + SIGINT, as shells report a command that Ctrl-C has ended."""
+INTERRUPTED, UNREAD = 130, 141
+"""128 + SIGINT or SIGPIPE, as shells report a command that Ctrl-C has ended, or that nobody reads any more."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,6 +45,9 @@ def run(command: Callable[[argparse.Namespace], str], options: argparse.Namespac
     """Prints what `command` returns; returns the exit status."""
     try:
         show(command(options))
+    except BrokenPipeError:  # of what it says on the way: nobody reads the rest, so it was not done
+        drop_output()
+        return UNREAD
     except (ServingError, OSError) as exc:
         return report(exc)
     except KeyboardInterrupt:

@@ -9,9 +9,11 @@ photograph. Draws how its objective falls, and where the network's answer lies, 
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,10 @@ from PIL import Image, ImageOps
 
 from serving import cli, repository
 from serving.backends.painter import knobs, painting
-from serving.errors import ServingError
-from tests.load import tables
+from tests.load import benches, tables
 from training import plots
 from training.catalog import spec
 from training.data.files import home
-from training.errors import BadInput
 from training.models.painter.spec import CONTENT_LAYERS, STYLE_LAYERS
 
 import onnxruntime
@@ -116,7 +116,7 @@ def compare(root: Path, iterations: int, side: int) -> tuple[dict[str, np.ndarra
     return {start: np.array(found) for start, found in curves.items()}, version
 
 
-def main() -> None:
+def main() -> int:
     parser = cli.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--repository", type=Path, default=repository.REPOSITORY, help="default %(default)s")
     parser.add_argument("--iterations", type=int, default=100)
@@ -127,11 +127,12 @@ def main() -> None:
         parser.error(f"--iterations: {args.iterations} are fewer than the {CLAIMED} that are looked at")
     if args.side < painting.SMALLEST_SIDE:
         parser.error(f"--side: {args.side} is too few pixels for a painting; give {painting.SMALLEST_SIDE} or more")
+    return benches.run(report, args)
+
+
+def report(args: argparse.Namespace) -> str:
     torch.set_num_threads(spec("painter").threads)
-    try:
-        curves, version = compare(args.repository, args.iterations, args.side)
-    except (OSError, ServingError, BadInput) as error:
-        parser.exit(2, f"bench_fast_slow: {error}\n")
+    curves, version = compare(args.repository, args.iterations, args.side)
     draw(curves, args.out)
     told = {}
     for start, ratios in curves.items():
@@ -140,8 +141,8 @@ def main() -> None:
         told[start] = {"ratio_after_50": round(float(median[CLAIMED]), 3), "network_is_worth_iterations": break_even}
         print(f"from {start}: after {CLAIMED} iterations {median[CLAIMED]:.2f} times the network's objective (median)")
     about = {"bench": "fast_slow", "version": version, "side": args.side, "pictures": len(ratios)}
-    print(json.dumps(about | told | {"cores": os.cpu_count(), "machine": platform.machine()}))
+    return json.dumps(about | told | {"cores": os.cpu_count(), "machine": platform.machine()})
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,10 +12,12 @@ threads.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import statistics
+import sys
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -31,7 +33,7 @@ import atelier
 from serving import cli, repository
 from serving.backends.painter import knobs, painting
 from serving.embedded import Embedded
-from serving.errors import ServingError
+from tests.load import benches
 from training.catalog import spec
 from training.data.files import home
 from training.data.photos import to_rgb
@@ -177,7 +179,7 @@ def bench_served(root: Path, content: np.ndarray, style: np.ndarray) -> dict[str
     return {"iterations": ITERATIONS, "served_s": round(came[-1], 2), "first_canvas_s": round(came[0], 2)}
 
 
-def main() -> None:
+def main() -> int:
     parser = cli.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--repository", type=Path, default=repository.REPOSITORY, help="default %(default)s")
     parser.add_argument("--content", type=Path, default=home() / "photos" / "kodak" / "kodim23.png", metavar="PHOTO")
@@ -188,24 +190,24 @@ def main() -> None:
     args = parser.parse_args()
     if args.size < painting.SMALLEST_SIDE:
         parser.error(f"--size: {args.size} is too few pixels for a painting; give {painting.SMALLEST_SIDE} or more")
+    return benches.run(report, args)
 
+
+def report(args: argparse.Namespace) -> str:
     threads = spec("painter").threads
     torch.set_num_threads(threads)
-    try:
-        content, style = (picture(path, args.size) for path in (args.content, args.style))
-        version = repository.newest(args.repository, "painter")
-        vgg = features.load(repository.card(args.repository, "painter", version).data["backbone"]["name"])
-        of = graph(args.repository / "painter" / str(version), threads)
-        print(f"{args.content.name} in the manner of {args.style.name}, {args.size} x {args.size}, {threads} threads")
-        measured = bench_objective(of, vgg, content, style)
-        measured |= bench_evaluation(of, vgg, content, style)
-        measured |= bench_served(args.repository, content, style)
-    except (OSError, ServingError, BadInput) as error:
-        parser.exit(2, f"bench_painter: {error}\n")
+    content, style = (picture(path, args.size) for path in (args.content, args.style))
+    version = repository.newest(args.repository, "painter")
+    vgg = features.load(repository.card(args.repository, "painter", version).data["backbone"]["name"])
+    of = graph(args.repository / "painter" / str(version), threads)
+    print(f"{args.content.name} in the manner of {args.style.name}, {args.size} x {args.size}, {threads} threads")
+    measured = bench_objective(of, vgg, content, style)
+    measured |= bench_evaluation(of, vgg, content, style)
+    measured |= bench_served(args.repository, content, style)
     about = {"bench": "painter", "version": version, "size": args.size}
     machine = {"threads": threads, "cores": os.cpu_count(), "machine": platform.machine()}
-    print(json.dumps(about | measured | machine))
+    return json.dumps(about | measured | machine)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,11 +9,13 @@ nothing was chosen by it.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import json
 import os
 import statistics
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -26,7 +28,9 @@ import atelier
 from atelier import garments, pictures
 from serving import cli
 from serving.embedded import Embedded
+from tests.load import benches
 from training.data.files import home
+from training.errors import BadInput
 
 LABELS = garments.NAMES["en"]
 METHODS: tuple[Literal["find", "source"], ...] = ("source", "find")
@@ -62,14 +66,17 @@ def show(truth: np.ndarray, said: np.ndarray) -> None:
         print(f"  {LABELS[label]:12} {answers[label] / answers.sum():6.1%} of {answers.sum():3}; {', '.join(wrong)}")
 
 
-def main() -> None:
+def main() -> int:
     parser = cli.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--half", choices=("dev", "test"), default="dev")
-    half = parser.parse_args().half
-    folder = home() / "clothing"
+    return benches.run(report, parser.parse_args())
+
+
+def report(asked: argparse.Namespace) -> str:
+    half, folder = asked.half, home() / "clothing"
     for name in ("labels.csv", "clothing.tar"):
         if not (folder / name).is_file():
-            parser.error(f"ATELIER_DATA: no clothing/{name} in {home()}; name the folder that holds it")
+            raise BadInput(f"ATELIER_DATA: no clothing/{name} in {home()}; name the folder that holds it")
     given = photos(folder, half)
     truth = np.array([label for _, label in given])
 
@@ -83,8 +90,8 @@ def main() -> None:
             print(f"{method}: {accuracy:.1%} right; {took_ms:.1f} ms a photo")
             show(truth, said)
             told |= {method: round(accuracy, 4), f"{method}_ms": round(took_ms, 1), "version": answers[0].version}
-    print(json.dumps(told))
+    return json.dumps(told)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

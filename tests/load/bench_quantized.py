@@ -8,9 +8,11 @@ pictures; figures are medians over the rounds.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,7 +23,7 @@ from serving import cli
 from serving.repository import MODEL, REPOSITORY
 from serving.spec import ModelSpec
 from serving.tensorrt import for_gpus
-from tests.load import tables
+from tests.load import benches, tables
 from tests.load.questions import SIDES, batch, folder, open_session
 from training import catalog
 
@@ -32,12 +34,15 @@ GARMENTS = 64
 """pictures in a round, where they are small and one may take longer than another; else a batch"""
 
 
-def main() -> None:
+def main() -> int:
     parser = cli.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=QUANTIZED, action="append", help="again for more; default all")
     parser.add_argument("--rounds", type=tables.positive(int), default=20)
     parser.add_argument("--batch", type=tables.positive(int), nargs="+", default=[1, 8])
-    asked = parser.parse_args()
+    return benches.run(report, parser.parse_args())
+
+
+def report(asked: argparse.Namespace) -> str:
     told: dict[str, object] = {"bench": "quantized", "cores": os.cpu_count()}
     for name in asked.model or QUANTIZED:
         model = catalog.spec(name)
@@ -46,7 +51,7 @@ def main() -> None:
             served, plain = (medians := measured(sessions, model, size, asked.rounds))
             print(f"{name}, batch {size}: {served:.3g} ms a picture, {plain:.3g} as on GPUs: {plain / served:.2f}")
             told[f"{name}_{size}"] = dict(zip(("served_ms", "plain_ms"), medians, strict=True))
-    print(json.dumps(told))
+    return json.dumps(told)
 
 
 def opened(model: ModelSpec) -> list[onnxruntime.InferenceSession]:
@@ -73,4 +78,4 @@ def measured(sessions: list[onnxruntime.InferenceSession], model: ModelSpec, siz
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -15,11 +15,13 @@ sleep, or they would take their cores away from the server; the others run on th
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -36,10 +38,9 @@ from PIL import Image
 import atelier
 from serving import cli
 from serving.embedded import Embedded
-from serving.errors import ServingError
 from serving.repository import MODEL, REPOSITORY, newest
 from serving.spec import ModelSpec
-from tests.load import tables
+from tests.load import benches, tables
 from tests.load.measure import STAGES
 from tests.load.questions import LAST_STAGE, SIDES, batch, folder, open_session, random_inputs
 from training.catalog import spec
@@ -253,7 +254,7 @@ def ratio(slow: list[float], fast: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
-def main() -> None:
+def main() -> int:
     parser = cli.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=("wgan", "classifier", *SIDES), default="wgan")
     parser.add_argument("--repository", type=Path, default=REPOSITORY, help="default %(default)s")
@@ -273,22 +274,22 @@ def main() -> None:
     largest = spec(args.model).max_pixels
     if args.side and args.side**2 > largest > 0:
         parser.error(f"--side: {args.side} is more than {args.model} takes; give {math.isqrt(largest)} or less")
+    return benches.run(report, args)
 
-    try:
-        version = newest(args.repository, args.model)
-        if args.model == "wgan":
-            measured = bench_wgan(args.repository, args.frames, args.rounds)
-        elif args.model == "classifier":
-            measured = bench_classifier(args.repository, args.requests)
-        else:
-            side = args.side or SIDES[args.model]
-            measured = bench_pictures(args.repository, args.model, args.pictures, args.rounds, side)
-    except ServingError as error:
-        parser.exit(2, f"bench_serving: {error}\n")
+
+def report(args: argparse.Namespace) -> str:
+    version = newest(args.repository, args.model)
+    if args.model == "wgan":
+        measured = bench_wgan(args.repository, args.frames, args.rounds)
+    elif args.model == "classifier":
+        measured = bench_classifier(args.repository, args.requests)
+    else:
+        side = args.side or SIDES[args.model]
+        measured = bench_pictures(args.repository, args.model, args.pictures, args.rounds, side)
     about = {"bench": "serving", "model": args.model, "version": version}
     machine = {"threads": spec(args.model).threads, "cores": os.cpu_count(), "machine": platform.machine()}
-    print(json.dumps(about | machine | measured))
+    return json.dumps(about | machine | measured)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,41 +8,40 @@ would answer, warmed up. Memory is the sum of the processes' proportional sizes 
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
+import sys
 import time
 from pathlib import Path
 
 from serving import cli
 from serving.embedded import Embedded
-from serving.errors import ServingError
 from serving.repository import REPOSITORY, models
 from tests import traces
-from tests.load import tables
+from tests.load import benches, tables
 from tests.load.measure import pss_bytes
 
 ALL = "all"
 
 
-def main() -> None:
+def main() -> int:
     parser = cli.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--repository", type=Path, default=REPOSITORY, help="default %(default)s")
     parser.add_argument("--rounds", type=tables.positive(int), default=5, help="default %(default)s")
-    asked = parser.parse_args()
-    try:
-        served = {ALL: [], **{name: [name] for name in models(asked.repository)}}
-        rounds = [
-            {name: started(asked.repository, these) for name, these in served.items()} for _ in range(asked.rounds)
-        ]
-    except ServingError as error:
-        parser.exit(2, f"bench_start: {error}\n")
+    return benches.run(report, parser.parse_args())
+
+
+def report(asked: argparse.Namespace) -> str:
+    served = {ALL: [], **{name: [name] for name in models(asked.repository)}}
+    rounds = [{name: started(asked.repository, these) for name, these in served.items()} for _ in range(asked.rounds)]
     told = {}
     for name in served:
         ready_s, idle_mib = (statistics.median(values) for values in zip(*(each[name] for each in rounds), strict=True))
         print(f"{name:12} ready in {ready_s:5.2f} s, {idle_mib:5.0f} MiB idle")
         told[name] = {"ready_s": round(ready_s, 3), "idle_mib": round(idle_mib)}
-    print(json.dumps({"bench": "start", "rounds": asked.rounds, "cores": os.cpu_count(), "models": told}))
+    return json.dumps({"bench": "start", "rounds": asked.rounds, "cores": os.cpu_count(), "models": told})
 
 
 def started(repository: Path, names: list[str]) -> tuple[float, float]:
@@ -54,4 +53,4 @@ def started(repository: Path, names: list[str]) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,10 +11,12 @@ would write first. The plot out/bench_training.png lays their losses over each o
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,11 +29,10 @@ import torch
 import torch.nn.functional as F
 
 from serving import cli
-from tests.load import tables
+from tests.load import benches, tables
 from training.data.corpus import Corpus
 from training.data.fashion_mnist import Garments
 from training.devices import keep_freed_memory
-from training.errors import BadInput
 from training.models.classifier import net as classifier_net
 from training.models.classifier import train as classifier
 from training.models.wgan import net as wgan_net
@@ -168,7 +169,7 @@ def plot(network: str, fast: list[float], slow: list[float], out: Path) -> None:
     figure.savefig(out, dpi=110)
 
 
-def main() -> None:
+def main() -> int:
     parser = cli.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", choices=(*wgan_net.NETWORKS, "four-conv"), default="strips")
     parser.add_argument("--steps", type=tables.positive(int), default=12, help="of each loop in each round, 2 or more")
@@ -177,7 +178,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.steps < 2:
         parser.error(f"--steps: {args.steps} has no range of losses to compare in; give 2 or more")
+    return benches.run(report, args)
 
+
+def report(args: argparse.Namespace) -> str:
     keep_freed_memory()  # for both loops
     options, corpus, fast, slow = setting(args.network, args.steps)
     brief, few, *_ = setting(args.network, steps=1)
@@ -198,27 +202,13 @@ def main() -> None:
     spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
     print(f"plain / ours: {statistics.median(ratios):.2f}, median of rounds from {spread}")
     print(f"losses apart by {apart:.1%} of their range (median step); {args.out}")
-    print(
-        json.dumps(
-            {
-                "bench": "training",
-                "network": args.network,
-                "steps": args.steps,
-                "rounds": args.rounds,
-                "ratio": round(statistics.median(ratios), 3),
-                "ours_s": statistics.median(ours_s),
-                "plain_s": statistics.median(plain_s),
-                "losses_apart": apart,
-                "threads": threads,
-                "torch": torch.__version__,
-                "machine": platform.machine(),
-            }
-        )
-    )
+    return json.dumps({
+        "bench": "training", "network": args.network, "steps": args.steps, "rounds": args.rounds,
+        "ratio": round(statistics.median(ratios), 3), "ours_s": statistics.median(ours_s),
+        "plain_s": statistics.median(plain_s), "losses_apart": apart, "threads": threads,
+        "torch": torch.__version__, "machine": platform.machine(),
+    })  # fmt: skip
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BadInput as error:
-        raise SystemExit(f"bench_training.py: {error}") from None
+    sys.exit(main())

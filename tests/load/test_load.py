@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import need_tritonserver
+from conftest import need, need_tritonserver
 
 from serving.repository import REPOSITORY
 from tests.load import knee, overload, servers
@@ -81,11 +81,12 @@ def test_overload_is_shed_and_told(tmp_path: Path, capsys: pytest.CaptureFixture
     assert (tmp_path / "wgan-overload.md").exists()
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="takes two cores")
 def test_server_and_generator_have_cores_of_their_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the test's own process has all of them again."""
+    need_tritonserver()
+    need(len(os.sched_getaffinity(0)) > 1, "it takes two cores")
     before, asked = os.sched_getaffinity(0), Generator.run
     seen = []
 

@@ -6,6 +6,7 @@ import argparse
 import errno
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,25 @@ def test_nobody_reads(tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (2, "No space left on device\n")
+
+
+def test_nobody_reads_on() -> None:
+    """A command that tells on the way how far it is ends without a traceback, and not as one that has done its work."""
+    program = """
+        import argparse, sys
+        from serving import cli
+
+        def told(_: argparse.Namespace) -> str:
+            print("first", flush=True)
+            return "last"
+
+        sys.exit(cli.run(told, argparse.Namespace()))
+    """
+    with subprocess.Popen(["true"], stdin=subprocess.PIPE) as gone:
+        gone.wait()
+        command = [sys.executable, "-c", textwrap.dedent(program)]
+        done = subprocess.run(command, stdout=gone.stdin, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
