@@ -6,15 +6,18 @@ Exit status: 0; 1 if a picture could not be read, the others having their answer
 import json
 import sys
 from argparse import Namespace
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 try:
     import numpy as np
     from PIL import Image
 
-    from atelier import classification, cli, errors, garments, local, pictures, sheet, tasks
-except ModuleNotFoundError as missing:
-    print(f"classify.py: Atelier's SDK is not installed ({missing.name}): pip install ./clients", file=sys.stderr)
+    import atelier.cli as cli
+    from atelier import classification, errors, files, folders, garments, local, pictures, series, sheet, tasks
+except ImportError as missing:
+    why = f"is not installed, or is another version ({missing})"
+    print(f"classify.py: Atelier's SDK {why}: pip install ./clients", file=sys.stderr)
     sys.exit(2)
 
 Look = tuple[str, Image.Image, classification.Images]
@@ -22,9 +25,9 @@ RAW = (garments.SIZE, garments.SIZE)
 CHECKOUT = Path(__file__).resolve().parents[1]
 EXAMPLES = """\
   classify.py boot.jpg                           the class, and the percentage of all ten
-  classify.py --top 1 --language fr photos/*     a line for each, in French
-  classify.py --sheet out/sheet.png photos/*     each as given, as the network saw it, and its answer
-  classify.py --json photos/* > answers.json     all of it for other programs
+  classify.py --top 1 --language fr a.jpg b.jpg  a line for each, in French
+  classify.py --sheet out/sheet.png photos       a folder: each as given, as the network saw it, and its answer
+  classify.py --json photos > answers.json       all of it for other programs
   classify.py --method raw test-00042.png        a picture of Fashion-MNIST itself, 28 x 28, white on black
 """
 
@@ -32,7 +35,7 @@ EXAMPLES = """\
 def parser() -> cli.Parser:
     made = cli.Parser(__file__, about=__doc__, examples=EXAMPLES)
     add = made.add_argument
-    add("pictures", nargs="+", metavar="PICTURE", help="a file with one garment: PNG, JPEG, WebP, GIF, TIFF, ...")
+    add("pictures", nargs="+", metavar="PICTURE", help="a picture of one garment, or a folder of pictures")
     add = made.add_argument_group("what you get").add_argument
     add("--top", type=cli.at_least(1), metavar="K", help="only the K most probable classes (all)")
     add("--language", choices=tuple(garments.NAMES), default="en", help="of the classes' names (en)")
@@ -43,6 +46,15 @@ def parser() -> cli.Parser:
     add("--method", choices=ways, default="find", help="find the garment first, do as the source program, or nothing")
     made.add_model("classifier")
     return made
+
+
+def named(given: Sequence[str], but: Path | None) -> list[str]:
+    """Each picture once, in order, a folder's in its place; an older sheet, `but`, is none of them."""
+    found: list[str] = []
+    for path in given:
+        folder = Path(path)
+        found += map(str, folders.pictures_in(folder, but=but)) if files.is_dir(folder) else [path]
+    return list(dict.fromkeys(found))
 
 
 def look(path: str, method: classification.Method) -> Look:
@@ -56,21 +68,30 @@ def look(path: str, method: classification.Method) -> Look:
     return path, picture, seen
 
 
-def tried(path: str, method: classification.Method) -> Look | errors.InvalidInput:
-    """What `look` gives, or why it cannot, which is said at once."""
-    try:
-        return look(path, method)
-    except errors.InvalidInput as exc:
-        cli.say(str(exc))
-        return exc
+def looked(paths: Iterable[str], method: classification.Method, refused: dict[str, str]) -> Iterator[Look]:
+    """What `look` gives of each picture. Why it cannot is said at once, and kept in `refused`."""
+    for path in paths:
+        try:
+            seen = look(path, method)
+        except errors.InvalidInput as exc:
+            refused[path] = str(exc)
+            cli.say(refused[path])
+        else:
+            yield seen
 
 
-def answered(looks: list[Look], options: Namespace) -> list[sheet.Card]:
+def answered(looks: Iterator[Look], options: Namespace) -> list[sheet.Card]:
+    """A card for each picture. Looks at one before it asks for a server."""
     where = {"checkout": CHECKOUT, "repository": options.repository, "in_process": options.in_process}
+    if not (first := next(looks, None)):
+        return []
     with local.connect(options.url, task=tasks.CLASSIFY, model=options.model, say=cli.say, **where) as client:
-        seen = np.stack([seen for _, _, seen in looks])
+        found = [first, *looks]
+        if options.method != "raw" and any(picture.size == RAW for _, picture, _ in found):
+            cli.say("pictures of 28 x 28 that are Fashion-MNIST's own, white on black, want --method raw")
+        seen = np.stack([seen for _, _, seen in found])
         answers = client.classify(seen, model=options.model, version=options.version)
-    pairs = zip(looks, answers, strict=True)
+    pairs = zip(found, answers, strict=True)
     return [sheet.Card(*look, answer.translated(options.language)) for look, answer in pairs]
 
 
@@ -89,21 +110,19 @@ def as_json(card: sheet.Card, top: int | None) -> dict[str, object]:
 
 
 def classify(options: Namespace) -> cli.Outcome:
-    """Looks at every picture before it asks for a server."""
+    """Answers for the pictures, in order, or why there is none."""
+    given, refused = named(options.pictures, options.sheet), dict[str, str]()
     if options.sheet:
         with cli.naming("--sheet"):
-            sheet.check(options.sheet, len(options.pictures), given=options.pictures)
-    looked = {path: tried(path, options.method) for path in options.pictures}
-    looks = [look for look in looked.values() if isinstance(look, tuple)]
-    if options.method != "raw" and any(picture.size == RAW for _, picture, _ in looks):
-        cli.say("pictures of 28 x 28 that are Fashion-MNIST's own, white on black, want --method raw")
-    cards = answered(looks, options) if looks else []
+            sheet.check(options.sheet, len(given), given=given)
+    with series.progress("classify", given) as paths:
+        cards = answered(looked(paths, options.method, refused), options)
     if cards and options.sheet:
         sheet.save(options.sheet, cards, top=options.top)
-    partial = len(cards) < len(looked)
+    partial = len(cards) < len(given)
     if options.json:
         answers = {card.name: as_json(card, options.top) for card in cards}
-        records = [{"file": path, **(answers.get(path) or {"error": str(look)})} for path, look in looked.items()]
+        records = [{"file": path, **(answers.get(path) or {"error": refused[path]})} for path in given]
         return cli.Outcome(json.dumps(records, indent=1), partial)
     lines = [as_text(card, options.top) for card in cards]
     if cards and options.sheet:

@@ -12,9 +12,11 @@ from pathlib import Path
 try:
     from PIL import Image
 
-    from atelier import Client, cli, colorizing, folders, local, series, sheet, sizing, tasks
-except ModuleNotFoundError as missing:
-    print(f"colorize.py: Atelier's SDK is not installed ({missing.name}): pip install ./clients", file=sys.stderr)
+    import atelier.cli as cli
+    from atelier import Client, colorizing, folders, local, series, sheet, sizing, tasks
+except ImportError as missing:
+    why = f"is not installed, or is another version ({missing})"
+    print(f"colorize.py: Atelier's SDK {why}: pip install ./clients", file=sys.stderr)
     sys.exit(2)
 
 CHECKOUT = Path(__file__).resolve().parents[1]

@@ -15,10 +15,13 @@ try:
     from PIL import Image
     from tqdm import tqdm
 
-    from atelier import Painting, Stroke, cli, errors, files, folders, local, painting, pictures, saving, sizing, tasks
+    import atelier.cli as cli
+    from atelier import Painting, Stroke, errors, files, folders, local, painting, pictures, saving, sizing, tasks
     from atelier.styling import slug
-except ModuleNotFoundError as missing:
-    print(f"paint.py: Atelier's SDK is not installed ({missing.name}): pip install ./clients", file=sys.stderr)
+    from atelier.words import counted
+except ImportError as missing:
+    why = f"is not installed, or is another version ({missing})"
+    print(f"paint.py: Atelier's SDK {why}: pip install ./clients", file=sys.stderr)
     sys.exit(2)
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -83,7 +86,8 @@ def knobs(options: Namespace) -> dict[str, Any]:
 
 def opened(options: Namespace) -> tuple[Image.Image, Image.Image]:
     """The photo at the size it is to be painted at, and the painting."""
-    photo, style = (pictures.open_picture(p, alpha=True, say=cli.say) for p in (options.photo, options.painting))
+    how = {"alpha": True, "least": sizing.SMALLEST_SIDE, "say": cli.say}
+    photo, style = (pictures.open_picture(path, **how) for path in (options.photo, options.painting))
     size = options.size or (SIZE if max(photo.size) > SIZE else None)
     most = tasks.PAINT.contract(options.model).max_pixels
     sized = sizing.sized(photo, size=size, most=most, name=options.photo, done="painted")
@@ -123,7 +127,7 @@ def save_last(target: Path, seen: deque[Stroke], options: Namespace) -> str:
     written = f"{target}, {options.film}" if options.film else str(target)
     size = f"{last.image.width} x {last.image.height}"
     losses = f"content {last.content_loss:.3f}, style {last.style_loss:.4f}"
-    return f"{written}: {size}, {last.iteration} of {last.total} iterations; {losses}; {about}"
+    return f"{written}: {size}, {last.iteration} of {counted(last.total, 'iteration')}; {losses}; {about}"
 
 
 def paint(options: Namespace) -> cli.Outcome:

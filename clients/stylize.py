@@ -14,9 +14,12 @@ from pathlib import Path
 try:
     from PIL import Image
 
-    from atelier import Client, cli, errors, folders, local, series, sheet, sizing, styling, tasks
-except ModuleNotFoundError as missing:
-    print(f"stylize.py: Atelier's SDK is not installed ({missing.name}): pip install ./clients", file=sys.stderr)
+    import atelier.cli as cli
+    from atelier import Client, errors, folders, local, series, sheet, sizing, styling, tasks
+    from atelier.words import counted
+except ImportError as missing:
+    why = f"is not installed, or is another version ({missing})"
+    print(f"stylize.py: Atelier's SDK {why}: pip install ./clients", file=sys.stderr)
     sys.exit(2)
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -76,7 +79,7 @@ def painted(
     sheets = []
     for job, picture in looks:
         made = client.stylize([picture] * len(names), names, **how)
-        info = {**made[0].info, "style": f"{len(names)} styles"}
+        info = {**made[0].info, "style": counted(len(names), "style")}
         cells = [(job.source.name, picture), *zip(names, made, strict=True)]
         sheets.append(sheet.contact(cells, title=ABOUT.format(**info)))
         sheets[-1].info = info

@@ -8,10 +8,12 @@ from pathlib import Path
 try:
     from tqdm import tqdm
 
-    from atelier import cli, errors, files, latents, local, paths, saving, tasks
+    import atelier.cli as cli
+    from atelier import errors, files, latents, local, paths, saving, tasks
     from atelier.recipe import Recipe
-except ModuleNotFoundError as missing:
-    print(f"walk.py: Atelier's SDK is not installed ({missing.name}): pip install ./clients", file=sys.stderr)
+except ImportError as missing:
+    why = f"is not installed, or is another version ({missing})"
+    print(f"walk.py: Atelier's SDK {why}: pip install ./clients", file=sys.stderr)
     sys.exit(2)
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -80,18 +82,20 @@ def recipe(options: Namespace) -> Recipe:
         given.setdefault("seed", SEED)
         keyframes = latents.draw(2 * pairs if pairs else count or KEYFRAMES, seed=given["seed"])
     if pairs and len(keyframes) != 2 * pairs:
-        raise errors.InvalidInput(f"--pairs {pairs}: needs {2 * pairs} vectors, and there are {len(keyframes)}")
+        raise errors.InvalidInput(f"--pairs {pairs}: needs {2 * pairs} vectors, not {len(keyframes)}")
     with cli.naming("--vectors" if options.vectors else "--keyframes"):
         return Recipe(**{"keyframes": keyframes, "pairs": bool(pairs), "loop": not pairs, **given})
 
 
-def check_vectors(path: Path, walks: list[str]) -> None:
+def check_vectors(path: Path, out: str, again: str | None) -> None:
     """Whether the keyframes can be written there, and neither walk is in the way; they may lie beside its frames."""
     here = files.resolved(path)
-    for each in walks:
+    walks = {again: files.is_dir(Path(again))} if again else {}
+    walks[out] = saving.format_of(out) == saving.FOLDER
+    for each, folder in walks.items():
         there = files.resolved(each)
-        frames = saving.format_of(each) == saving.FOLDER and not saving.is_member(here.name)
-        if here == there or here in there.parents or (there in here.parents and not frames):
+        beside = folder and not saving.is_member(here.name)
+        if here == there or here in there.parents or (there in here.parents and not beside):
             raise errors.InvalidInput(f"{path}: {each} is in the way, which is a walk; choose another file")
     files.check_file(path)
 
@@ -110,7 +114,7 @@ def walk(options: Namespace) -> cli.Outcome:
         saving.check(out, fps=wanted.fps, still=wanted.strip, sides=wanted.sides((width, height)))
     with cli.naming("--save-vectors"):
         if options.save_vectors:
-            check_vectors(Path(options.save_vectors), [out, options.again or out])
+            check_vectors(Path(options.save_vectors), out, options.again)
             given = filter(None, [options.vectors])  # with its comments
             files.check_apart(Path(options.save_vectors), given, what="the vectors that were given")
     where = {"checkout": CHECKOUT, "repository": options.repository, "in_process": options.in_process}

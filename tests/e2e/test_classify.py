@@ -18,6 +18,7 @@ import pytest
 import stand_in
 from conftest import need_tritonserver
 from PIL import Image
+from screen import shown
 from scripts import CLIENTS, ROOT, Done, copied, free_port, names, processes_of, refused, run, worked
 
 from atelier import garments, pictures
@@ -191,6 +192,29 @@ def test_a_picture_named_twice_is_answered_once(near):
     assert worked(near("--top", 1, "boot.jpg", "boot.jpg")).stdout.count("\n") == 1
 
 
+def test_a_folder_is_the_pictures_in_it(near, tmp_path):
+    """In order, with those of folders below, each by its name; neither what is named twice nor an older sheet again."""
+    for name in ("10.png", "2.png"):
+        shutil.copy(tmp_path / "été" / "sac.png", tmp_path / "été" / name)
+    (tmp_path / "été" / "late").mkdir()
+    shutil.copy(tmp_path / "boot.jpg", tmp_path / "été" / "late" / "boot.jpg")
+    (tmp_path / "été" / "notes.txt").write_text("words")
+    expected = ["boot.jpg", "été/10.png", "été/2.png", "été/late/boot.jpg", "été/sac.png"]
+    for _ in range(2):
+        found = answers(worked(near("--json", "boot.jpg", "été", "été/sac.png", "--sheet", "été/sheet.png")))
+        for record, name in zip(found, expected, strict=True):
+            assert_right(record, truth(tmp_path / name), name)
+
+
+def test_progress_is_shown_on_a_terminal(repository, tmp_path):
+    """A bar of all pictures below what is said of one."""
+    (tmp_path / "words.jpg").write_bytes(b"hello")
+    command = [sys.executable, CLASSIFY, "--repository", repository, "--in-process", "boot.jpg", "words.jpg", "été"]
+    said, bar = shown(command, tmp_path)
+    assert said.startswith("classify.py: words.jpg: is not a picture")
+    assert re.fullmatch(r"classify: 100%.* 3/3 .*", bar)
+
+
 def test_help_names_every_option_and_the_exit_statuses():
     """So that scripts can rely on them."""
     done = worked(run(CLASSIFY, "--help", cwd=ROOT))
@@ -231,7 +255,8 @@ def test_the_others_in_the_call_still_get_their_answer(classify, tmp_path):
     """Every bad one has its line on stderr, every good one its answer, and the exit status says that some failed."""
     for name, written in {**BAD, **ODD}.items():
         (tmp_path / name).write_bytes(written)
-    refused = [*BAD, "missing.jpg", "été"]
+    refused = [*BAD, "missing.jpg", "circle.jpg"]
+    (tmp_path / "circle.jpg").symlink_to("circle.jpg")
     given = [*refused[:4], "boot.jpg", *ODD, *refused[4:], "été/sac.png"]
     done = classify("--json", "--sheet", "s.png", *given)
     assert done.returncode == 1
@@ -269,7 +294,8 @@ def test_when_every_picture_is_bad_nothing_is_started(tmp_path, repository):
     """No server, no answer, an older sheet stays, and the status is 1; JSON still says why."""
     worked(run(CLASSIFY, "--repository", repository, "--in-process", "--sheet", "s.png", "boot.jpg", cwd=tmp_path))
     older = (tmp_path / "s.png").read_bytes()
-    arguments = ("--repository", repository, "--sheet", "s.png", "missing.jpg", "été")
+    (tmp_path / "words.jpg").write_bytes(b"hello")
+    arguments = ("--repository", repository, "--sheet", "s.png", "missing.jpg", "words.jpg")
     for options, records in (((), 0), (("--json",), 2)):
         done = run(CLASSIFY, *arguments, *options, cwd=tmp_path)
         assert (done.returncode, done.stderr.count("\n")) == (1, 2)
@@ -317,6 +343,7 @@ def test_without_the_sdk_it_says_how_to_install_it(tmp_path):
     ("arguments", "says"),
     [
         pytest.param([], ["PICTURE"], id="no-picture"),
+        pytest.param(["boot.jpg", "empty"], ["empty: holds no pictures (looked for .png"], id="empty-folder"),
         pytest.param(["boot.jpg", "--top", 0], ["--top", "1 or more"], id="top-0"),
         pytest.param(["boot.jpg", "--top", "all"], ["--top", "'all'"], id="top-a-word"),
         pytest.param(["boot.jpg", "--language", "de"], ["--language", "'en', 'fr'"], id="language"),
@@ -346,6 +373,7 @@ def test_without_the_sdk_it_says_how_to_install_it(tmp_path):
 )
 def test_bad_flags_are_one_line_and_status_2(near, tmp_path, arguments, says):
     """It names the flag and what to do; nothing is written, and nothing that was there is changed."""
+    (tmp_path / "empty").mkdir()
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     refused(near(*arguments), *says)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
@@ -356,3 +384,12 @@ def test_an_address_with_nothing_there(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"127.0.0.1:{taken.getsockname()[1]}"
     refused(run(CLASSIFY, "--url", url, "boot.jpg", cwd=tmp_path), "--url", url, "make serve")
+
+
+def test_a_server_is_asked_for_before_all_pictures_are_looked_at(tmp_path):
+    """Of many that takes a while; up to the first that can be read each has its line."""
+    for name in ("1.jpg", "3.jpg"):
+        (tmp_path / name).write_bytes(b"hello")
+    done = run(CLASSIFY, "--url", f"127.0.0.1:{free_port()}", "1.jpg", "boot.jpg", "3.jpg", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert [line.split(": ")[1] for line in done.stderr.splitlines()] == ["1.jpg", "--url"]

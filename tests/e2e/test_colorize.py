@@ -191,6 +191,7 @@ def test_the_others_are_coloured(colorize, tmp_path):
     assert list(lines) == [
         "gone.jpg", "album/0.jpg", "album/cut.png", "album/dot.png", "album/thin.png", "album/vast.png"
     ]  # fmt: skip
+    assert "give a picture of 16 x 16 or more" in lines["album/dot.png"]
     assert "--size 120" in lines["album/thin.png"]
     assert "--size 2508" in lines["album/vast.png"]
     assert done.stdout == "coloured/album: 5 pictures: colorizer version 2, stage 2\n"

@@ -162,7 +162,8 @@ def test_odd_pictures(paint, tmp_path):
     photo.convert("CMYK").save(tmp_path / "cmyk.tif")
     Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257).save(tmp_path / "deep.png")
     for name in ("gray.png", "cmyk.tif", "deep.png"):
-        worked(paint(name, "gray.png", "--iterations", 1, "--out", "p.png"))
+        done = worked(paint(name, "gray.png", "--iterations", 1, "--out", "p.png"))
+        assert ", 1 of 1 iteration;" in done.stdout
         assert opened(tmp_path / "p.png").size == (40, 60)
 
 
@@ -326,6 +327,8 @@ def test_a_server_that_goes_away_costs_no_canvas(tmp_path):
         pytest.param([".", "wave.png"], ["is a folder"], id="folder"),
         pytest.param(["small.png", "wave.png"], ["small.png", "16 or more"], id="too-small"),
         pytest.param(["tiny.png", "wave.png"], ["tiny.png: would be painted at 10 x 10", "--size 16"], id="tiny"),
+        pytest.param(["dot.png", "wave.png"], ["dot.png: has 4 x 4", "16 x 16 or more"], id="dot"),
+        pytest.param(["photo.jpg", "dot.png"], ["dot.png: has 4 x 4", "16 x 16 or more"], id="painting-dot"),
         pytest.param(["photo.jpg", "small.png"], ["small.png", "16 or more"], id="painting-too-small"),
         pytest.param(
             ["photo.jpg", "tiny.png"], ["tiny.png: has 10 x 10 pixels; give one of 16 or"], id="painting-tiny"
@@ -388,6 +391,7 @@ def test_bad_input_is_one_line_and_status_2(paint, tmp_path, arguments, says):
     """It names the flag or the file; nothing is written, and nothing that was there is changed."""
     Image.new("RGB", (12, 90)).save(tmp_path / "small.png")
     Image.new("RGB", (10, 10)).save(tmp_path / "tiny.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "dot.png")
     Image.new("RGB", (17_000, 16)).save(tmp_path / "thin.png")
     (tmp_path / "words.txt").write_text("hello")
     (tmp_path / "torn.jpg").write_bytes((tmp_path / "photo.jpg").read_bytes()[:700])

@@ -176,6 +176,7 @@ def test_the_others_are_enlarged(upscale, tmp_path):
         "gone.jpg", "frames/0.jpg", "frames/cut.png", "frames/dot.png", "frames/thin.png", "frames/vast.png",
         "large/frames/wide.jpg",
     ]  # fmt: skip
+    assert "give a picture of 16 x 16 or more" in lines["frames/dot.png"]
     assert "limit of 67,108,864; reduce it to 2508 x 1672 or less" in lines["frames/vast.png"]
     assert ".jpg can have 65,500 pixels a side, and this would have 80000 x 64" in lines["large/frames/wide.jpg"]
     assert done.stdout == "large/frames: 4 pictures: upscaler version 2\n"

@@ -102,6 +102,18 @@ def test_vectors_kept_as_text_make_the_same_picture(near, tmp_path):
     assert (tmp_path / "b" / "mine.txt").read_text() == (tmp_path / "kept" / "mine.txt").read_text()
 
 
+def test_vectors_of_a_walk_made_again(near, tmp_path):
+    """Whatever its name is, as it is only read; beside its frames, and not among them."""
+    worked(near("--steps", 2, "--out", "w.png", "--save-vectors", "first.txt"))
+    (tmp_path / "w.png").rename(tmp_path / "w.apng")
+    worked(near("--again", "w.apng", "--out", "frames", "--save-vectors", "frames/v.txt"))
+    worked(near("--again", "frames", "--out", "w.gif", "--save-vectors", "frames/v.txt"))
+    assert (tmp_path / "frames" / "v.txt").read_text() == (tmp_path / "first.txt").read_text()
+    for name in ("w.apng", "frames/frame-0001.png"):
+        done = near("--again", Path(name).parts[0], "--out", "w.gif", "--save-vectors", name)
+        refused(done, f"--save-vectors: {name}: {Path(name).parts[0]} is in the way")
+
+
 def test_a_strip_is_all_frames_in_one_picture(near, tmp_path):
     """A row for each leg, each frame in its place."""
     done = worked(near("--steps", 3, "--keyframes", 2, "--strip"))
@@ -328,7 +340,9 @@ def test_ctrl_c_leaves_nothing_behind(repository, tmp_path):
         pytest.param(["--vectors", "photo.gif"], ["--vectors", "photo.gif: is not a text"], id="vectors-binary"),
         pytest.param(["--vectors", "missing.txt"], ["--vectors", "missing.txt"], id="vectors-missing"),
         pytest.param(["--vectors", "one.txt"], ["--vectors", "2 keyframes or more"], id="vectors-one"),
-        pytest.param(["--vectors", "one.txt", "--pairs", 2], ["--pairs", "4 vectors"], id="vectors-no-pairs"),
+        pytest.param(
+            ["--vectors", "one.txt", "--pairs", 2], ["--pairs 2: needs 4 vectors, not 1\n"], id="vectors-no-pairs"
+        ),
         pytest.param(["--out", "words.txt/w.gif"], ["--out", "words.txt/w.gif: cannot be written"], id="out-file"),
         pytest.param(["--out", "/proc/w.gif"], ["--out", "/proc/w.gif: cannot be written"], id="out-read-only"),
         pytest.param(["--out", "/proc/frames/"], ["--out", "/proc/frames: cannot be written"], id="out-folder"),

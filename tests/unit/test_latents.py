@@ -43,6 +43,8 @@ def test_the_file_says_what_it_is(tmp_path):
     assert first == "# 3 latent vectors of 100 numbers, one to a line"
     assert second == "# seed 1"
     assert len(rest) == 3
+    latents.save(tmp_path / "z.txt", [[0.5]])
+    assert (tmp_path / "z.txt").read_text().splitlines()[0] == "# 1 latent vector of 1 number, one to a line"
 
 
 @pytest.mark.parametrize(
@@ -69,6 +71,7 @@ def test_what_people_and_spreadsheets_write_is_read(text, tmp_path):
         pytest.param(b"# only\n\n   # comments\n", "empty", id="only-comments"),
         pytest.param(f"{ROW}\n{ROW} 1\n".encode(), "line 2: has 101 numbers, a vector has 100", id="too-wide"),
         pytest.param(f"# a\n\n{ROW[4:]}\n".encode(), "line 3: has 99 numbers", id="too-narrow"),
+        pytest.param(b"0.5\n", "line 1: has 1 number, a vector has 100", id="one-number"),
         pytest.param(f"{ROW}\n{ROW[4:]} nan\n".encode(), "line 2: 'nan' is not a finite", id="nan"),
         pytest.param(f"{ROW[4:]} -inf\n".encode(), "line 1: '-inf' is not a finite", id="infinity"),
         pytest.param(f"{ROW[4:]} 1e39\n".encode(), "line 1: '1e39' is not a finite", id="beyond-float32"),
@@ -148,6 +151,7 @@ def test_bad_draws_are_refused(options, says):
         pytest.param(np.zeros((2, 100)), (2, 100), id="float64"),
         pytest.param(np.zeros(100, np.float16), (1, 100), id="one-vector"),
         pytest.param(np.zeros((0, 100)), (0, 100), id="none"),
+        pytest.param([], (0, 100), id="an-empty-list"),
         pytest.param([[1] * 100], (1, 100), id="lists"),
     ],
 )
@@ -162,7 +166,6 @@ def test_check_makes_float32_rows(vectors, shape):
     [
         pytest.param(np.zeros((2, 99)), id="width"),
         pytest.param(np.zeros((2, 2, 100)), id="dimensions"),
-        pytest.param([], id="nothing"),
         pytest.param("abc", id="text"),
         pytest.param([[1.0], [1.0, 2.0]], id="ragged"),
         pytest.param(np.full((1, 100), np.inf), id="infinite"),

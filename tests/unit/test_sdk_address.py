@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from atelier import Client, _address, errors
+from atelier import AsyncClient, Client, _address, errors
 from atelier._types import DEFAULT_TIMEOUT_S
 
 
@@ -46,6 +46,14 @@ def test_what_is_no_address_is_refused(url):
     """gRPC would take localhost:99999 for port 34463, and a missing port for 443."""
     with pytest.raises(errors.InvalidInput, match=r"HOST:PORT|1 to 65535"):
         _address.parse(url)
+
+
+@pytest.mark.parametrize("client", [Client, AsyncClient])
+@pytest.mark.parametrize("url", [None, 8001, b"localhost:8001"], ids=["none", "number", "bytes"])
+def test_what_is_no_text_is_no_address(client, url):
+    """As of a setting that is not there."""
+    with pytest.raises(errors.InvalidInput, match=r"^url .*: must be text, such as localhost:8001$"):
+        client(url)
 
 
 def test_the_default_address_is_triton_s_own_port_here():

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from screen import shown
+
+from atelier import cli, errors
 
 PROGRAM = """
 from atelier import cli
@@ -47,8 +50,11 @@ def test_an_answer_that_cannot_be_written(where, status, says, request):
 
 
 TOLD = """
+import sys
 from tqdm import tqdm
 from atelier import cli, errors
+
+sys.argv = ["some.py"]
 
 def act(options):
     for word in tqdm(["one", "two"], disable=None):
@@ -80,3 +86,19 @@ def test_a_reader_of_both_that_has_gone(unread):
     """As with `2>&1 | head -1`: what is under way goes on to its end."""
     command = [sys.executable, "-c", TOLD.format("return cli.Outcome('a line')")]
     assert subprocess.run(command, stdout=unread, stderr=unread).returncode == 0
+
+
+def test_notices_stand_above_a_progress_bar(tmp_path):
+    """Each on a line of its own, and the bar below all of them."""
+    *said, bar = shown([sys.executable, "-c", TOLD.format("return cli.Outcome('')")], tmp_path)
+    assert said == ["some.py: one", "some.py: two"]
+    assert "2/2" in bar
+
+
+@pytest.mark.parametrize(("done", "says"), [(1, "1 of 4 is done"), (2, "2 of 4 are done")])
+def test_what_is_done_is_counted_in_words_that_fit(done, says):
+    """Of an error, and of Ctrl-C."""
+    with pytest.raises(errors.ServerError, match=f"^no; {says}$"), cli.counting([None] * done, 4):
+        raise errors.ServerError("no")
+    with pytest.raises(KeyboardInterrupt, match=f"^{says}$"), cli.counting([None] * done, 4):
+        raise KeyboardInterrupt

@@ -162,7 +162,13 @@ def test_a_file_that_is_named_is_replaced():
         pytest.param(["a.jpg", "b.PNG"], "x.png", "--out: x.png is one picture", id="two-into-one"),
         pytest.param(["in"], "x.png", "--out: x.png is one picture", id="a-folder-into-one"),
         pytest.param(["a.jpg"], "x.gif", "--out: x.gif: unknown format .gif; use .png .jpg", id="format"),
-        pytest.param(["a.jpg", "in/../a.jpg"], None, "out/a-scream.png: would come of more than one", id="one-name"),
+        pytest.param(
+            ["a.jpg", "b.PNG", "in/../a.jpg"],
+            None,
+            "out/a-scream.png: would come of more than one picture (a.jpg, in/../a.jpg); "
+            "do them one by one, each with an --out of its own",
+            id="one-name",
+        ),
         pytest.param(["dull"], None, "dull: holds no pictures (looked for .png", id="nothing-to-see"),
         pytest.param(["a.jpg"], "b.PNG/x", "b.PNG/x", id="into-a-file"),
         pytest.param(["a.jpg"], "/proc/x.png", "/proc/x.png: cannot be written", id="where-nothing-can-be"),
@@ -242,3 +248,13 @@ def test_other_formats_hold_what_they_are_given():
     """PNG and TIFF, of any size."""
     for ending in (".png", ".tif", ".tiff"):
         folders.check_holds(Path(f"made{ending}"), (1_000_000, 8))
+
+
+def test_the_pictures_in_a_folder(here):
+    """By name, with those of folders below, whatever else is there; of what was made here before one may be named."""
+    found = [str(each) for each in folders.pictures_in(Path("in"))]
+    assert found == ["in/10.jpg", "in/2.jpg", "in/sub/x.gif", "in/sub/y.webp"]
+    assert [str(each) for each in folders.pictures_in(Path("in"), but=Path("in/10.jpg"))] == found[1:]
+    assert [str(each) for each in folders.pictures_in(Path("in"), but=Path("in/sub"))] == found[:2]
+    with pytest.raises(InvalidInput, match="dull: holds no pictures"):
+        folders.pictures_in(Path("dull"))

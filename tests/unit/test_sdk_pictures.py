@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
+from atelier import sizing
 from atelier.errors import InvalidInput
 from atelier.pictures import as_rgb, open_picture
 
@@ -324,7 +325,7 @@ NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), n
         pytest.param(bytes_of(NOISE, "TIFF")[:-900], "cannot be decoded", id="half-a-tiff"),
         pytest.param(bytes_of(NOISE)[:30], "is ", id="a-head-alone"),
         pytest.param(png(30_000, 30_000, 8, 0, 0, 0, 0), "has more than 178 million pixels; make it", id="bomb"),
-        pytest.param(bytes_of(Image.new("RGB", (1, 1))), "has 1 x 1 pixels, too few", id="a-pixel"),
+        pytest.param(bytes_of(Image.new("RGB", (1, 1))), "anything; give a picture of 8 x 8 or more", id="a-pixel"),
         pytest.param(bytes_of(Image.new("RGB", (900, 3))), "has 900 x 3 pixels, too few", id="a-line"),
         pytest.param(
             bytes_of(Image.fromarray(np.full((9, 9), np.nan, np.float32)), "TIFF"), "are no numbers", id="nan",
@@ -346,7 +347,7 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path, content, says):
     ("name", "says"),
     [
         ("missing.jpg", "no such file; check its name"),
-        ("folder", "is a folder; name the pictures in it, such as"),
+        ("folder", "is a folder; name a picture in it"),
         ("pipe", "is not a file"),
         ("file/boot.jpg", "cannot be read: Not a directory"),
         ("x" * 300, "cannot be read: File name too long"),
@@ -446,3 +447,16 @@ def test_a_path_may_be_text(tmp_path):
     """Both name the same file."""
     picture().save(tmp_path / "a.png")
     assert open_picture(str(tmp_path / "a.png")).tobytes() == open_picture(Path(tmp_path / "a.png")).tobytes()
+
+
+def test_the_size_that_an_error_asks_for_is_what_the_use_takes():
+    """What is smaller than that can be seen, and is for the use to refuse."""
+    small = picture((15, 15))
+    assert open_picture(bytes_of(small), least=16).size == small.size
+    for refused in (
+        lambda made: as_rgb(made, least=16),
+        lambda made: open_picture(bytes_of(made), least=16),
+        lambda made: sizing.sized(made, size=64),
+    ):
+        with pytest.raises(InvalidInput, match=r"^picture: has 7 x 7 pixels, .* give a picture of 16 x 16 or more$"):
+            refused(picture((7, 7)))

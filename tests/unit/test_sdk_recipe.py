@@ -57,6 +57,16 @@ def test_what_numpy_counts_is_a_number():
     assert (counted.steps, counted.seed, counted.version) == (5, 1, 3)
 
 
+@pytest.mark.parametrize("kind", [np.ndarray.tolist, np.float64, np.asarray], ids=["lists", "float64", "float32"])
+def test_keyframes_are_an_array_of_their_own(kind):
+    """Of float32, whatever they were, so that the frames are those that come back."""
+    given = kind(KEYFRAMES.copy())
+    made = Recipe(keyframes=given)
+    assert plain(Recipe.from_json(made.to_json(), where="x")) == plain(made) == plain(Recipe(keyframes=KEYFRAMES))
+    given[0][0] = 9
+    assert made.keyframes.tobytes() == KEYFRAMES.tobytes()
+
+
 def test_numpy_s_rates_and_truths_are_made_plain():
     """As JSON wants them."""
     options = {"loop": True, "pairs": False, "latent": True, "strip": False}
@@ -161,6 +171,7 @@ def test_an_odd_vector_out_is_refused():
     [
         pytest.param(np.empty((0, 100), np.float32), "2 keyframes or more, and there is 0", id="none"),
         pytest.param(KEYFRAMES[0], r"need the shape \(N, D\), have \(100,\)", id="one-vector"),
+        pytest.param([[1.0], [1.0, 2.0]], "must be an array of numbers", id="ragged"),
         pytest.param(KEYFRAMES[:, :0], r"need the shape \(N, D\), have \(4, 0\)", id="of-no-numbers"),
     ],
 )

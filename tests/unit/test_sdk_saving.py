@@ -528,6 +528,26 @@ def test_the_ending_says_the_format(path, suffix):
     assert saving.format_of(path) == suffix
 
 
+def test_frames_may_come_one_by_one(tmp_path):
+    """As `Client.walk` gives them; not before it is known that they can be written."""
+    asked = iter(smooth_frames())
+    with pytest.raises(InvalidInput, match="unknown format"):
+        saving.save(tmp_path / "walk.avi", asked)
+    saving.save(tmp_path / "walk.png", asked, recipe=RECIPE)
+    np.testing.assert_array_equal(stack(opened(tmp_path / "walk.png")), stack(smooth_frames()))
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [None, Image.new("RGB", (8, 8)), [None], np.zeros((2, 8, 8, 3), np.uint8)],
+    ids=["none", "one-picture", "none-in-a-list", "an-array"],
+)
+def test_what_are_no_frames_is_refused(frames, tmp_path):
+    """Neither one picture, nor what are none."""
+    with pytest.raises(InvalidInput, match=r"^frames: needs one or more pictures, all of one size$"):
+        saving.save(tmp_path / "a.gif", frames)
+
+
 def test_frames_of_different_sizes_are_refused(tmp_path):
     """And so is no frame at all."""
     with pytest.raises(InvalidInput, match="one size"):

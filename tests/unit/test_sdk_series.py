@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from tqdm import tqdm
 
 from atelier import Client, cli, errors, folders, series, sizing
 
@@ -145,3 +147,32 @@ def test_without_a_picture_no_server_is_asked(capsys):
     assert not model.handfuls
     assert not model.open
     assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_one_result_of_several_is_one_picture(capsys):
+    """The other has its line, which asks for a size that a model takes."""
+    Image.new("RGB", (4, 4)).save("dot.png")
+    assert Model().run("in/00.png", "dot.png") == cli.Outcome("out: 1 picture: negative version 3", partial=True)
+    assert "dot.png: has 4 x 4 pixels, too few to see anything; give a picture of 16 x 16" in capsys.readouterr().err
+
+
+def test_the_progress_bar_counts_what_is_done(monkeypatch):
+    """What is written or left out, and not what has only been opened."""
+    bars: list[tqdm] = []
+
+    def bar(*things: object, **options: object) -> tqdm:
+        bars.append(tqdm(*things, **{**options, "disable": False, "file": io.StringIO(), "mininterval": 0}))
+        return bars[-1]
+
+    class Watched(Model):
+        def made(self, *asked: object) -> list[Image.Image]:
+            counts.append(bars[0].n)
+            return super().made(*asked)
+
+    counts: list[int] = []
+    monkeypatch.setattr(series, "tqdm", bar)
+    Path("in/03a.png").write_text("words")
+    Image.new("RGB", (5000, 16)).save("in/03b.webp")
+    Watched().run("in", out="x", scale=4)
+    assert counts == [2, 10, 18]
+    assert (bars[0].n, bars[0].total) == (22, 22)

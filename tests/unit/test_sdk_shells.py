@@ -93,6 +93,14 @@ def test_a_walk_through_vectors_of_no_numbers_is_refused(client):
         client("localhost:1").walk([[], []])
 
 
+@pytest.mark.parametrize("way", ["sync", "async", "in-process"])
+def test_an_empty_list_of_latents_is_no_picture(way, tmp_path):
+    """As of pictures none are none; nobody is asked."""
+    client = InProcessClient(tmp_path) if way == "in-process" else atelier.Client("localhost:1")
+    made = asyncio.run(atelier.AsyncClient("localhost:1").generate([])) if way == "async" else client.generate([])
+    assert made == []
+
+
 @pytest.mark.parametrize("model", [3, [], "\udcff"], ids=["number", "list", "no-text"])
 def test_what_cannot_be_the_name_of_a_model_is_refused(model):
     """Before anything is sent, and by whatever asks about one."""

@@ -104,8 +104,8 @@ def test_one_style_for_all_pictures_or_one_for_each():
         pytest.param({1: 1.0}, "{1: 1.0} is neither a name nor weights by name", id="numbered"),
         pytest.param(None, "None is neither", id="nothing"),
         pytest.param([None], "None is neither", id="nothing-in-a-list"),
-        pytest.param(["scream", "tableau"], "2 for 1 pictures; give one for all, or one for each", id="too-many"),
-        pytest.param([], "0 for 1 pictures", id="too-few"),
+        pytest.param(["scream", "tableau"], "2 for 1 picture; give one for all, or one for each", id="too-many"),
+        pytest.param([], "0 for 1 picture;", id="too-few"),
         pytest.param(np.array(3), "array(3) is neither", id="an-array-without-dimensions"),
     ],
 )

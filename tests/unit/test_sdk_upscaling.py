@@ -186,7 +186,11 @@ def test_a_result_says_what_made_it():
     [
         pytest.param(photo(90, 12), "picture: has 90 x 12 pixels, and both sides must have 16 or more", id="thin"),
         pytest.param(photo(15, 15), "picture: has 15 x 15 pixels, and both sides must", id="small"),
-        pytest.param(Image.new("RGB", (1, 1)), "picture: has 1 x 1 pixels, too few to see", id="a-dot"),
+        pytest.param(
+            Image.new("RGB", (1, 1)),
+            "picture: has 1 x 1 pixels, too few to see anything; give a picture of 16 x",
+            id="a-dot",
+        ),
         pytest.param([photo(), photo(90, 12)], "picture 2: has 90 x 12", id="one-of-several"),
         pytest.param(Image.new("RGB", (4000, 3000)), "picture: would come to 16000 x 12000 pixels", id="large"),
         pytest.param("a.jpg", "pictures: 'a.jpg' is not one; atelier.pictures.open_picture", id="a-path"),

@@ -3,7 +3,7 @@
 with atelier.Client() as client:
     keyframes = atelier.latents.draw(5, seed=7)
     frames = client.walk(keyframes, steps=20, loop=True)
-    atelier.saving.save("walk.gif", list(frames), fps=20)
+    atelier.saving.save("walk.gif", frames, fps=20)
 
     boot = atelier.pictures.open_picture("boot.jpg")
     client.classify(boot)[0].top(3)

@@ -65,6 +65,8 @@ def parse(url: str) -> Address:
 
     Raises InvalidInput for anything else.
     """
+    if not isinstance(url, str):
+        raise InvalidInput(f"url {url!r:.60}: must be text, such as localhost:{_PORT}")
     match = _URL.fullmatch(url.strip())
     scheme = (match["scheme"] or "grpc") if match else ""
     if match is None or scheme not in ("grpc", "grpcs", "dns"):

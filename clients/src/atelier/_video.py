@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any, Final
 
 from PIL import Image
 
-from atelier.errors import InvalidInput, MissingPackage
+from atelier import _optional
+from atelier.errors import InvalidInput
 
 # Every player wants yuv420p, whose chroma is subsampled 2 x 2: thin coloured lines on black come out gray.
 # Doubled frames keep their colours: the largest error falls from 155 levels to 47, the 99th percentile from 22 to 7.
@@ -21,12 +21,7 @@ _CRF: Final = "16"
 
 def require() -> Any:
     """PyAV, or MissingPackage with the command that installs it."""
-    try:
-        return importlib.import_module("av")
-    except ImportError as exc:
-        raise MissingPackage(
-            "an .mp4 needs PyAV, which is not installed: pip install av (or use .webp, .gif, .png)"
-        ) from exc
+    return _optional.load("av", subject="an .mp4 needs PyAV, which", otherwise=" (or use .webp, .gif, .png)")
 
 
 def write(path: Path, frames: Sequence[Image.Image], fps: float, comment: str) -> None:

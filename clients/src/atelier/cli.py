@@ -16,9 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn, TextIO
 
+from tqdm import tqdm
+
 from atelier import _address, errors
 
-# Its log lines say again what the errors say. It reads this when it is first imported.
+# gRPC's log lines say again what the errors say. It reads this when it is first imported: scripts import this module in
+# a statement of its own, `import atelier.cli as cli`, which isort puts before every `from`.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 _FLAGS: Final[dict[type[errors.AtelierError], str]] = {
@@ -102,9 +105,10 @@ def say(line: str) -> None:
 
 
 def _tell(text: str) -> None:
-    """Writes to standard error; where that cannot be, what is said is lost, and nothing else."""
+    """Writes to standard error, above a progress bar; where that cannot be, what is said is lost, and nothing else."""
     try:
-        print(text, end="", file=sys.stderr, flush=True)
+        with tqdm.external_write_mode(file=sys.stderr):
+            print(text, end="", file=sys.stderr, flush=True)
     except OSError:
         _drop(sys.stderr)
 
@@ -130,10 +134,14 @@ def counting(done: Sized, count: int) -> Iterator[None]:
         yield
     except errors.AtelierError as exc:
         if done:
-            exc.args = (f"{exc}; {len(done)} of {count} are done",)
+            exc.args = (f"{exc}; {_so_far(done, count)}",)
         raise
     except KeyboardInterrupt as exc:
-        raise KeyboardInterrupt(f"{len(done)} of {count} are done") from exc
+        raise KeyboardInterrupt(_so_far(done, count)) from exc
+
+
+def _so_far(done: Sized, count: int) -> str:
+    return f"{len(done)} of {count} {'is' if len(done) == 1 else 'are'} done"
 
 
 def server(text: str) -> str:

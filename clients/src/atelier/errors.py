@@ -61,4 +61,4 @@ class ServerError(AtelierError):
 
 
 class MissingPackage(AtelierError):
-    """An optional package is needed for this; the text gives the pip command."""
+    """An optional package is needed for this; the text gives the pip command, or says why it cannot be loaded."""

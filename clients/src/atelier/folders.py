@@ -7,7 +7,6 @@ jobs = folders.plan(["frames"], out="painted", tag="scream")  # painted/0001.png
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +66,18 @@ def plan(given: Sequence[str | Path], *, out: str | Path | None, tag: str) -> li
     return jobs
 
 
+def pictures_in(folder: Path, *, but: Path | None = None) -> list[Path]:
+    """The pictures in a folder and those below it, by name, without what is hidden and what was made here before.
+
+    That is `but`, or what is in it if it is a folder below, and what is ours in the folder OUT below. Raises
+    InvalidInput if there are none.
+    """
+    found = list(_pictures(folder, but))
+    if not found:
+        raise InvalidInput(f"{folder}: holds no pictures (looked for {' '.join(_SAVE_OPTIONS)} and others)")
+    return found
+
+
 def check_holds(target: Path, sides: tuple[int, int]) -> None:
     """Raises InvalidInput if a file of that ending cannot hold a picture of so many pixels."""
     ending = target.suffix.lower()
@@ -120,25 +131,20 @@ def _jobs(path: Path, out: Path | None, tag: str, several: bool) -> Iterator[Job
         return
     name = resolved(path).name
     target = OUT / f"{name}-{tag}" if out is None else out / name if several else out
-    found = list(_pictures(path, but=target))
-    if not found:
-        raise InvalidInput(f"{path}: holds no pictures (looked for {' '.join(_SAVE_OPTIONS)} and others)")
-    for source in found:
+    for source in pictures_in(path, but=target):
         same = target / source.relative_to(path)
         yield Job(source, same if same.suffix.lower() in _SAVE_OPTIONS else same.with_suffix(".png"))
 
 
-def _pictures(folder: Path, *, but: Path) -> Iterator[Path]:
-    """What is in a folder and those below it, by name, without what is hidden and what was made here before.
-
-    That is what is in a folder `but` below it, and what is ours in the folder OUT below it.
-    """
+def _pictures(folder: Path, but: Path | None) -> Iterator[Path]:
     endings = {ending for ending, form in Image.registered_extensions().items() if form in FORMATS}
-    made, out = (resolved(each) if resolved(folder) in resolved(each).parents else None for each in (but, OUT))
+    above = resolved(folder)
+    made, out = (resolved(each) if each and above in resolved(each).parents else None for each in (but, OUT))
     with map_os_errors(folder, "searched"):
         for path in sorted(_files(folder)):
             if path.suffix.lower() in endings and path.is_file():
-                within = resolved(path).parents
+                here = resolved(path)
+                within = (here, *here.parents)
                 if made not in within and not (out in within and _is_ours(path)):
                     yield path
 
@@ -158,13 +164,17 @@ def _refuse(exc: OSError) -> NoReturn:
 def _check_apart(jobs: Sequence[Job]) -> None:
     """No result in the place of another, or of a picture that was given."""
     given = {resolved(job.source) for job in jobs}
-    counts = Counter(resolved(job.target) for job in jobs)
+    sources: dict[Path, list[str]] = {}
+    for job in jobs:
+        sources.setdefault(resolved(job.target), []).append(str(job.source))
     for job in jobs:
         target = resolved(job.target)
         if target in given:
             raise InvalidInput(f"{job.target}: would replace a picture that was given; choose another --out")
-        if counts[target] > 1:
-            raise InvalidInput(f"{job.target}: would come of more than one picture; do them one by one")
+        if len(sources[target]) > 1:
+            several = f"more than one picture ({', '.join(sources[target])})"
+            apart = "do them one by one, each with an --out of its own"
+            raise InvalidInput(f"{job.target}: would come of {several}; {apart}")
 
 
 def _is_ours(path: Path) -> bool:

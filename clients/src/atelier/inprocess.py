@@ -6,7 +6,6 @@ with InProcessClient("serving/model_repository") as client:
 
 from __future__ import annotations
 
-import importlib
 import os
 import threading
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2 as pb
 
-from atelier import _repository, _wire, errors, files
+from atelier import _optional, _repository, _wire, errors, files
 from atelier._address import Address
 from atelier._client import Client
 from atelier._protocol import Open, Send
@@ -143,7 +142,4 @@ class _OnnxRuntimeTransport:
 
 def _onnxruntime() -> Any:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # or it tells Microsoft what it runs: its Privacy.md
-    try:
-        return importlib.import_module("onnxruntime")
-    except ImportError as exc:
-        raise errors.MissingPackage("onnxruntime is not installed: pip install onnxruntime") from exc
+    return _optional.load("onnxruntime", subject="onnxruntime")

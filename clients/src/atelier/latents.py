@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from atelier.errors import InvalidInput
 from atelier.files import replacing
+from atelier.words import counted
 
 WIDTH = 100
 """Numbers in one latent vector of `wgan`."""
@@ -35,13 +36,13 @@ def draw(count: int, *, seed: int, width: int = WIDTH) -> Latents:
 
 
 def check(vectors: npt.ArrayLike, *, width: int = WIDTH) -> Latents:
-    """`vectors` as float32 (N, width). One vector (width,) counts as N = 1.
+    """`vectors` as float32 (N, width). One vector (width,) counts as N = 1, an empty list as N = 0.
 
     Raises InvalidInput for another shape, and for what is no number or not finite in float32.
     """
     found = _as_floats(vectors, width)
-    if found.ndim == 1 and found.size:
-        found = found[None]
+    if found.ndim == 1:
+        found = found[None] if found.size else found.reshape(0, width)
     if found.ndim != 2 or found.shape[1] != width:
         raise InvalidInput(f"latents: shape {found.shape}, must be (N, {width})")
     with np.errstate(over="ignore"):
@@ -58,7 +59,7 @@ def save(path: str | Path, vectors: npt.ArrayLike, *, note: str = "") -> None:
     """
     found = np.atleast_2d(_as_floats(vectors, "D"))
     rows = check(found, width=found.shape[-1])
-    about = f"# {len(rows)} latent vectors of {rows.shape[1]} numbers, one to a line"
+    about = f"# {counted(len(rows), 'latent vector')} of {counted(rows.shape[1], 'number')}, one to a line"
     header = [about, *(f"# {line}" for line in note.splitlines())]
     lines = [" ".join(f"{value:.9g}" for value in row) for row in rows]
     with replacing(Path(path)) as beside:
@@ -106,7 +107,7 @@ def _row(where: str, content: str, width: int) -> Latents:
     words = content.replace(",", " ").replace(";", " ").split()
     values = np.array([_number(where, word) for word in words], dtype=np.float32)
     if len(words) != width:
-        raise InvalidInput(f"{where}: has {len(words)} numbers, a vector has {width}")
+        raise InvalidInput(f"{where}: has {counted(len(words), 'number')}, a vector has {width}")
     return values
 
 

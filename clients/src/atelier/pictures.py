@@ -66,7 +66,13 @@ def _say_nothing(line: str) -> None:
     pass
 
 
-def open_picture(file: str | Path | bytes | IO[bytes], *, alpha: bool = False, say: Say = _say_nothing) -> Image.Image:
+def open_picture(
+    file: str | Path | bytes | IO[bytes],
+    *,
+    alpha: bool = False,
+    least: int = SMALLEST_SIDE,
+    say: Say = _say_nothing,
+) -> Image.Image:
     """The picture in a file, as `as_rgb` makes it; of several, such as an animation's, the first, and `say` is told.
 
     `file` is its path or, as of an upload, its content or what that can be read from. Raises InvalidInput, one line
@@ -76,20 +82,23 @@ def open_picture(file: str | Path | bytes | IO[bytes], *, alpha: bool = False, s
     with _readable(file) as content, _undamaged(name), _opened(content, name) as picture:
         if getattr(picture, "is_animated", False) and picture.format != "MPO":  # a camera's, with a preview behind it
             say(f"{name}: holds more than one picture; the first is taken")
-        return as_rgb(picture, alpha=alpha, name=name)
+        return as_rgb(picture, alpha=alpha, least=least, name=name)
 
 
-def as_rgb(picture: Image.Image, *, alpha: bool = False, name: str = "picture") -> Image.Image:
+def as_rgb(
+    picture: Image.Image, *, alpha: bool = False, least: int = SMALLEST_SIDE, name: str = "picture"
+) -> Image.Image:
     """Any picture as sRGB of 8 bits: turned as its EXIF says, transparency over white, 16-bit gray scaled.
 
     An ICC profile, as phones have for a wider gamut and printers for ink, is applied and dropped.
     `alpha` keeps transparency where there is any: RGBA. Gray of more bits, or of floats, has no fixed white: its
     darkest pixel becomes black and its brightest white.
-    Raises InvalidInput, beginning with `name`, if it cannot be decoded or has a side below SMALLEST_SIDE.
+    Raises InvalidInput, beginning with `name`, if it cannot be decoded or has a side below SMALLEST_SIDE; that error
+    asks for sides of `least`, as what the picture is for may need more.
     """
     if min(picture.size) < SMALLEST_SIDE:
-        size, least = " x ".join(map(str, picture.size)), f"{SMALLEST_SIDE} x {SMALLEST_SIDE}"
-        raise InvalidInput(f"{name}: has {size} pixels, too few to see anything; give a picture of {least} or more")
+        size, larger = " x ".join(map(str, picture.size)), f"{least} x {least}"
+        raise InvalidInput(f"{name}: has {size} pixels, too few to see anything; give a picture of {larger} or more")
     with _undamaged(name):
         picture.load()
         return _flattened(_upright(picture), alpha)
@@ -151,7 +160,7 @@ def _regular(path: Path) -> IO[bytes]:
     try:
         found = path.stat()
         if stat.S_ISDIR(found.st_mode):
-            raise InvalidInput(f"{path}: is a folder; name the pictures in it, such as {path}/*.jpg")
+            raise InvalidInput(f"{path}: is a folder; name a picture in it")
         if not stat.S_ISREG(found.st_mode):
             raise InvalidInput(f"{path}: is not a file; save the picture to one first")
         if not found.st_size:

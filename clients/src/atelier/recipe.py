@@ -61,7 +61,8 @@ class Recipe:
         object.__setattr__(self, "fps", float(self.fps))
         for name in ("loop", "pairs", "latent", "strip"):
             object.__setattr__(self, name, bool(getattr(self, name)))
-        paths.check_keyframes(self.keyframes)  # before they are taken in pairs
+        keyframes = paths.check_keyframes(self.keyframes)  # before they are taken in pairs
+        object.__setattr__(self, "keyframes", keyframes.astype(np.float32))
         if self.pairs and len(self.keyframes) % 2:
             raise InvalidInput(f"pairs: {len(self.keyframes)} vectors do not make pairs, one is left over")
         self.latents()  # raises for the rest

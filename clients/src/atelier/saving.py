@@ -15,7 +15,7 @@ import os
 import re
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from atelier import _gif, _video
-from atelier._types import is_number
+from atelier._types import is_number, is_several
 from atelier.errors import AtelierError, InvalidInput
 from atelier.files import check_writable, exists, is_dir, map_os_errors, replacing, resolved
 from atelier.pictures import header
@@ -62,8 +62,7 @@ def check(path: str | Path, *, fps: float, still: bool = False, sides: tuple[int
         raise InvalidInput(f"{path}: fps {fps!r} must be at least 1 a minute, and at most {fastest:g}{other}")
     if still and suffix not in (".png", ".webp", ".gif"):
         raise InvalidInput(f"{path}: a strip is one picture; use .png, .webp or .gif")
-    if max(sides) > _LARGEST_SIDE.get(suffix, math.inf):
-        raise InvalidInput(f"{path}: {sides[0]} x {sides[1]} is more pixels than {suffix} can hold; use .png")
+    _check_holds(path, sides)
     if suffix == ".mp4":
         _video.require()
     if suffix == FOLDER:
@@ -73,23 +72,24 @@ def check(path: str | Path, *, fps: float, still: bool = False, sides: tuple[int
     check_writable(target)
 
 
-def save(path: str | Path, frames: Sequence[Image.Image], *, fps: float = 20.0, recipe: Recipe | None = None) -> None:
+def save(path: str | Path, frames: Iterable[Image.Image], *, fps: float = 20.0, recipe: Recipe | None = None) -> None:
     """Writes frames, all of one size, at once or not at all; what is there by that name is replaced.
 
+    frames: a list, or what gives them one by one, as `Client.walk` does; all are in memory before any is written.
     fps: from SLOWEST_FPS to FASTEST_FPS frames a second, a .gif 50 at most. recipe: saved with them, for `read`. In a
     folder that is there only the frames of an earlier walk are replaced, one by one. Raises InvalidInput, and
     MissingPackage for .mp4.
     """
-    if not frames or any(frame.size != frames[0].size for frame in frames):
-        raise InvalidInput("frames: needs one or more, all of one size")
-    check(path, fps=fps, sides=frames[0].size)
+    check(path, fps=fps)  # before the frames are waited for
+    shown = _checked(frames)
+    _check_holds(path, shown[0].size)
     suffix = format_of(path)
     metadata = recipe.to_json() if recipe else ""
     if suffix == FOLDER:
-        _write_folder(Path(path), frames, metadata)
+        _write_folder(Path(path), shown, metadata)
     else:
         with replacing(Path(path)) as beside:
-            _WRITERS[suffix](beside, frames, float(fps), metadata)
+            _WRITERS[suffix](beside, shown, float(fps), metadata)
 
 
 def read(path: str | Path) -> Recipe:
@@ -106,6 +106,19 @@ def read(path: str | Path) -> Recipe:
 def is_member(name: str) -> bool:
     """Whether `save` gives that name to a file in a folder of frames."""
     return name == WALK_JSON or _FRAME.fullmatch(name) is not None
+
+
+def _check_holds(path: str | Path, sides: tuple[int, int]) -> None:
+    suffix = format_of(path)
+    if max(sides) > _LARGEST_SIDE.get(suffix, math.inf):
+        raise InvalidInput(f"{path}: {sides[0]} x {sides[1]} is more pixels than {suffix} can hold; use .png")
+
+
+def _checked(frames: Iterable[Image.Image]) -> list[Image.Image]:
+    shown = list(frames) if is_several(frames) else []
+    if not shown or not all(isinstance(each, Image.Image) and each.size == shown[0].size for each in shown):
+        raise InvalidInput("frames: needs one or more pictures, all of one size")
+    return shown
 
 
 # --- writers

@@ -17,9 +17,10 @@ from typing import Any, Final, Protocol
 from PIL import Image
 from tqdm import tqdm
 
-from atelier import cli, errors, folders, pictures
+from atelier import cli, errors, folders, pictures, sizing
 from atelier._client import Client
 from atelier.folders import Job
+from atelier.words import counted
 
 Look = tuple[Job, Image.Image]
 """A picture as it is sent, and where it came from."""
@@ -56,33 +57,43 @@ def run(
     title: of the progress bar. about: what to say of a result, by its `info`, here and in its file. version: None is
     the newest when the first is made, for all of them. scale: how much wider and higher than a picture its result is.
     """
-    looks = _opened(jobs, fitted, title, scale)
-    if not (first := next(looks, None)):
-        return cli.Outcome("", partial=True)
     done: list[Path] = []
-    with cli.counting(done, len(jobs)), server as client:
-        for batch in _batches(itertools.chain([first], looks), scale):
-            for (job, _), picture in zip(batch, made(client, batch, version), strict=True):
-                info: dict[Any, Any] = picture.info
-                version, said = info["version"], about.format(**info)
-                if _holds(job, picture.size):
-                    folders.write(job.target, picture, about=said)
-                    done.append(job.target)
+    with progress(title, jobs) as bar:
+        looks = _opened(jobs, fitted, scale, bar)
+        if not (first := next(looks, None)):
+            return cli.Outcome("", partial=True)
+        with cli.counting(done, len(jobs)), server as client:
+            for batch in _batches(itertools.chain([first], looks), scale):
+                for (job, _), picture in zip(batch, made(client, batch, version), strict=True):
+                    info: dict[Any, Any] = picture.info
+                    version, said = info["version"], about.format(**info)
+                    if _holds(job, picture.size):
+                        folders.write(job.target, picture, about=said)
+                        done.append(job.target)
+                    bar.update()
     partial = len(done) < len(jobs)
     return cli.Outcome(f"{_place(done, jobs)}: {said}" if done else "", partial)
 
 
-def _opened(jobs: Sequence[Job], fitted: Fit, title: str, scale: int) -> Iterator[Look]:
-    """Each picture that can be read, and whose result can be saved."""
-    for job in tqdm(jobs, desc=title, unit="picture", disable=None if len(jobs) > 1 else True):
+def progress(title: str, things: Sequence[Any]) -> Any:
+    """A tqdm bar, to be iterated over or updated; it shows nothing for one thing, nor where there is no terminal."""
+    return tqdm(things, desc=title, unit="picture", disable=None if len(things) > 1 else True)
+
+
+def _opened(jobs: Sequence[Job], fitted: Fit, scale: int, bar: Any) -> Iterator[Look]:
+    """Each picture that can be read, and whose result can be saved; of the others `bar` is told."""
+    for job in jobs:
         try:
-            picture = pictures.open_picture(job.source, alpha=True, say=cli.say)
+            picture = pictures.open_picture(job.source, alpha=True, least=sizing.SMALLEST_SIDE, say=cli.say)
             picture = fitted(picture, name=str(job.source))
         except errors.InvalidInput as exc:
             cli.say(str(exc))
+            bar.update()
             continue
         if _holds(job, (scale * picture.width, scale * picture.height)):
             yield job, picture
+        else:
+            bar.update()
 
 
 def _holds(job: Job, sides: tuple[int, int]) -> bool:
@@ -112,4 +123,4 @@ def _batches(looks: Iterable[Look], scale: int) -> Iterator[list[Look]]:
 def _place(done: Sequence[Path], jobs: Sequence[Job]) -> str:
     if len(jobs) == 1:
         return str(done[0])
-    return f"{os.path.commonpath([path.parent for path in done]) or '.'}: {len(done)} pictures"
+    return f"{os.path.commonpath([path.parent for path in done]) or '.'}: {counted(len(done), 'picture')}"

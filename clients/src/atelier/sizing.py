@@ -72,7 +72,7 @@ def upright(picture: Any, *, name: str) -> Image.Image:
     """RGB or RGBA of 8 bits. Raises InvalidInput, beginning with `name`, for what is no picture."""
     if not isinstance(picture, Image.Image):
         raise _no_picture(name, picture)
-    return as_rgb(picture, alpha=True, name=name)
+    return as_rgb(picture, alpha=True, least=SMALLEST_SIDE, name=name)
 
 
 def scaled(sides: tuple[int, int], size: int) -> tuple[int, int]:

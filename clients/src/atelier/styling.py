@@ -21,6 +21,7 @@ from atelier._contract import Contract, Tensors
 from atelier._types import is_number, is_several
 from atelier.errors import InvalidInput
 from atelier.sizing import Groups, Photos, sized
+from atelier.words import counted
 
 Blend = Mapping[str, float]
 """Weights by names of styles; only how they compare matters."""
@@ -114,7 +115,7 @@ def _blends(style: Styles, count: int) -> tuple[Blend, ...]:
         raise _no_style(style)
     blends = tuple(map(_normalised, style))
     if len(blends) != count:
-        raise InvalidInput(f"style: {len(blends)} for {count} pictures; give one for all, or one for each")
+        raise InvalidInput(f"style: {len(blends)} for {counted(count, 'picture')}; give one for all, or one for each")
     return blends
 
 

@@ -1,0 +1,64 @@
+"""What all scripts in clients/ do alike where they cannot begin, each as people run it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+from PIL import Image
+from scripts import CLIENTS, refused, run
+
+ARGUMENTS = {
+    "walk.py": [],
+    "classify.py": ["boot.png"],
+    "stylize.py": ["boot.png", "--all"],
+    "paint.py": ["boot.png", "boot.png"],
+    "colorize.py": ["boot.png"],
+    "upscale.py": ["boot.png"],
+}
+EACH = pytest.mark.parametrize("script", ARGUMENTS)
+
+
+@pytest.fixture(autouse=True)
+def photo(tmp_path) -> None:
+    """A photo of something, boot.png, in the folder that the script runs in."""
+    picture = Image.new("RGB", (90, 120), "white")
+    picture.paste((40, 30, 60), (20, 10, 70, 100))
+    picture.save(tmp_path / "boot.png")
+
+
+@pytest.fixture
+def plaintext() -> Iterator[int]:
+    """The port of a gRPC server without TLS."""
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield port
+    server.stop(None).wait()
+
+
+def test_every_script_is_here():
+    assert {path.name for path in CLIENTS.glob("*.py")} == set(ARGUMENTS)
+
+
+@EACH
+def test_tls_to_a_port_without_it_is_one_line(script, plaintext, tmp_path, monkeypatch):
+    """Nothing of gRPC's own log stands beside it."""
+    monkeypatch.delenv("GRPC_VERBOSITY", raising=False)
+    done = run(CLIENTS / script, *ARGUMENTS[script], "--url", f"grpcs://127.0.0.1:{plaintext}", cwd=tmp_path)
+    refused(done, f"{script}: --url: 127.0.0.1:{plaintext}: something answers there")
+
+
+@EACH
+@pytest.mark.parametrize("lacking", ["cli", "sheet"], ids=["another-distribution", "an-older-version"])
+def test_another_package_of_that_name_is_one_line(script, lacking, tmp_path):
+    """PyPI has one; and of this one there are older versions. The line says what is missing, and what helps."""
+    package = tmp_path / "site" / "atelier"
+    package.mkdir(parents=True)
+    for name in {"__init__", "cli"} - {lacking}:
+        (package / f"{name}.py").touch()
+    done = run(CLIENTS / script, *ARGUMENTS[script], cwd=tmp_path, PYTHONPATH=str(package.parent))
+    says = f"{script}: Atelier's SDK is not installed, or is another version ("
+    refused(done, says, "atelier", "): pip install ./clients")
