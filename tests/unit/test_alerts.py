@@ -140,6 +140,27 @@ def test_only_our_triton_is_looked_at(monitored):
     assert [found for found in selectors if 'job="atelier-triton"' not in found] == []
 
 
+def test_alerts_look_at_deployments_that_are_there(monitored):
+    """By the names that kube-state-metrics gives."""
+    ours = {each["metadata"]["name"] for each in prometheus.of_kind(monitored, "Deployment")}
+    asked = {name: re.findall(r'\bdeployment="([^"]+)"', alert["expr"]) for name, alert in alerts(monitored).items()}
+    assert asked["AtelierServingDown"] == ["atelier-triton"]
+    assert asked["AtelierHandoverStopped"] == ["atelier-reload"]
+    assert {name for names in asked.values() for name in names} <= ours
+
+
+def test_a_replica_and_its_certificate_are_known(monitored):
+    """AtelierCertificateOld compares what cert-manager's component asks for with the container that reads it."""
+    asked = dict(re.findall(r'\b(\w+)=~?"([^"]+)"', alerts(monitored)["AtelierCertificateOld"]["expr"]))
+    certificate = yaml.safe_load((prometheus.DEPLOY / "components/tls/cert-manager/certificate.yaml").read_text())
+    assert asked["name"] == certificate["metadata"]["name"]
+    mounts = yaml.safe_load((prometheus.DEPLOY / "components/tls/certificate-mounts.yaml").read_text())
+    pod = mounts["spec"]["template"]["spec"]
+    assert certificate["spec"]["secretName"] in [volume["secret"]["secretName"] for volume in pod["volumes"]]
+    assert asked["container"] in [container["name"] for container in pod["containers"]]
+    assert re.fullmatch(asked["pod"], f"{mounts['metadata']['name']}-5d8f-x7k2p")
+
+
 def test_every_job_is_known_as_ours(monitored):
     """AtelierJobFailed finds the pods of each file's Job: by their container and their claim."""
     expression = alerts(monitored)["AtelierJobFailed"]["expr"]
