@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx.numpy_helper import to_array
 from torch import nn
 
 from serving import repository, tensorrt
@@ -154,15 +155,22 @@ def test_floats_come_back(graphs: tuple[Path, Path], images: np.ndarray) -> None
     assert differences.max() < 1e-3
 
 
-def test_gpus_ask_all_nets_of_all_pictures(images: np.ndarray, tmp_path: Path) -> None:
-    """The graph of a cascade answers as that does, one by one and together; what GPUs get, as the ensemble does."""
+@pytest.fixture(scope="module")
+def cascade() -> Cascade:
+    """Three nets, untrained, of which the first is sure of some images and not of others."""
     torch.manual_seed(3)
     nets = [ResidualNet() for _ in range(3)]
     for net in nets:
         for _ in range(3):
             net(torch.rand(64, 1, SIZE, SIZE))
-    ensemble = Served(folded(Ensemble([net.state_dict() for net in nets], "residual")), temperature=0.015).eval()
-    cascade = Cascade(ensemble.net, ensemble.temperature).eval()
+    ensemble = folded(Ensemble([net.state_dict() for net in nets], "residual"))
+    return Cascade(ensemble, temperature=0.015).eval()
+
+
+def test_gpus_ask_all_nets_of_all_pictures(cascade: Cascade, images: np.ndarray, tmp_path: Path) -> None:
+    """The graph of a cascade answers as that does, one by one and together; what GPUs get, as the ensemble does."""
+    ensemble = Served(cascade.net, cascade.temperature).eval()
+    assert isinstance(ensemble.net, Ensemble)
     given = torch.from_numpy(images)
     with torch.no_grad():
         of_first = Served(ensemble.net.nets[0], ensemble.temperature)(given).amax(1)
@@ -181,6 +189,24 @@ def test_gpus_ask_all_nets_of_all_pictures(images: np.ndarray, tmp_path: Path) -
     onnx.checker.check_model(after, full_check=True)
     assert not {"NonZero", "ScatterND", "QuantizeLinear"} & set(kinds(after))
     assert np.allclose(answers(after.SerializeToString(), images), plain, atol=0.01)
+
+
+def test_what_a_cascade_is_sure_of_bounds_all_its_nets(cascade: Cascade, images: np.ndarray, tmp_path: Path) -> None:
+    """A net that learnt its training pictures by heart is sure of them all. The others' integers are of the same bounds
+    as if they had been asked, and the graph asks them of what the first is unsure of, as before."""
+    first = Served(cascade.net.nets[0], cascade.temperature)  # type: ignore[union-attr,index]
+    with torch.no_grad():
+        sure = (first(torch.from_numpy(images)).amax(1) >= SURE[0]).numpy()
+    assert 0 < sure.sum() < len(images)
+    floats, integers = tmp_path / "floats.onnx", tmp_path / "integers.onnx"
+    export.write_onnx(cascade, SPEC, {"image": images[:8]}, floats)
+    integers.write_bytes(floats.read_bytes())
+    how = {"operators": ("Conv", "Relu", "Add", "MaxPool")}
+    quantize.quantize(integers, quantize.Quantization(inputs={"image": list(images[sure])}, **how))
+    stored = {weights.name: to_array(weights) for weights in onnx.load(integers).graph.initializer}
+    assert not [name for name, value in stored.items() if name.endswith("_scale") and (value == 1).all()]
+    rounded, plain = (answers(graph, images[~sure]) for graph in (integers, floats))
+    assert np.median(np.abs(rounded - plain).max(1)) < 0.05
 
 
 def test_graph_without_rounding_stays_as_it_is(graphs: tuple[Path, Path], images: np.ndarray) -> None:
