@@ -5,24 +5,26 @@ BIN := $(VENV)/bin
 # Where pip finds torch. On Linux the default index's build brings CUDA along (2 GB); without a GPU, give
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+CONSTRAINTS := deploy/constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 MODEL ?= wgan
 # The model's own, of `make train` and `make evaluate`. Some it may need: style --styles or --add-style, the painter
 # --content and --style.
 OPTIONS ?=
 
-.PHONY: help setup demo test check fix generate serve train evaluate bench load-tune overload load load-report images clean
+.PHONY: help setup demo test check fix generate serve train evaluate bench load-tune overload load load-report images constraints clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-# Each stamp is newer than the pyproject files it was installed from, so that a second call installs nothing.
-$(VENV)/.serving: pyproject.toml clients/pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+# Each stamp is newer than the files it was installed from, so that a second call installs nothing. Without
+# python3-venv Debian leaves an environment that has no pip, which is made whole once that is installed.
+$(VENV)/.serving: pyproject.toml clients/pyproject.toml $(CONSTRAINTS)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(PIP) '.[serving]' --editable './clients[video]'
 	touch $@
 
-$(VENV)/.everything: pyproject.toml clients/pyproject.toml $(VENV)/.serving
+$(VENV)/.everything: $(VENV)/.serving
 	$(if $(TORCH_INDEX),$(PIP) 'torch==2.13.0' --index-url $(TORCH_INDEX))
 	$(PIP) '.[dev]' --editable './clients[video]'
 	touch $@
@@ -85,6 +87,15 @@ load-report: $(VENV)/.everything  ## every way to serve every model, side by sid
 
 images:  ## build the CPU images with podman or docker
 	deploy/images/build.sh
+
+# In an environment of its own, for what is in $(VENV) may be years old. A torch for CPUs says so in its version.
+constraints:  ## write deploy/constraints.txt anew: the newest packages that pyproject.toml allows; then test
+	rm -rf out/newest
+	$(PYTHON) -m venv out/newest
+	$(if $(TORCH_INDEX),out/newest/bin/python -m pip install --quiet 'torch==2.13.0' --index-url $(TORCH_INDEX))
+	out/newest/bin/python -m pip install --quiet '.[dev]' './clients[local,video]'
+	{ grep '^#' $(CONSTRAINTS); out/newest/bin/python -m pip freeze --all | sed -E '/ @ /d; /^(pip|setuptools|tensorrt)/d; s/[+]cpu$$//'; } > out/newest/constraints.txt
+	mv out/newest/constraints.txt $(CONSTRAINTS)
 
 clean:  ## remove .venv and out/; runs/ stays
 	rm -rf $(VENV) out

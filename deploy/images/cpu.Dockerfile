@@ -24,7 +24,8 @@ ARG PIP_CERT
 # Kept for the stages below; pip takes an empty one for none.
 ENV PIP_INDEX_URL=$PIP_INDEX_URL PIP_EXTRA_INDEX_URL=$PIP_EXTRA_INDEX_URL PIP_FIND_LINKS=$PIP_FIND_LINKS PIP_CERT=$PIP_CERT
 RUN python3 -m venv /opt/venv
-COPY pyproject.toml .
+COPY pyproject.toml deploy/constraints.txt ./
+ENV PIP_CONSTRAINT=/app/constraints.txt
 # pyproject.toml names a readme; an empty one lets a change of the real one leave these layers alone.
 RUN touch README.md
 

@@ -18,7 +18,8 @@ ARG PIP_EXTRA_INDEX_URL
 ARG PIP_FIND_LINKS
 ARG PIP_CERT
 WORKDIR /build
-COPY pyproject.toml .
+COPY pyproject.toml deploy/constraints.txt ./
+ENV PIP_CONSTRAINT=/build/constraints.txt
 # The environment sees the image's torch, which satisfies pyproject.toml's pin, and holds the rest. It is made without
 # pip, whose ensurepip the image may lack; the image's own pip fills it.
 RUN touch README.md \
@@ -46,7 +47,8 @@ ARG PIP_EXTRA_INDEX_URL
 ARG PIP_FIND_LINKS
 ARG PIP_CERT
 WORKDIR /build
-COPY pyproject.toml .
+COPY pyproject.toml deploy/constraints.txt ./
+ENV PIP_CONSTRAINT=/build/constraints.txt
 RUN touch README.md \
     && python3 -m venv --without-pip /opt/venv \
     && python3 -m pip --python /opt/venv/bin/python install --no-cache-dir --no-compile \
