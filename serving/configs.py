@@ -12,6 +12,8 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from serving.errors import RepositoryError
+
 NAME = "config.pbtxt"
 MEMBERS = "members"
 """In a version's card: names of the elements of an input that are its own, by the input's name."""
@@ -27,6 +29,16 @@ def read(folder: Path) -> pb.ModelConfig:
         return _parsed((folder / NAME).read_text(encoding="utf-8")) or pb.ModelConfig()
     except (OSError, ValueError):
         return pb.ModelConfig()
+
+
+def check(folder: Path) -> None:
+    """Raises RepositoryError, with the reason, where a model's config.pbtxt cannot be read."""
+    try:
+        text_format.Parse((folder / NAME).read_text(encoding="utf-8"), pb.ModelConfig())
+    except OSError as exc:
+        raise RepositoryError(f"{folder / NAME}: {exc.strerror}") from exc
+    except (ValueError, text_format.ParseError) as exc:
+        raise RepositoryError(f"{folder / NAME}: {' '.join(str(exc).split())}") from exc
 
 
 def fitted(text: str, members: Members, previous: Members | None) -> str:

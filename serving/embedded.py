@@ -28,14 +28,30 @@ REASONS = (  # in tritonserver's log, the most telling first
     r"tritonserver: (unrecognized option .+|option .+ requires an argument)",
 )
 MODELS = "models"
-SPECIAL = re.compile(r"[^\w/.,:@%+=~#-]")
-"""What a shell may take for more than a part of a path."""
+SPECIAL = re.compile(r"[^\w/.,:@%+=~#-]", re.ASCII)
+"""What a shell may take for more than a part of a path, or what a model's process, which knows ASCII, can't name."""
 RESTRICTED_APIS = "model-repository,shared-memory,trace,logging"
 """APIs for which a control key is needed: what changes the server or reaches into its memory. Who may load models may
 run Python of their own in it."""
 
 
 FREE = Ports(0, 0, 0)
+INSTEAD = {
+    "model-repository": "--repository",
+    "model-store": "--repository",
+    "load-model": "--model",
+    "http-address": "--host",
+    "grpc-address": "--host",
+    "metrics-address": "--host",
+    "http-port": "--http-port",
+    "grpc-port": "--grpc-port",
+    "metrics-port": "--metrics-port",
+}
+"""What to give in the place of tritonserver's own option."""
+KEPT = ("allow-http", "allow-grpc", "allow-metrics", "allow-sagemaker", "allow-vertex-ai")
+"""Options that stay as they are by default: SageMaker's API loads models for whoever asks, on every interface."""
+ADDED = ("backend-config", "metrics-config")
+"""Options that may be given again, and add to what was said before."""
 
 
 class Embedded(LocalServer[Ports]):
@@ -44,8 +60,9 @@ class Embedded(LocalServer[Ports]):
     `models` names what to load, all by default. `http`, `grpc`, `metrics` are addresses ("127.0.0.1:8001"),
     open and with every model ready once entered. With a `control_key` only who sends it may load models; without one,
     whoever reaches gRPC on a loopback `host`, and nobody on another. `options` are tritonserver's own
-    (--grpc-use-ssl=true); `show_log` copies its log to stderr. Raises ServerError with the server's own reason,
-    PortTaken for a port that was asked for by its number, RepositoryError where there is nothing to serve.
+    (--grpc-use-ssl=true) but for those that are decided here; `show_log` copies its log to stderr. Raises ServerError
+    with the server's own reason, PortTaken for a port that was asked for by its number, RepositoryError where there is
+    nothing to serve.
     """
 
     program = "tritonserver"
@@ -67,6 +84,7 @@ class Embedded(LocalServer[Ports]):
         super().__init__(host=host, ports=ports, timeout_s=timeout_s, show_log=show_log)
         self.control_key = control_key
         self.options = tuple(options)
+        _check_options(self)
 
     def command(self, run: Run[Ports]) -> tuple[list[str], dict[str, str]]:
         found = wheel.find()
@@ -100,8 +118,21 @@ class Embedded(LocalServer[Ports]):
         return None
 
 
-def _arguments(server: Embedded, ports: Ports, run_id: str, backends: Path, repository: Path) -> list[str]:
-    options = {
+def _check_options(server: Embedded) -> None:
+    """Raises ServerError for one that would undo what is decided here: an address, a guard, the models to load."""
+    decided = [*INSTEAD, *KEPT, *_settings(server, FREE, "", Path(), Path())]
+    ours = [f"--{name}" for name in decided if name not in ADDED]
+    for option in server.options:
+        given = option.partition("=")[0]
+        for name in ours:
+            if len(given) > len("--") and name.startswith(given):  # tritonserver takes a name that is cut short as well
+                own = INSTEAD.get(name.removeprefix("--"))
+                instead = f"give {own} before the --" if own else "leave it out"
+                raise ServerError(f"{option}: serving.embedded decides on {name} itself; {instead}")
+
+
+def _settings(server: Embedded, ports: Ports, run_id: str, backends: Path, repository: Path) -> dict[str, object]:
+    return {
         "id": run_id,
         "model-repository": repository,
         "backend-directory": backends,
@@ -119,6 +150,10 @@ def _arguments(server: Embedded, ports: Ports, run_id: str, backends: Path, repo
         "allow-gpu-metrics": "false",
         "pinned-memory-pool-byte-size": 0,
     }
+
+
+def _arguments(server: Embedded, ports: Ports, run_id: str, backends: Path, repository: Path) -> list[str]:
+    options = _settings(server, ports, run_id, backends, repository)
     loads = [f"--load-model={name}" for name in server.models]
     given = [f"--{key}={value}" for key, value in options.items()]
     return ["--disable-auto-complete-config", *given, *_restricted(server), *loads, *server.options]

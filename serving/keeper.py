@@ -28,9 +28,12 @@ SHM = Path("/dev/shm")
 LOCK = ".lock"
 """Suffix of a file that a keeper has locked as long as it lives, with the name of the run's folder in it."""
 PR_SET_PDEATHSIG = 1
+_told = threading.Lock()
+"""Held once the server has been told to end."""
 
 
 def main(prefix: str, folder: str, *command: str) -> int:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until there is something to end
     _remove_abandoned()
     with _locked(SHM / f"{prefix}{LOCK}") as lock:
         lock.write(folder)
@@ -50,7 +53,6 @@ def _locked(path: Path) -> TextIO:
 
 
 def _supervise(prefix: str, folder: str, command: Sequence[str]) -> int:
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until there is something to end
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_before_exec)
     signal.signal(signal.SIGTERM, lambda *_: _in_thread(_terminate, server.pid))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
@@ -100,6 +102,8 @@ def _terminate_at_eof(pid: int) -> None:
 
 
 def _terminate(pid: int) -> None:
+    if not _told.acquire(blocking=False):  # the end of the input and SIGTERM come together
+        return
     os.kill(pid, signal.SIGTERM)
     time.sleep(GRACE_S)
     os.kill(pid, signal.SIGKILL)

@@ -25,9 +25,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar, Generic, Self, TypeVar
 
-from serving import cli, files
+from serving import cli
 from serving.errors import PortTaken, RepositoryError, ServerError, ServingError
-from serving.repository import REPOSITORY, WITHDRAWN, lacking, models
+from serving.repository import REPOSITORY, check_names, lacking, models
 
 KEEPER = Path(__file__).with_name("keeper.py")
 # Windows has no SIGHUP.
@@ -212,7 +212,8 @@ class Run(Generic[P]):
     def stop(self, *, keep_log: bool = False) -> None:
         """Ends the server; its log stays if asked for, or if the server had ended by itself or does not end.
 
-        Whatever else would end it waits until it has. Raises ServerError.
+        Whatever else would end it waits until it has. A program that was forked meanwhile holds the keeper's standard
+        input as well, so that it is told by a signal, too. Raises ServerError.
         """
         assert self._keeper.stdin is not None
         by_itself = not self._keeper.stdin.closed and self._keeper.poll() is not None
@@ -220,6 +221,7 @@ class Run(Generic[P]):
         with _deferred_signals():
             try:
                 self._keeper.stdin.close()
+                self._keeper.terminate()
                 self._keeper.wait(STOP_TIMEOUT_S)
                 if self._tailing.is_alive():
                     self._tailing.join(STOP_TIMEOUT_S)  # nobody may read what it writes
@@ -275,20 +277,13 @@ def servable(repository: Path, names: Sequence[str] = ()) -> list[str]:
             raise RepositoryError(f"--model {name}: not in {repository}, which has {', '.join(known)}")
     wanted = list(names) or known
     for name in wanted:
-        _check_names(repository / name)
+        check_names(repository, name)
     missing = {name: gone for name in wanted if (gone := lacking(repository, name))}
     if missing and (names or len(missing) == len(wanted)):
         absent = sorted({each for gone in missing.values() for each in gone})
         command = f"python -m training.run {absent[0]} --publish {repository}"
         raise RepositoryError(f"{repository}: no version of {', '.join(absent)} yet; `{command}` makes one")
     return [name for name in wanted if name not in missing]
-
-
-def _check_names(folder: Path) -> None:
-    """Raises RepositoryError for 2.bak or 2-old, which tritonserver takes for version 2, and for 02."""
-    for path in folder.glob("[0-9]*/"):
-        if not files.VERSION.fullmatch(path.name):
-            raise RepositoryError(f"{path}: neither a version nor put away; name it NUMBER or {WITHDRAWN}NUMBER")
 
 
 def _tail(log: Path, keeper: subprocess.Popen[bytes]) -> None:

@@ -116,6 +116,13 @@ def reconcile(folder: Path, *, incoming: Iterable[Path] = (), outgoing: int = 0)
     return good
 
 
+def missed(folder: Path) -> Target | None:
+    """The target for which a model that takes plans is served by its ONNX graphs; None where plans are served, or where
+    no GPU has served."""
+    told = (folder / CONFIG).is_file() or not takes_plans(configs.read(folder))
+    return None if told else target(folder.parent)
+
+
 def in_service(folder: Path, config: pb.ModelConfig, more: int = 0) -> list[Path]:
     """Folders of the versions that Triton loads, oldest first, and of as many `more` before them."""
     return [

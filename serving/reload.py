@@ -34,7 +34,7 @@ from typing import NoReturn
 
 import prometheus_client
 
-from serving import cli, replicas
+from serving import cli, configs, plans, replicas
 from serving import repository as repo
 from serving.errors import (
     Elsewhere,
@@ -87,13 +87,18 @@ class Reloader:
         """Returns the version that every replica serves now.
 
         Raises Withdrawn where that is not the newest, which has been taken out of service; another ServingError where
-        nothing has changed.
+        no version has been.
         """
         with repo.locked(self.repository, model):
+            repo.check_names(self.repository, model)
+            configs.check(self.repository / model)
             version = repo.newest(self.repository, model)
             if not repo.steps(self.repository, model):
                 self._try_out(model, version)
             self._switch(model, version)
+            if target := plans.missed(self.repository / model):
+                then = "restart the servers once `python -m serving.tensorrt` has built it, as pods do when they start"
+                log.warning("%s %d: served by its ONNX graph, without a plan for %s; %s", model, version, target, then)
         return version
 
     def is_current(self, replica: Replica, model: str, served: Mapping[str, int]) -> bool:
@@ -141,20 +146,31 @@ class Reloader:
 
     def _blame(self, replica: Replica, model: str, version: int, why: ServingError) -> NoReturn:
         """Refuses the version, unless the replica is wrong with the one before as well: its own fault."""
-        before = [each for each in repo.versions(self.repository, model) if each < version]
-        served = replica.serves().get(model)
-        # What it serves; if that is this one or has been taken back, the one before that, which is loaded as well:
-        # unless this one, with other members, has been loaded alone.
-        known = served if served in before else max((each for each in before if each < (served or 0)), default=None)
-        alone = served == version and repo.config(self.repository, model).version_policy.latest.num_versions < 2
-        if known is not None and not alone:
-            try:
-                replica.verify(model, known, self.atol)
-            except Unreachable:
-                raise
-            except ServingError as exc:
-                raise ServerError(f"{why}; the server's fault, as {model} {known} fails there too: {exc}") from why
+        try:
+            doubt = self._doubt(replica, model, version)
+        except ServingError as exc:
+            raise type(exc)(f"{why}; whether that is the server's fault can't be asked: {exc}") from why
+        if doubt:
+            raise ServerError(f"{why}; {doubt}") from why
         raise Refused(str(why)) from why
+
+    def _doubt(self, replica: Replica, model: str, version: int) -> str:
+        """Why the replica's word against the version does not count, if it does not.
+
+        The judge is the one before that it has ready. Where it has no other at all, as with other members, which are
+        loaded alone, its word counts; where all others have been taken back, nothing tells.
+        """
+        others = [each for each in replica.ready(model) if each != version]
+        before = [each for each in repo.versions(self.repository, model) if each < version and each in others]
+        if not before:
+            return "no version before it is loaded there, to tell whether that is the server's fault" if others else ""
+        try:
+            replica.verify(model, before[-1], self.atol)
+        except Unreachable:
+            raise
+        except ServingError as exc:
+            return f"the server's fault, as {model} {before[-1]} fails there too: {exc}"
+        return ""
 
     # --- the second phase, the switch: one replica after the other
 
@@ -166,7 +182,18 @@ class Reloader:
         except ServingError as exc:
             if repo.steps(self.repository, model) or not self.replicas():
                 raise
+            self._check_before(model, exc)
             self._withdraw(model, version, exc)
+
+    def _check_before(self, model: str, why: ServingError) -> None:
+        """Raises ServerError where the version before is damaged: Triton loads both or none, and it is the way back."""
+        for before in repo.versions(self.repository, model)[-2:-1]:
+            folder = self.repository / model / str(before)
+            try:
+                repo.check(folder, model)
+            except RepositoryError as exc:
+                mend = f"mend that, or name the folder {repo.withdrawn(self.repository, model, before).name}"
+                raise ServerError(f"{why}; nothing is withdrawn, as the one before is damaged: {exc}; {mend}") from why
 
     def _load(self, replica: Replica, model: str, version: int) -> None:
         served = replica.serves()
@@ -260,9 +287,11 @@ class Watch:
     """Looks at the repository and at the replicas again and again, and hands over what is not where it should be."""
 
     reloader: Reloader
+    servers: str = ""
+    """What the log calls them: `--servers`."""
     _joined: set[Replica] = field(default_factory=set)
     _backing_off: dict[str, tuple[int, float]] = field(default_factory=dict)
-    _last_error: str = ""
+    _said: str = ""
 
     def round(self) -> None:
         try:
@@ -270,12 +299,18 @@ class Watch:
             for model in self._models() if served else ():
                 if not all(self.reloader.is_current(replica, model, its) for replica, its in served.items()):
                     self._hand_over(model)
-            self._last_error = ""
+        except (ServingError, OSError) as exc:  # the repository's or the key's
+            self._say_once(logging.ERROR, str(exc))
+        else:
+            nobody = f"--servers {self.servers}: no address there yet; is a replica ready, and is that its name?"
+            self._say_once(logging.WARNING, "" if served else nobody)
             ROUND.set_to_current_time()
-        except (ServingError, OSError) as exc:  # the repository's or the key's: said once, as long as it lasts
-            if str(exc) != self._last_error:
-                log.error("%s", exc)
-            self._last_error = str(exc)
+
+    def _say_once(self, level: int, trouble: str) -> None:
+        """As long as it lasts."""
+        if trouble and trouble != self._said:
+            log.log(level, "%s", trouble)
+        self._said = trouble
 
     def _look(self) -> dict[Replica, dict[str, int]]:
         """What each replica serves that answers. Where none of those listed does, it raises why."""
@@ -367,7 +402,7 @@ def _once(options: argparse.Namespace) -> str:
 def _watch(options: argparse.Namespace) -> str:
     if options.model:
         raise ServerError(f"--watch: hands over every model; leave out {options.model}")
-    watch = Watch(_reloader(options))
+    watch = Watch(_reloader(options), options.servers)
     if options.metrics_port:
         _serve_metrics(options.metrics_host, options.metrics_port)
     while True:

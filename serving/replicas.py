@@ -15,7 +15,7 @@ from tritonclient.utils import InferenceServerException
 
 from serving import repository as repo
 from serving import verify
-from serving.errors import ServerError, ServingError, Unlisted, Unreachable
+from serving.errors import ServerError, Unlisted, Unreachable
 from serving.verify import TRIAL
 
 LOAD_TIMEOUT_S = 300.0
@@ -42,6 +42,11 @@ class Replica:
         with self._client("what it serves") as (client, _):
             return verify.loaded(client, self.repository, ASK_TIMEOUT_S)
 
+    def ready(self, model: str) -> list[int]:
+        """All versions of one model that are ready, oldest first."""
+        with self._client(f"which versions of {model} it serves") as (client, _):
+            return verify.ready(client, self.repository, ASK_TIMEOUT_S).get(model, [])
+
     def load(self, model: str) -> None:
         """Loads the versions that the repository has now. Those before answer until then; a request under way ends."""
         with self._client(f"loading {model}") as (client, headers):
@@ -66,7 +71,7 @@ class Replica:
                     client_timeout=LOAD_TIMEOUT_S,
                 )
                 difference = verify.verify(self.address, name, version, golden, atol)
-            except (ServingError, InferenceServerException):  # what the trial found goes before how it ended
+            except BaseException:  # what the trial found, or Ctrl-C, goes before how it ended
                 with contextlib.suppress(InferenceServerException):
                     client.unload_model(name, headers=headers, client_timeout=ASK_TIMEOUT_S)
                 raise

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import re
 import secrets
 import shlex
 import shutil
@@ -127,6 +128,17 @@ def lacking(repository: Path, model: str) -> list[str]:
     """Which models have no version yet, of those that `model` needs to be served: itself and, if any, its steps."""
     needed = dict.fromkeys([model, *steps(repository, model)])
     return [name for name in needed if not versions(repository, name)]
+
+
+def check_names(repository: Path, model: str) -> None:
+    """Raises RepositoryError for 2.bak or 2-old, which tritonserver takes for version 2, and for 02.
+
+    In the folders of the model itself and, if any, of its steps, which are loaded with it.
+    """
+    folders = [repository / name for name in (model, *steps(repository, model))]
+    for path in (each for folder in folders for each in folder.glob("[0-9]*/")):
+        if not files.VERSION.fullmatch(path.name):
+            raise RepositoryError(f"{path}: neither a version nor put away; name it NUMBER or {WITHDRAWN}NUMBER")
 
 
 def card(repository: Path, model: str, version: int) -> Card:
@@ -339,14 +351,19 @@ def _make_key(repository: Path) -> None:
 
 
 def control_key(repository: Path) -> str:
-    """The key that guards model control of the servers of this repository. Raises RepositoryError if there is none."""
+    """The key that guards model control of the servers of this repository.
+
+    Raises RepositoryError if there is none, or one that no command line and no header can hold.
+    """
     path, command = repository / KEY, f"python -m serving.repository --repository {repository} seed"
     try:
-        key = path.read_text(encoding="utf-8").strip()
+        key = path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError as exc:
         raise RepositoryError(f"{path}: {exc.strerror}; `{command}` makes it") from exc
     if not key:
         raise RepositoryError(f"{path}: is empty, and would guard nothing; remove it, and `{command}` makes it anew")
+    if not (key.isascii() and key.isprintable()):
+        raise RepositoryError(f"{path}: is not one line in ASCII; remove it, and `{command}` makes it anew")
     return key
 
 
@@ -362,8 +379,9 @@ def _folders(folder: Path) -> list[str]:
 
 
 def _numbers_used(folder: Path) -> list[int]:
-    names = (name.removeprefix(WITHDRAWN) for name in _folders(folder))
-    return [int(name) for name in names if name.isdecimal()]
+    """Those of 2.bak and 2-old as well: that was version 2 once, and servers may still have it as that."""
+    found = (re.match(r"[0-9]+", name.removeprefix(WITHDRAWN)) for name in _folders(folder))
+    return [int(number[0]) for number in found if number]
 
 
 def check(folder: Path, model: str) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import logging
 import math
 import os
@@ -76,14 +77,18 @@ class Builder:
 
 
 def builder() -> Builder:
-    """TensorRT's API, or else trtexec. Raises PlanError where there is neither, or no GPU."""
+    """TensorRT's API, or else trtexec. Raises PlanError where there is neither, no GPU, or nothing to read graphs."""
     try:
         import tensorrt_bindings
     except ImportError:  # not installed, or without TensorRT's libraries
         command, version = _trtexec()
     else:
         command, version = _api_command, str(tensorrt_bindings.__version__)
-    return Builder(Target(gpu(), version), command)
+    target = Target(gpu(), version)
+    for package in ("onnx", "onnxruntime"):  # which half() imports
+        if importlib.util.find_spec(package) is None:
+            raise PlanError(f"{package} is not installed: pip install '.[gpu]'")
+    return Builder(target, command)
 
 
 def _trtexec() -> tuple[BuildCommand, str]:
@@ -280,21 +285,22 @@ def _length(name: str, golden: Path) -> int:
 def build_missing(repository: Path, models: Sequence[str], limit_s: float = LIMIT_S) -> dict[str, bool]:
     """Builds the plans that `models` lack, and has Triton serve those of each model that has all of them.
 
-    Returns for each whether it does; the log says why one does not. Raises PlanError where no plan can be built at
-    all, and RepositoryError.
+    Returns for each whether it does; the log says why one does not. What was built for another GPU is not served any
+    more, whichever model it is of. Raises PlanError where no plan can be built at all, and RepositoryError.
     """
     by = builder()
     with _writing(repository):
         if plans.target(repository) != by.target:
             (repository / TIMING_CACHE).unlink(missing_ok=True)
             plans.set_target(repository, by.target)
+    for model in plannable(repository):
+        with repo.locked(repository, model), _writing(repository):
+            plans.reconcile(repository / model)
     return {model: _build_missing(repository, model, by, limit_s) for model in models}
 
 
 def _build_missing(repository: Path, model: str, by: Builder, limit_s: float) -> bool:
     folder, config = repository / model, repo.config(repository, model)
-    with repo.locked(repository, model), _writing(repository):
-        plans.reconcile(folder)  # what was built for another GPU is not served while a plan for this one is built
     for version in plans.in_service(folder, config):
         _ensure(version, config, by, repository / TIMING_CACHE, limit_s)
     with repo.locked(repository, model), _writing(repository):

@@ -71,9 +71,17 @@ def connect(url: str) -> triton.InferenceServerClient:
 
 def loaded(client: triton.InferenceServerClient, repository: Path, timeout_s: float = TIMEOUT_S) -> dict[str, int]:
     """The models that a server has ready for clients, with the newest ready version of each."""
+    return {model: versions[-1] for model, versions in ready(client, repository, timeout_s).items()}
+
+
+def ready(client: triton.InferenceServerClient, repository: Path, timeout_s: float = TIMEOUT_S) -> dict[str, list[int]]:
+    """The same with all their ready versions, oldest first."""
     index = client.get_model_repository_index(headers=control_headers(repository), client_timeout=timeout_s)
-    ready = [model for model in index.models if model.state == "READY" and not model.name.endswith(TRIAL)]
-    return {each.name: int(each.version) for each in sorted(ready, key=lambda each: int(each.version))}
+    found: dict[str, list[int]] = {}
+    for model in index.models:
+        if model.state == "READY" and not model.name.endswith(TRIAL):
+            found.setdefault(model.name, []).append(int(model.version))
+    return {model: sorted(versions) for model, versions in found.items()}
 
 
 def verify(url: str, model: str, version: int, golden: Path, atol: float | None = None) -> float:

@@ -21,8 +21,12 @@ import traces
 import tritonclient.grpc as triton
 from conftest import mounted, need_tritonserver
 
+from serving import embedded
 from serving.embedded import FREE, Embedded, Ports
 from serving.errors import PortTaken, RepositoryError, ServerError
+
+GIVEN_AGAIN = {"--disable-auto-complete-config", "--http-restricted-api", "--grpc-restricted-protocol"}
+"""Without a value, or of which a second one only restricts more."""
 
 
 @pytest.fixture(autouse=True)
@@ -332,14 +336,51 @@ def test_a_version_put_away_by_hand(repository: Path, name: str) -> None:
         Embedded(repository)
 
 
-def test_a_temporary_folder_that_triton_cannot_run_in(command: Command, repository: Path, tmp_path: Path) -> None:
-    """It would wait for two minutes otherwise, and its log say nothing."""
-    (tmp_path / "t m").mkdir()
-    process = command("--repository", str(repository), "--free-ports", env=os.environ | {"TMPDIR": f"{tmp_path}/t m"})
+@pytest.mark.parametrize(("name", "special"), [("t m", " "), ("tümp", "ü")], ids=["a space", "not ASCII"])
+def test_a_temporary_folder_that_triton_cannot_run_in(
+    command: Command, repository: Path, tmp_path: Path, name: str, special: str
+) -> None:
+    """It would wait for two minutes otherwise, and its log say nothing, or something of a codec."""
+    folder = tmp_path / name
+    folder.mkdir()
+    process = command("--repository", str(repository), "--free-ports", env=os.environ | {"TMPDIR": str(folder)})
     output, errors = process.communicate(timeout=traces.PATIENCE_S)
-    said = f"TMPDIR: tritonserver can't run in {tmp_path}/t m; name a folder without ' ' in its path\n"
+    said = f"TMPDIR: tritonserver can't run in {folder}; name a folder without {special!r} in its path\n"
     assert (process.returncode, output, errors) == (2, "", said)
-    assert list((tmp_path / "t m").iterdir()) == []
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        pytest.param("--grpc-address=0.0.0.0", "--grpc-address itself; give --host before the --", id="an address"),
+        pytest.param("--grpc-addr=0.0.0.0", "--grpc-address itself; give --host before the --", id="cut short"),
+        pytest.param("--http-port", "--http-port itself; give --http-port before the --", id="a port of two words"),
+        pytest.param("--load-model=other", "--load-model itself; give --model before the --", id="a model"),
+        pytest.param("--model-store=.", "--model-store itself; give --repository before the --", id="an old name"),
+        pytest.param("--id=mine", "--id itself; leave it out", id="what tells it from others"),
+        pytest.param("--allow-http=false", "--allow-http itself; leave it out", id="what it is asked by"),
+        pytest.param("--allow-sagemaker=true", "--allow-sagemaker itself; leave it out", id="a way around the key"),
+    ],
+)
+def test_options_that_would_undo_ours(command: Command, repository: Path, option: str, says: str) -> None:
+    """They would open model control to whoever asks, announce an address that is none, or never be ready."""
+    with pytest.raises(ServerError, match=f"^{option}: serving.embedded decides on {says}$"):
+        Embedded(repository, options=["--log-verbose=1", option])
+    process = command("--repository", str(repository), "--free-ports", "--", option)
+    output, errors = process.communicate(timeout=traces.PATIENCE_S)
+    assert (process.returncode, output, errors) == (2, "", f"{option}: serving.embedded decides on {says}\n")
+
+
+def test_options_that_add_to_ours(repository: Path) -> None:
+    """What may be given again is, and all others that we give are ours alone."""
+    added = ["--metrics-config=counter_latencies=false", "--backend-config=python,shm-default-byte-size=2097152"]
+    with Embedded(repository, options=added) as server, triton.InferenceServerClient(server.grpc) as client:
+        assert client.is_server_ready()
+        given = [option.partition("=")[0] for option in embedded._arguments(server, FREE, "id", Path(), Path())]
+    for option in {*given} - {each.partition("=")[0] for each in added} - GIVEN_AGAIN:
+        with pytest.raises(ServerError, match=f"^{option}: serving.embedded decides on {option} itself; "):
+            Embedded(repository, options=[option])
 
 
 def test_full_disk(command: Command, repository: Path, tmp_path: Path) -> None:

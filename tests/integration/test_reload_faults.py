@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import time
@@ -124,6 +125,44 @@ def test_half_copied(two: Fleet, tmp_path: Path, damage: Callable[[Path], None])
     with pytest.raises(Withdrawn, match=f"classifier {version} is withdrawn, and 2 is served: {folder}"):
         two.reloader().hand_over(MODEL)
     assert two.serve() == [2, 2]
+
+
+def test_changed_by_hand(classifiers: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """No good version is withdrawn where its load would fail for another folder; once that is put right, it goes on."""
+    with fleet.fleet(classifiers, 1) as alone:
+        watch, model = Watch(alone.reloader()), alone.repository / MODEL
+        watch.round()
+        version = fleet.publish(alone.repository, tmp_path)
+        (model / "2").rename(model / "2.bak")
+        for _ in range(2):
+            watch.round()
+        assert (alone.serve(), repo.versions(alone.repository, MODEL)) == ([2], [1, version])
+        (model / "2.bak").rename(model / "2")
+        (model / "2" / repo.MODEL).rename(tmp_path / "away")
+        for _ in range(2):
+            Watch(alone.reloader()).round()
+        assert (alone.serve(), repo.versions(alone.repository, MODEL)) == ([2], [1, 2, version])
+        (tmp_path / "away").rename(model / "2" / repo.MODEL)
+        Watch(alone.reloader()).round()
+        assert alone.serve() == [version]
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert [line.partition(":")[0] for line in said] == [f"classifier {version}"] * 3
+    assert f"{model}/2.bak: neither a version nor put away" in said[0]
+    assert all(f"the one before is damaged: {model}/2: no model.onnx" in line for line in said[1:])
+
+
+def test_rolled_back_to_one_that_fails(classifiers: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing but what was taken back is loaded beside it, so that it is not withdrawn; the log has the reason."""
+    with fleet.fleet(classifiers, 1) as alone:
+        fleet.publish(alone.repository, tmp_path)
+        watch = Watch(alone.reloader(patience_s=0))
+        watch.round()
+        (alone.repository / MODEL / "2" / repo.GOLDEN).write_bytes(b"PK")
+        repo.rollback(alone.repository, MODEL)
+        watch.round()
+        assert (alone.serve(), repo.versions(alone.repository, MODEL)) == ([3], [1, 2])
+    [said] = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert re.match(r"classifier 2: not handed over, again in 60 s: \S+/golden.npz: not a golden batch .*; no v", said)
 
 
 @pytest.fixture

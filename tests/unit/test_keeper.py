@@ -87,6 +87,19 @@ def test_terminated(keeper: Keeper, name: str, tmp_path: Path) -> None:
     gone(name, folder(tmp_path, name))
 
 
+def test_told_twice(keeper: Keeper, name: str, tmp_path: Path) -> None:
+    """serving.local closes standard input and sends SIGTERM: the server hears of it once."""
+    counts = "trap 'told=$((told + 1)); echo told' TERM; echo runs; until [ $told ]; do sleep 0.05; done"
+    process = keeper(f"{counts}; for each in 1 2 3 4 5; do sleep 0.1; done; exit $told")
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.close()
+    assert process.stdout.readline() == b"told\n"
+    process.terminate()
+    assert process.wait(traces.PATIENCE_S) == 1
+    gone(name, folder(tmp_path, name))
+
+
 def test_server_killed(keeper: Keeper, name: str, tmp_path: Path) -> None:
     """A server that is killed takes its children along; the status says by which signal."""
     process = keeper(FAMILY.format(name=name, trap=""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,11 +13,12 @@ from pathlib import Path
 
 import fleet
 import pytest
+import stand_in
 import traces
 from conftest import need
 
 from serving import local
-from serving.errors import ServerError
+from serving.errors import RepositoryError, ServerError
 from serving.local import LocalServer, Ports, Run
 
 
@@ -72,6 +74,26 @@ def test_a_server_that_does_not_end(sleeper: Sleeper, monkeypatch: pytest.Monkey
         assert sleeper.log.exists()
     sleeper.stop()
     assert (traces.processes(name), traces.files(name), traces.logs(name)) == ([], [], [])
+
+
+def test_a_program_was_forked_meanwhile(sleeper: Sleeper) -> None:
+    """As by multiprocessing: it holds all that was open, and the server ends at once all the same."""
+    name, keeper = sleeper.running.id, sleeper.running._keeper
+    assert keeper.stdin is not None
+    held = os.dup(keeper.stdin.fileno())
+    try:
+        sleeper.stop()
+    finally:
+        os.close(held)
+    assert (traces.processes(name), traces.files(name), traces.logs(name)) == ([], [], [])
+
+
+def test_a_step_that_was_put_away_by_hand(tmp_path: Path) -> None:
+    """Whoever asks for an ensemble alone has its steps served as well, of which none may be 2.bak."""
+    root = stand_in.repository(tmp_path / "repository", spec=stand_in.WGAN_X4)
+    away = (root / "wgan" / "2").rename(root / "wgan" / "2.bak")
+    with pytest.raises(RepositoryError, match=re.escape(f"{away}: neither a version nor put away")):
+        local.servable(root, ["wgan_x4"])
 
 
 def test_a_log_that_is_shown_does_not_fill_the_disk(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,9 +16,18 @@ import pytest
 import stand_in
 from tritonclient.utils import InferenceServerException
 
-from serving import reload, replicas
+from serving import plans, reload, replicas
 from serving import repository as repo
-from serving.errors import Disagreement, Elsewhere, ServerError, ServingError, Unlisted, Unreachable, Withdrawn
+from serving.errors import (
+    Disagreement,
+    Elsewhere,
+    RepositoryError,
+    ServerError,
+    ServingError,
+    Unlisted,
+    Unreachable,
+    Withdrawn,
+)
 from serving.reload import PATIENCE_S, Reloader, Watch
 from serving.replicas import Replica
 from serving.verify import loaded
@@ -207,7 +218,7 @@ def test_the_judge_is_a_version_that_the_replica_has_loaded(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A replica that is wrong with that, too, or has none to be judged by, condemns no version."""
+    """A replica that is wrong with that, too, or has none to be judged by, condemns no version; it says what it met."""
     repository = stand_in.repository(tmp_path / "repository")
     source = repository / "wgan" / "2"
     for version in {*before, newest} - {1, 2}:
@@ -220,8 +231,10 @@ def test_the_judge_is_a_version_that_the_replica_has_loaded(
         if withdrawn():
             return 0.0
         asked.append(version)
-        if version == newest or sick or version not in loaded:
-            raise ServerError(f"{replica}: {model} {version} differs, or is not found")
+        if version not in loaded:
+            raise Unreachable(f"{replica}: {model} version {version} is not at ready state")  # as Triton says it
+        if version == newest or sick:
+            raise ServerError(f"{replica}: {model} {version} differs")
         return 0.0
 
     def withdrawn() -> bool:
@@ -231,14 +244,34 @@ def test_the_judge_is_a_version_that_the_replica_has_loaded(
         raise ServerError(f"a:1: wgan {newest} differs")
 
     monkeypatch.setattr(Replica, "serves", lambda replica: {"wgan": serves})
+    monkeypatch.setattr(Replica, "ready", lambda *_: sorted(loaded))
     monkeypatch.setattr(Replica, "load", lambda *_: None)
     monkeypatch.setattr(Replica, "verify", verify)
     monkeypatch.setattr(Replica, "try_out", disagrees)
     with pytest.raises(ServingError) as told:
-        Reloader(repository, lambda: ["a:1"]).hand_over("wgan")
+        Reloader(repository, lambda: ["a:1"], patience_s=0).hand_over("wgan")
     assert isinstance(told.value, Withdrawn) == (not sick and judge is not None) == withdrawn()
+    assert f"a:1: wgan {newest} differs" in str(told.value)
     if judge:
         assert asked[-1] == judge
+
+
+def test_a_judge_that_can_not_be_asked(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is withdrawn, and what the version was tried out for goes before what became of the replica."""
+
+    def differs(*_: object) -> float:
+        raise ServerError("a:1: wgan 2 differs")
+
+    def gone(*_: object) -> float:
+        raise Unreachable("a:1: socket closed")
+
+    monkeypatch.setattr(Replica, "serves", lambda replica: {"wgan": 1})
+    monkeypatch.setattr(Replica, "ready", lambda *_: [1])
+    monkeypatch.setattr(Replica, "try_out", differs)
+    monkeypatch.setattr(Replica, "verify", gone)
+    with pytest.raises(Unreachable, match=r"^a:1: wgan 2 differs; .*: a:1: socket closed$"):
+        Reloader(repository, lambda: ["a:1"], patience_s=0).hand_over("wgan")
+    assert repo.versions(repository, "wgan") == [1, 2]
 
 
 def test_a_version_that_was_loaded_alone_has_no_judge(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,6 +285,7 @@ def test_a_version_that_was_loaded_alone_has_no_judge(repository: Path, monkeypa
     config = repository / "wgan" / "config.pbtxt"
     config.write_text(config.read_text().replace("num_versions: 2", "num_versions: 1"))
     monkeypatch.setattr(Replica, "serves", lambda replica: {"wgan": 2})
+    monkeypatch.setattr(Replica, "ready", lambda *_: [2])
     monkeypatch.setattr(Replica, "load", lambda *_: None)
     monkeypatch.setattr(Replica, "verify", verify)
     with pytest.raises(Withdrawn):
@@ -301,6 +335,7 @@ def test_cut_off_while_a_version_is_withdrawn(repository: Path, monkeypatch: pyt
         raise ServerError("a:1: wgan 2 differs")
 
     monkeypatch.setattr(Replica, "serves", lambda replica: {"wgan": 1})
+    monkeypatch.setattr(Replica, "ready", lambda *_: [1])
     monkeypatch.setattr(Replica, "try_out", disagrees)
     monkeypatch.setattr(Replica, "verify", lambda *_: 0.0)
     with pytest.raises(Withdrawn, match="wgan 2 is withdrawn, and 1 is served: a:1: wgan 2 differs"):
@@ -337,6 +372,69 @@ def test_a_server_of_another_folder(repository: Path, monkeypatch: pytest.Monkey
     with pytest.raises(Elsewhere, match="a:1: was told to load wgan 2, and has 1; does it serve this folder"):
         Reloader(repository, lambda: ["a:1"]).hand_over("wgan")
     assert repo.versions(repository, "wgan") == [1, 2]
+
+
+def _put_away(folder: Path) -> Path:
+    return (folder / "2").rename(folder / "2.bak")
+
+
+def _misspelt(folder: Path) -> Path:
+    config = folder / repo.CONFIG
+    config.write_text(config.read_text().replace("max_queue_size", "max_queue_sise"))
+    return config
+
+
+@pytest.mark.parametrize("change", [_put_away, _misspelt], ids=["a version put away", "config.pbtxt misspelt"])
+def test_a_repository_that_somebody_has_changed(
+    change: Callable[[Path], Path], repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No server could load what is there: none is asked, the file is named, and no version is withdrawn for it."""
+    shutil.copytree(repository / "wgan" / "1", repository / "wgan" / "3")
+    asked: list[object] = []
+    for name in ("serves", "ready", "try_out", "load", "verify"):
+        monkeypatch.setattr(Replica, name, lambda *call: asked.append(call))
+    changed = change(repository / "wgan")
+    before = repo.versions(repository, "wgan")
+    with pytest.raises(RepositoryError, match=rf"^{changed}: .*({repo.WITHDRAWN}NUMBER|max_queue_sise)"):
+        Reloader(repository, lambda: ["a:1"]).hand_over("wgan")
+    assert (asked, repo.versions(repository, "wgan")) == ([], before)
+
+
+def test_a_way_back_that_is_damaged(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton loads both versions or none: a good one is not withdrawn for the one before it."""
+
+    def fails(*_: object) -> None:
+        raise ServerError("a:1: loading wgan: version 1 is at UNAVAILABLE state")
+
+    monkeypatch.setattr(Replica, "serves", lambda replica: {"wgan": 1})
+    monkeypatch.setattr(Replica, "try_out", lambda *_: 0.0)
+    monkeypatch.setattr(Replica, "load", fails)
+    (repository / "wgan" / "1" / repo.MODEL).unlink()
+    said = r"^a:1: loading wgan: .* is damaged: \S+/wgan/1: no model.onnx; .*name the folder \.withdrawn-1$"
+    with pytest.raises(ServerError, match=said):
+        Reloader(repository, lambda: ["a:1"]).hand_over("wgan")
+    assert repo.versions(repository, "wgan") == [1, 2]
+
+
+@pytest.mark.parametrize("gpu", [True, False], ids=["on a GPU", "on a CPU"])
+@pytest.mark.parametrize("planned", [True, False], ids=["with plans", "without"])
+def test_a_version_without_a_plan_is_told(
+    gpu: bool, planned: bool, repository: Path, monkeypatch: pytest.MonkeyPatch, caplog
+) -> None:
+    """It was published elsewhere, and is served by its graph from now on: slower, and nobody would notice."""
+    _loads_the_newest(repository, monkeypatch)
+    monkeypatch.setattr(Replica, "try_out", lambda *_: 0.0)
+    monkeypatch.setattr(Replica, "verify", lambda *_: 0.0)
+    if gpu:
+        plans.set_target(repository, plans.Target("NVIDIA L4", "11.1"))
+    if planned:
+        (repository / "wgan" / plans.CONFIG).parent.mkdir()
+        (repository / "wgan" / plans.CONFIG).touch()
+    Reloader(repository, lambda: ["a:1"]).hand_over("wgan")
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(said) == (gpu and not planned)
+    for line in said:
+        assert line.startswith("wgan 2: served by its ONNX graph, without a plan for TensorRT 11.1 on NVIDIA L4; ")
 
 
 def test_patience_begins_with_the_first_silence(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,9 +523,38 @@ def test_what_a_trial_finds_goes_before_how_it_ends(repository: Path, monkeypatc
         Replica(NOBODY, repository).try_out("wgan", 2)
 
 
-def test_a_watch_without_replicas_has_nothing_to_say(repository: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
-    """None is ready yet; its round is over."""
+@pytest.mark.parametrize("doing", ["load_model", "verify"])
+def test_a_trial_that_ctrl_c_ends(doing: str, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The replica is told to unload what was tried out there, and has so long for it as for any answer."""
+    unloaded: list[tuple[object, ...]] = []
+
+    def struck(*_: object, **__: object) -> float:
+        raise KeyboardInterrupt
+
+    def unload(name: str, *, client_timeout: float, **_: object) -> None:
+        unloaded.append((name, client_timeout))
+
+    client = SimpleNamespace(load_model=lambda *_, **__: None, unload_model=unload)
+    monkeypatch.setattr("serving.verify.connect", lambda _: contextlib.nullcontext(client))
+    monkeypatch.setattr(*((client, doing) if doing == "load_model" else ("serving.verify.verify",)), struck)
+    with pytest.raises(KeyboardInterrupt):
+        Replica(NOBODY, repository).try_out("wgan", 2)
+    assert unloaded == [("wgan-trial", replicas.ASK_TIMEOUT_S)]
+
+
+def test_a_watch_without_replicas_says_so_once(repository: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    """None is ready yet, or the name is mistyped: that is no error, and its rounds are over."""
     rounds: list[None] = []
+    addresses: list[str] = []
     monkeypatch.setattr("serving.reload.ROUND", SimpleNamespace(set_to_current_time=lambda: rounds.append(None)))
-    Watch(Reloader(repository, list)).round()
-    assert (len(rounds), caplog.text) == (1, "")
+    monkeypatch.setattr(Replica, "end_trials", lambda *_: None)
+    monkeypatch.setattr(Replica, "serves", lambda replica: {"wgan": 2})
+    monkeypatch.setattr(Replica, "verify", lambda *_: 0.0)
+    watch = Watch(Reloader(repository, lambda: addresses), "dns:replicas:8001")
+    said = "--servers dns:replicas:8001: no address there yet; is a replica ready, and is that its name?"
+    for listed, times in (([], 1), ([], 1), (["a:1"], 1), ([], 2)):
+        addresses[:] = listed
+        watch.round()
+        assert [record.getMessage() for record in caplog.records] == [said] * times
+    assert len(rounds) == 4
+    assert {record.levelno for record in caplog.records} == {logging.WARNING}

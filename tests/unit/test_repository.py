@@ -390,6 +390,12 @@ def test_what_is_a_version(repository: Path) -> None:
     assert _repository.versions(repository, "wgan") == [1, 2]
 
 
+def test_a_number_that_was_put_away_by_hand(candidate: Path, repository: Path) -> None:
+    """It is not given to another version, which servers that have the one before would take for theirs."""
+    (repository / "wgan" / "2").rename(repository / "wgan" / "2.bak")
+    assert repo.publish(candidate, repository, "wgan") == 3
+
+
 def test_only_version_stays(repository: Path) -> None:
     """Rolling back the last version is refused: there would be nothing to serve."""
     repo.rollback(repository, "wgan")

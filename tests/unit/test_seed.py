@@ -148,6 +148,41 @@ def test_the_key_is_a_line_of_its_own(shipped: Path, tmp_path: Path) -> None:
         repo.control_key(shipped)
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        pytest.param(b"\x80\xffsecret", id="bytes"),
+        pytest.param(b"sec\0ret", id="NUL"),
+        pytest.param("schlüssel".encode(), id="not ASCII"),
+        pytest.param(b"one\ntwo\n", id="two lines"),
+    ],
+)
+def test_a_key_that_can_not_be_sent(key: bytes, shipped: Path) -> None:
+    """Neither a command line nor a header holds it: whoever needs it is told its file, and how to make another one."""
+    (shipped / repo.KEY).write_bytes(key)
+    for ask in (repo.control_key, repo.control_headers):
+        with pytest.raises(RepositoryError, match=r"\.control-key: is not one line in ASCII; remove it.*seed` makes"):
+            ask(shipped)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(["embedded", "--guarded", "--free-ports"], id="serving.embedded"),
+        pytest.param(["reload", "wgan", "--servers", "127.0.0.1:1"], id="serving.reload"),
+        pytest.param(["verify", "--url", "127.0.0.1:1"], id="serving.verify"),
+    ],
+)
+def test_commands_with_a_key_that_can_not_be_sent(command: list[str], shipped: Path) -> None:
+    """One line, and status 2."""
+    (shipped / repo.KEY).write_bytes(b"\x80\0")
+    name, *arguments = command
+    asked = [sys.executable, "-m", f"serving.{name}", "--repository", str(shipped), *arguments]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert f"{shipped / repo.KEY}: is not one line in ASCII" in done.stderr
+
+
 def test_a_source_that_is_not_there(tmp_path: Path) -> None:
     """It is called by its own flag, and nothing is made."""
     done = run(tmp_path / "volume", "--source", str(tmp_path / "nowhere"))

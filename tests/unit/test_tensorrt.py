@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -140,10 +141,32 @@ def test_versions_out_of_service_lose_plans_that_no_server_can_load(
 
 
 def test_one_model_alone(tmp_path: Path, tools: Path) -> None:
-    """--model leaves the others as they are."""
+    """--model builds none for the others, and Triton is not told of any of theirs."""
     repository = stand_in.repository(tmp_path / "repository", spec=stand_in.WGAN_X4)
+    for name in pbtxt.plan_files(stand_in.UPSCALER):  # as an image brings them
+        (repository / "upscaler" / name).parent.mkdir(exist_ok=True)
+        (repository / "upscaler" / name).touch()
     assert run(repository, "--model", "wgan") == 0
     assert (planned(repository, "wgan"), planned(repository, "upscaler")) == (["1", "2"], [])
+    assert (told(repository, "wgan"), told(repository, "upscaler")) == (True, False)
+
+
+def test_one_model_alone_on_another_gpu(tmp_path: Path, tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others' plans would not load there: their graphs are served, before the first plan is built."""
+    repository = stand_in.repository(tmp_path / "repository", spec=stand_in.WGAN_X4)
+    run(repository)
+    assert told(repository, "upscaler")
+    fake.install(tools, monkeypatch, gpu=fake.H100)
+    build, seen = tensorrt.build, []
+
+    def look(*arguments: Any) -> None:
+        seen.append((told(repository, "wgan"), told(repository, "upscaler")))
+        build(*arguments)
+
+    monkeypatch.setattr(tensorrt, "build", look)
+    assert run(repository, "--model", "wgan") == 0
+    assert seen == [(False, False)] * 2
+    assert (told(repository, "wgan"), told(repository, "upscaler")) == (True, False)
 
 
 SIDES = {"upscaler": 1024, "style": 2048, "colorizer": 2896}
@@ -323,6 +346,18 @@ def test_without_tensorrt_the_image_that_has_it_is_named(
     assert said.startswith("no TensorRT here (no ")
     assert lacking in said
     assert "serving-gpu" in said
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_without_what_reads_graphs_nothing_changes(
+    repository: Path, tools: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], package: str
+) -> None:
+    """One line that says what to install, exit status 2."""
+    monkeypatch.setitem(sys.modules, package, None)
+    before = sorted(repository.rglob("*"))
+    assert run(repository) == 2
+    assert capsys.readouterr() == ("", f"{package} is not installed: pip install '.[gpu]'\n")
+    assert sorted(repository.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
