@@ -66,5 +66,5 @@ def recipe(name: str) -> ModuleType:
     """The training module: `Options`, `PRESETS`, `load_corpus`, `train`, `load_net`, `evaluate`, and `served` and
     `golden` of a model that is served (and `members`, if versions differ in the names of an input's elements;
     `graph_golden`, if the spec has a graph; `quantization`, if it is quantized; `backbone`, if it has one),
-    `weights` of one that is not. Imports torch."""
+    `weights` of one that is not, and `check_init`, if not every network of --init will do. Imports torch."""
     return import_module(f"training.models.{name}.train")

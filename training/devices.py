@@ -39,7 +39,8 @@ def pick_device() -> torch.device:
 
 
 def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[None]:
-    """Convolutions and products in bfloat16 if `bf16` and if `device` has instructions for it, else in float32.
+    """Convolutions and products in bfloat16 if `bf16` and if `device` has instructions for it, else in float32; and in
+    TF32, as torch has it, what convolves on NVIDIA's GPUs from Ampere on.
 
     Without them it is emulated. On a CPU, and most laptops' are such, that takes ten times as long as float32.
     """

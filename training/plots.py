@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,8 @@ def grid(pictures: np.ndarray, *, columns: int, gap: int = 2) -> Image.Image:
 
 
 def save_grid(pictures: np.ndarray, path: Path, *, columns: int) -> None:
-    grid(pictures, columns=columns).save(path)
+    with in_place_of(path) as beside:
+        grid(pictures, columns=columns).save(beside)
 
 
 def save_convergence(stats: list[dict[str, float]], path: Path, *, title: str, losses: str = "loss") -> None:
@@ -52,10 +55,17 @@ def save_convergence(stats: list[dict[str, float]], path: Path, *, title: str, l
 
 
 def save(figure: Figure, path: Path, **options: Any) -> None:
-    """Beside, then in its place: a run stopped here keeps the picture that it had."""
+    with in_place_of(path) as beside:
+        figure.savefig(beside, **{"dpi": 110, "format": path.suffix[1:], **options})
+
+
+@contextmanager
+def in_place_of(path: Path) -> Iterator[Path]:
+    """Where to write a picture: beside, then in its place. A run that is stopped here, or whose disk is full, keeps the
+    picture that it had."""
     beside = path.with_name(f".{path.name}")
     try:
-        figure.savefig(beside, **{"dpi": 110, "format": path.suffix[1:], **options})
+        yield beside
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

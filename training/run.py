@@ -136,8 +136,10 @@ def _run(model: str, preset: str, rest: list[str]) -> int:
         return 0
 
     name = asked.name or model
-    init = getattr(options, "init", "")
-    if init and not Path(init).is_file() and not (asked.resume and (asked.runs / name).is_dir()):
+    # What goes on needs no --init any more: its own checkpoint has it all.
+    goes_on = asked.resume and (asked.runs / name / "checkpoints" / "last.pt").is_file()
+    init = "" if goes_on else getattr(options, "init", "")
+    if init and not Path(init).is_file():
         raise BadInput(f"--init: checkpoint {init}: no such file; a run has its own as checkpoints/last.pt")
     if asked.publish is not None and model not in catalog.names():
         raise BadInput(f"--publish: {model} is not served; its weights stay in {asked.runs / name / 'candidate'}")
@@ -156,6 +158,8 @@ def _run(model: str, preset: str, rest: list[str]) -> int:
         raise BadInput(f"WORLD_SIZE: {model} is for one worker, not {distributed.world_size()}; several train {able}")
     device = devices.pick_device()  # a GPU that is missing is told before the corpus is made
     devices.keep_freed_memory()
+    if init and hasattr(recipe, "check_init"):
+        recipe.check_init(options)
     corpus = recipe.load_corpus(options)
     if asked.evaluate is not None:
         net = recipe.load_net(asked.evaluate)

@@ -115,7 +115,7 @@ def test_two_jobs_that_publish_at_once_make_two_versions(pictures: Path, tmp_pat
     [
         "runs/style/stats.jsonl",
         "runs/style/checkpoints/last.tmp",
-        "runs/style/samples/000002.png",
+        "runs/style/samples/.000002.png",
         "runs/style/candidate/golden.npz",
         "runs/style/candidate/model.onnx",
         "runs/style/candidate/card.json",

@@ -269,6 +269,18 @@ def test_erasing_strikes_its_share_with_one_gray() -> None:
     assert all(len(image[hole].unique()) == 1 for image, hole in zip(seen[struck], holes[struck], strict=True))
 
 
+def test_erasing_strikes_each_edge_as_often() -> None:
+    """The net is made for pictures and their mirror images: row k and the k-th from below lose the same share, and so
+    do columns, within four standard errors of their difference over the pictures."""
+    picture = torch.full((20_000, 1, 28, 28), -1.0)
+    seen = recipe.augment(picture, dataclasses.replace(PLAIN, erase=0.5), torch.Generator().manual_seed(0))
+    holes = (seen[:, 0] != -1).float()
+    for share in (holes.mean(2), holes.mean(1)):  # of each row, of each column: (N, 28)
+        difference = (share - share.flip(1))[:, :14]
+        assert (difference.mean(0).abs() <= 4 * difference.std(0) / len(share) ** 0.5).all(), difference.mean(0)
+        assert share.mean(0).min() > 0
+
+
 def test_temperature_undoes_overconfidence() -> None:
     """Logits that are three times too large get a temperature of three."""
     rng = torch.Generator().manual_seed(0)

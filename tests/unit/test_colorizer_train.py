@@ -185,11 +185,16 @@ def test_a_run_can_start_from_learnt_weights(trained: Path, pictures: Path) -> N
     assert encoder == "random"
 
 
-def test_what_starts_from_learnt_weights_is_trained_at_their_size(trained: Path, pictures: Path) -> None:
+def test_what_starts_from_learnt_weights_is_trained_at_their_size(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """At which it is served: another one is refused, before a picture is read."""
-    asked_for = options(pictures, init=str(trained / "checkpoints/last.pt"), size=64, corpus="nowhere")
-    with pytest.raises(BadInput, match=r"^--size: 64, but the network of .*last\.pt sees 32 pixels; give that"):
-        recipe.load_corpus(asked_for)
+    init = trained / "checkpoints/last.pt"
+    asked_for = ["colorizer", "--preset", "tiny", "--init", str(init), "--size", "64", "--corpus", "nowhere"]
+    assert run.main([*asked_for, "--runs", str(tmp_path)]) == 2
+    says = f"training.run: --size: 64, but the network of {init} sees 32 pixels; give that\n"
+    assert capsys.readouterr().err == says
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

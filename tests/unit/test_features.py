@@ -194,6 +194,16 @@ def test_a_folder_without_classes_is_named(tmp_path: Path, capsys: pytest.Captur
     assert f"--corpus: {tmp_path} must hold folders of pictures" in said
 
 
+@pytest.mark.parametrize(
+    ("sides", "size"), [((32, 112), 128), ((64, 160), 160), ((144, 96), 144)], ids=["default", "last", "first"]
+)
+def test_pictures_are_as_large_as_what_is_cut_from_them(sides: tuple[int, int], size: int, classes: Path) -> None:
+    """Larger crops would be of enlarged pictures, which show nothing more."""
+    asked = dataclasses.replace(recipe.PRESETS["tiny"], corpus=str(classes), first_size=sides[0], last_size=sides[1])
+    corpus = recipe.load_corpus(asked)
+    assert corpus.images.shape[1:] == corpus.held_out.shape[1:] == (size, size, 3)
+
+
 def test_too_few_pictures_name_their_flag(classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The folder has enough."""
     asked = ["features", "--preset", "tiny", "--corpus", str(classes), "--runs", str(tmp_path / "runs")]

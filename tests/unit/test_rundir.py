@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import sys
 import threading
 import time
@@ -168,6 +169,74 @@ def test_a_checkpoint_without_its_parts_is_named(
     *before, told = capsys.readouterr().err.splitlines()
     assert told == f"training.run: --resume: {last} {says}"
     assert len(before) == (model == "classifier"), "that so few garments aren't all of Fashion-MNIST"
+
+
+@pytest.fixture(scope="module")
+def begun(corpora: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of each recipe, stopped after its first step."""
+    runs = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunDir, "terminated", property(lambda self: True))
+        for model, more in corpora.items():
+            assert main([model, "--preset", "tiny", *more, "--runs", str(runs)]) == 143
+    return runs
+
+
+@pytest.mark.parametrize("model", catalog.trained())
+def test_the_checkpoint_of_every_other_recipe_is_refused(model: str, begun: Path) -> None:
+    """By its name: anything else would be a traceback, and a status for which a Job tries again."""
+    recipe = catalog.recipe(model)
+    recipe.load_net(begun / model / "checkpoints" / "last.pt")
+    for other in set(catalog.trained()) - {model}:
+        path = begun / other / "checkpoints" / "last.pt"
+        with pytest.raises(BadInput, match=f"^checkpoint {path}: not "):
+            recipe.load_net(path)
+
+
+@pytest.mark.parametrize("of", ["style", "colorizer"])
+def test_the_checkpoint_of_another_recipe_begins_no_run(
+    of: str, begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of wgan, which takes more of it than what is served."""
+    path = begun / of / "checkpoints" / "last.pt"
+    assert main(["wgan", "--preset", "tiny", "--init", str(path), "--runs", str(tmp_path)]) == 2
+    says = f"checkpoint {path}: not one of wgan's; give one that `training.run wgan` wrote"
+    assert capsys.readouterr().err == f"training.run: {says}\n"
+
+
+@pytest.mark.parametrize("becomes", ["gone", "another"])
+@pytest.mark.parametrize("model", [each for each in catalog.trained() if hasattr(catalog.recipe(each).Options, "init")])
+def test_a_run_that_goes_on_needs_nothing_of_what_it_started_from(
+    model: str, becomes: str, corpora: dict[str, list[str]], begun: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Its --init has gone, or is something else by now: it takes the same step to the bit."""
+    monkeypatch.setattr(RunDir, "terminated", property(lambda self: True))
+    init = tmp_path / "init.pt"
+    shutil.copy(begun / model / "checkpoints" / "last.pt", init)
+    asked = [model, "--preset", "tiny", *corpora[model], "--init", str(init), "--runs"]
+    assert main([*asked, str(tmp_path / "kept")]) == 143
+    shutil.copytree(tmp_path / "kept", tmp_path / "spoilt")
+    assert main([*asked, str(tmp_path / "kept"), "--resume"]) == 143
+    if becomes == "gone":
+        init.unlink()
+    else:
+        torch.save({"step": 1}, init)
+    assert main([*asked, str(tmp_path / "spoilt"), "--resume"]) == 143
+    kept, spoilt = (load_checkpoint(tmp_path / name / model / "checkpoints/last.pt") for name in ("kept", "spoilt"))
+    assert kept["step"] == spoilt["step"] == 2
+    part = "generator" if model == "wgan" else "net"
+    assert all(torch.equal(tensor, spoilt[part][key]) for key, tensor in kept[part].items())
+
+
+def test_a_run_that_has_no_checkpoint_yet_needs_its_init(
+    begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --resume, too: one line, before a corpus is made."""
+    (tmp_path / "wgan" / "checkpoints").mkdir(parents=True)
+    asked = ["wgan", "--preset", "tiny", "--init", str(tmp_path / "init.pt"), "--corpus", "nowhere", "--resume"]
+    assert main([*asked, "--runs", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"training.run: --init: checkpoint {tmp_path / 'init.pt'}: no such file")
 
 
 @pytest.mark.parametrize(

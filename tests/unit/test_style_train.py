@@ -2,9 +2,12 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import gallery
+import numpy as np
 import pytest
 import torch
 from gallery import asked
@@ -12,6 +15,7 @@ from PIL import Image
 
 from training import run
 from training.errors import BadInput, Unreachable
+from training.models.features.net import Vgg
 from training.models.style import train as recipe
 from training.models.style.spec import SPEC
 from training.models.style.train import PRESETS, Gallery
@@ -72,6 +76,59 @@ def test_adding_a_style_trains_nothing_but_its_own(pictures: Path, trained: Path
         else:
             assert torch.equal(tensor, now), key
     assert moved
+
+
+@pytest.fixture(scope="module")
+def extended(pictures: Path, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A checkpoint of three styles, the last of them added, and what asks for it to be gone on with, with all three."""
+    folder = tmp_path_factory.mktemp("extended")
+    (folder / "three").mkdir()
+    for painting in [*(pictures / "paintings").iterdir(), *(pictures / "more").iterdir()]:
+        shutil.copy(painting, folder / "three")
+    add = ["--add-style", str(pictures / "more/mo_0.png"), "--init", str(trained / "checkpoints/last.pt")]
+    content = ["style", "--preset", "tiny", "--content", str(pictures / "photos"), "--runs"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunDir, "terminated", property(lambda self: True))
+        assert run.main([*content, str(folder), *add]) == 143
+    init = folder / "style/checkpoints/last.pt"
+    assert torch.load(init)["names"] == ["pa-0", "pa-1", "mo-0"]
+    return [*content[:-1], "--styles", str(folder / "three"), "--init", str(init)]
+
+
+def test_a_network_with_a_style_added_can_be_trained_further(
+    extended: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all of its styles, in its own order, in which the paintings' files are not: what each style learns from is
+    its own painting, before and after a stop."""
+    seen, grams_of = [], recipe.grams_of
+
+    def noted(vgg: Vgg, paintings: list[np.ndarray], *more: Any) -> dict[str, torch.Tensor]:
+        # gallery's are of bytes from 100 to 154, and the one beside them from 200 to 254.
+        seen.append([int(each.mean()) // 50 * 50 for each in paintings])
+        return grams_of(vgg, paintings, *more)
+
+    monkeypatch.setattr(recipe, "grams_of", noted)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDir, "terminated", property(lambda self: True))
+        assert run.main([*extended, "--runs", str(tmp_path)]) == 143
+        assert run.main([*extended, "--runs", str(tmp_path), "--resume"]) == 143
+    assert seen == [[100, 100, 200]] * 2
+    assert torch.load(tmp_path / "style/checkpoints/last.pt")["names"] == ["pa-0", "pa-1", "mo-0"]
+
+
+def test_a_run_that_goes_on_keeps_the_names_of_its_styles(pictures: Path, trained: Path, tmp_path: Path) -> None:
+    """Those of its own checkpoint, whatever the one that it started from has become since."""
+    init = tmp_path / "init.pt"
+    shutil.copy(trained / "checkpoints/last.pt", init)
+    add = ["--add-style", str(pictures / "more/mo_0.png"), "--init", str(init), "--runs", str(tmp_path)]
+    asked_for = ["style", "--preset", "tiny", "--content", str(pictures / "photos"), *add]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunDir, "terminated", property(lambda self: True))
+        assert run.main(asked_for) == 143
+        torch.save({**torch.load(init), "names": ["xx", "yy"]}, init)
+        assert run.main([*asked_for, "--resume"]) == 143
+    state = torch.load(tmp_path / "style/checkpoints/last.pt")
+    assert (state["step"], state["names"]) == (2, ["pa-0", "pa-1", "mo-0"])
 
 
 def test_styles_are_added_one_by_one(pictures: Path) -> None:

@@ -1,7 +1,8 @@
-"""Sheets and figures that a recipe makes while it trains, of a network that is on a GPU."""
+"""Sheets and figures that a recipe makes while it trains: of a network that is on a GPU, and on a disk that is full."""
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -83,6 +85,45 @@ def told_apart(path: Path) -> None:
 
 def painted(path: Path) -> None:
     painter.save_canvas(torch.zeros(1, 3, 16, 16, device=GPU, requires_grad=True), path)
+
+
+def plotted(path: Path) -> None:
+    wgan.plots.save_convergence([{"step": 0, "loss": 1.0}, {"step": 1, "loss": 0.5}], path, title="a run")
+
+
+def filmed(path: Path) -> None:
+    """Of frames that are small enough to be written, and too many."""
+    (path.parent / "samples").mkdir()
+    frames = [path.parent / "painting.png", *(path.parent / "samples" / f"{k:06d}.png" for k in range(8))]
+    for frame, pixels in zip(frames, pictures(9, 32, 32, 3), strict=True):
+        Image.fromarray(pixels).save(frame)
+    painter.save_film(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("save", "name"),
+    [
+        (lambda path: wgan.plots.save_grid(pictures(4, 64, 64, 3), path, columns=2), "000002.png"),
+        (lambda path: painter.save_canvas(torch.rand(1, 3, 64, 64), path), "painting.png"),
+        (plotted, "convergence.png"),
+        (filmed, "film.webp"),
+    ],
+    ids=["grid", "canvas", "curves", "film"],
+)
+def test_a_picture_that_cannot_be_written_leaves_the_one_before(
+    save: Callable[[Path], None], name: str, tmp_path: Path
+) -> None:
+    """Whole, and no part of the new one beside it: here room runs out."""
+    (tmp_path / name).write_bytes(b"the one before")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save(tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (tmp_path / name).read_bytes() == b"the one before"
+    assert not list(tmp_path.rglob(".*"))
 
 
 @pytest.mark.parametrize("made", [upscaled, colorized, stylized, generated, classified, told_apart, painted])

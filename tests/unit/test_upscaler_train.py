@@ -122,6 +122,18 @@ def test_one_photograph_in_ten_is_held_out_whole(photos: Path, capsys: pytest.Ca
     assert {high.shape for _, high in pictures.held_out["photos"]} == {(40, 56, 3)}
 
 
+def test_help_says_how_many_are_held_out_at_most(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which are fewer than one in ten of a large corpus."""
+    with pytest.raises(SystemExit):
+        run.main(["upscaler", "--help"])
+    assert f"one in ten of the corpus, {recipe.HELD_OUT} at most" in " ".join(capsys.readouterr().out.split())
+    monkeypatch.setattr(recipe, "HELD_OUT", 1)
+    pictures = recipe.load_corpus(options(photos, sizes=1))
+    assert (len(pictures.held_out["photos"]), len(pictures.photos)) == (1, 19)
+
+
 def test_photographs_to_judge_by_can_be_given(photos: Path, tmp_path: Path) -> None:
     """Then all of the corpus is learnt from."""
     Image.new("RGB", (70, 50), "teal").save(tmp_path / "a.png")

@@ -179,7 +179,7 @@ def test_seed_preset_is_the_sources() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [("steps", 0), ("batch", -1), ("columns", 0), ("network", "big"), ("ema", 1.5), ("generator_lr", float("nan")),
-     ("seed", -1), ("seed", 2**64), ("beta1", 1.0), ("beta2", 1.0)],
+     ("seed", -1), ("seed", 2**64), ("beta1", 1.0), ("beta2", 1.0), ("drift", -5.0), ("drift", float("nan"))],
 )  # fmt: skip
 def test_options_that_cannot_be_name_their_flag(field: str, value: object) -> None:
     """Each refusal names the flag."""

@@ -73,7 +73,8 @@ class Options:
     erase: float = 0.5
     """share of the pictures that lose a rectangle (Zhong et al. 2020)"""
     bf16: bool = True
-    """bfloat16 autocast and channels-last memory; off: plain float32"""
+    """bfloat16 autocast and channels-last memory; off: float32, which the convolutions of NVIDIA's GPUs from Ampere on
+    round to TF32"""
     checkpoint_minutes: float = 5.0
 
     def __post_init__(self) -> None:
@@ -329,7 +330,7 @@ def augment(picture: Tensor, options: Options, rng: torch.Generator) -> Tensor:
     if options.erase:
         # A rectangle of 6 to 14 pixels a side, somewhere, filled with one random gray.
         side = torch.randint(6, 15, (count, 2), generator=rng)
-        corner = (torch.rand(count, 2, generator=rng) * (SIZE - side)).long()
+        corner = (torch.rand(count, 2, generator=rng) * (SIZE - side + 1)).long()
         at = torch.arange(SIZE)
         inside = [(at >= corner[:, [k]]) & (at < (corner + side)[:, [k]]) for k in (0, 1)]
         erased = torch.rand(count, generator=rng) < options.erase
@@ -341,7 +342,7 @@ def augment(picture: Tensor, options: Options, rng: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def predict_logits(net: nn.Module, split: Split, *, batch: int = 512) -> Tensor:
-    """Logits (N, 10) of a split, in float32, as it will be served."""
+    """Logits (N, 10) of a split, without bfloat16; on a CPU in float32."""
     device = next(net.parameters()).device
     was_training = net.training
     net.eval()
@@ -393,7 +394,8 @@ def served(net: nn.Module) -> nn.Module:
 def load_net(checkpoint: Path) -> nn.Module:
     """The network of a checkpoint with its temperature, ready to serve. BadInput if it holds another network."""
     state = load_checkpoint(checkpoint)
-    if state.get("network") not in NETWORKS or "temperature" not in state:
+    # Of style and colorizer it is a dictionary, which no table can be asked for.
+    if not isinstance(state.get("network"), str) or state["network"] not in NETWORKS or "temperature" not in state:
         raise BadInput(f"checkpoint {checkpoint}: not the classifier's; `training.run classifier` writes those")
     try:
         net = Ensemble([each["net"] for each in state["learners"]], state["network"])

@@ -114,9 +114,13 @@ class Photographs:
     sha256: str  # of both
 
 
-def load_corpus(options: Options) -> Photographs:
-    if options.init and (sees := restore_net(Path(options.init)).net.size) != options.size:
+def check_init(options: Options) -> None:
+    """A network is trained at the size at which it is served. Raises BadInput for another, before a picture is read."""
+    if (sees := restore_net(Path(options.init)).net.size) != options.size:
         raise BadInput(f"--size: {options.size}, but the network of {options.init} sees {sees} pixels; give that")
+
+
+def load_corpus(options: Options) -> Photographs:
     source = Path(options.corpus) if options.corpus else natural.imagenette()
     size = round(ROOM * options.size)
     names = photos.find(source)
@@ -139,7 +143,16 @@ def train(options: Options, run: RunDir, corpus: Photographs) -> Path:
     """Train both stages and return the last checkpoint. Raises Stopped, with a checkpoint."""
     device = pick_device()
     torch.manual_seed(options.seed)
-    net, encoder = build_net(options)
+    # What goes on is what the checkpoint says: --init may have gone since, or hold another network by now.
+    if (state := run.restore()) is None:
+        net, encoder = build_net(options)
+    else:
+        with run.restoring():
+            before = net_of(state)
+            net, encoder = before.net, before.features
+    net.encoder.requires_grad_(True)  # but for its first blocks
+    for layer in net.encoder.frozen:
+        layer.requires_grad_(False)
     net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     critic = Critic(1 + (2 if net.color == "lab" else 3)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     trainable = [parameter for parameter in net.encoder.parameters() if parameter.requires_grad]
@@ -154,7 +167,7 @@ def train(options: Options, run: RunDir, corpus: Photographs) -> Path:
 
     rng = torch.Generator().manual_seed(options.seed)
     first = 0
-    if (state := run.restore()) is not None:
+    if state is not None:
         with run.restoring():
             for name, part in parts.items():
                 part.load_state_dict(state[name])
@@ -269,17 +282,13 @@ def sample_batch(
 
 
 def build_net(options: Options) -> tuple[Colorizer, str]:
-    """The network at its beginning, and what its encoder was before it; what of the encoder learns has gradients."""
+    """The network at its beginning, and what its encoder was before it."""
     if options.init:
         before = restore_net(Path(options.init))
-        net, name = before.net, before.features
-    else:
-        encoder, name = Encoder(pretrained(options.features)), options.features
-        net = Colorizer(encoder, options.widths, color=options.color, whole=options.whole, size=options.size)
-    net.encoder.requires_grad_(True)
-    for layer in net.encoder.frozen:
-        layer.requires_grad_(False)
-    return net, name
+        return before.net, before.features
+    encoder = Encoder(pretrained(options.features))
+    net = Colorizer(encoder, options.widths, color=options.color, whole=options.whole, size=options.size)
+    return net, options.features
 
 
 def pretrained(name: str) -> features.Vgg | resnet.ResNet18:
@@ -306,12 +315,17 @@ def restore_net(checkpoint: Path) -> Served:
     """The same with its norms, to go on training."""
     state = load_checkpoint(checkpoint)
     try:
-        encoder = Encoder(features.Vgg(*state["vgg"]) if state["vgg"] else resnet.ResNet18())
-        net = Colorizer(encoder, **state["network"])
-        net.load_state_dict(state["net"])
-        return Served(net, features=state["features"])
+        return net_of(state)
     except (KeyError, TypeError, RuntimeError) as error:
         raise BadInput(f"checkpoint {checkpoint}: not colorizer's; `training.run colorizer` writes those") from error
+
+
+def net_of(state: dict[str, Any]) -> Served:
+    """The same, of a checkpoint's content."""
+    encoder = Encoder(features.Vgg(*state["vgg"]) if state["vgg"] else resnet.ResNet18())
+    net = Colorizer(encoder, **state["network"])
+    net.load_state_dict(state["net"])
+    return Served(net, features=state["features"])
 
 
 def served(net: nn.Module) -> nn.Module:

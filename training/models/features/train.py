@@ -43,7 +43,7 @@ class Options:
     first_size: int = 64
     """pixels a side in the first epoch"""
     last_size: int = 112
-    """and in the last ones"""
+    """and in the last ones; in memory pictures have the larger of both sizes, 128 at least"""
     checkpoint_minutes: float = 5.0
 
     def __post_init__(self) -> None:
@@ -67,7 +67,9 @@ PRESETS = {
 
 
 def load_corpus(options: Options) -> Natural:
-    return natural.load(options.corpus, pictures=options.pictures)
+    # Crops larger than what they are cut from would show nothing more: 128 is the default's 112, and some room.
+    size = max(128, options.first_size, options.last_size)
+    return natural.load(options.corpus, size=size, pictures=options.pictures)
 
 
 def train(options: Options, run: RunDir, corpus: Natural) -> Path:

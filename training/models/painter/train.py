@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from serving.backends.painter import painting
 from serving.backends.painter.knobs import KNOBS, OPTIMIZERS, STARTS, BadRequest, Knobs, read
+from training import plots
 from training.data import corpus, photos
 from training.devices import pick_device
 from training.errors import BadInput
@@ -247,10 +248,8 @@ def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
 
 
 def save_canvas(canvas: Tensor, path: Path) -> None:
-    """Beside, then in its place: a run stopped here keeps the picture that it had."""
-    beside = path.with_name(f".{path.name}")
-    Image.fromarray(painting.pixels(canvas[0].detach().cpu().numpy())).save(beside, format="png")
-    beside.replace(path)
+    with plots.in_place_of(path) as beside:
+        Image.fromarray(painting.pixels(canvas[0].detach().cpu().numpy())).save(beside)
 
 
 def save_film(run: Path, *, frame_ms: int = 100, last_ms: int = 2000) -> None:
@@ -259,9 +258,8 @@ def save_film(run: Path, *, frame_ms: int = 100, last_ms: int = 2000) -> None:
         size = painted.size
     frames = [Image.open(path).resize(size, Image.Resampling.BICUBIC) for path in sorted(run.glob("samples/*.png"))]
     durations = [frame_ms] * (len(frames) - 1) + [last_ms]
-    beside = run / ".film.webp"
-    frames[0].save(beside, save_all=True, append_images=frames[1:], duration=durations, loop=0, quality=85)
-    beside.replace(run / "film.webp")
+    with plots.in_place_of(run / "film.webp") as beside:
+        frames[0].save(beside, save_all=True, append_images=frames[1:], duration=durations, loop=0, quality=85)
 
 
 # --- what is served: the objective ---

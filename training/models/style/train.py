@@ -171,7 +171,13 @@ def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
     device = pick_device()
     torch.manual_seed(options.seed)
     vgg = load_vgg(options).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    net, names, first_new = build_net(options, corpus)
+    # What goes on is what the checkpoint says: --init may have gone since, or hold another network by now.
+    if (state := run.restore()) is None:
+        net, names, first_new = build_net(options, corpus)
+    else:
+        with run.restoring():
+            before = net_of(state)
+            net, names, first_new = before.net, before.names, len(before.names) - 1 if options.add_style else 0
     net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     # A style that is added changes nothing of the others: only rows of norms that are new are trained.
     per_style = [parameter for name, parameter in net.named_parameters() if name.endswith((".scale", ".shift"))]
@@ -183,14 +189,14 @@ def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
     adam = torch.optim.Adam(groups, options.lr, fused=True)
     ddp_net, shard = distributed.data_parallel(net), distributed.shard(options.batch)
     images = torch.from_numpy(corpus.images)
-    target_grams = grams_of(vgg, corpus.paintings, options.style_layers, device)
+    paintings = [corpus.paintings[name] for name in names[first_new:]]  # in the network's order, not the files'
+    target_grams = grams_of(vgg, paintings, options.style_layers, device)
     layers = {*options.content_layers, *options.style_layers}
 
     rng = torch.Generator().manual_seed(options.seed)
     first = 0
-    if (state := run.restore()) is not None:
+    if state is not None:
         with run.restoring():
-            net.load_state_dict(state["net"])
             adam.load_state_dict(state["adam"])
             rng.set_state(state["luck"])
             first = state["step"]
@@ -209,7 +215,7 @@ def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
 
         # --- photographs, and a style for each: the whole batch's, and of these this worker's shard ---
         chosen = torch.randint(len(images), (options.batch,), generator=rng)[shard]
-        style_index = torch.randint(len(corpus.paintings), (options.batch,), generator=rng)[shard].to(device)
+        style_index = torch.randint(len(paintings), (options.batch,), generator=rng)[shard].to(device)
         mirrored = (torch.rand(options.batch, generator=rng) < 0.5)[shard, None, None, None].to(device)
         photo = images[chosen].to(device).permute(0, 3, 1, 2)  # as bytes: floats are made where they are needed
         photo = torch.where(mirrored, photo.flip(3), photo).float() / 255
@@ -288,9 +294,9 @@ def build_net(options: Options, corpus: Gallery) -> tuple[StyleNet, tuple[str, .
         if asked != (there := before.net.options[name]):
             raise BadInput(f"--{name}: {asked}, but the network of {options.init} has {there}; give that")
     if not options.add_style:
-        if before.names != names:
+        if set(before.names) != set(names):
             raise BadInput(f"--init: {options.init} knows {', '.join(before.names)}, not {', '.join(names)}")
-        return before.net, names, 0
+        return before.net, before.names, 0
     if names[0] in before.names:
         raise BadInput(f"--add-style: {options.init} has a style {names[0]} already; rename the picture")
     return before.net.with_another(), (*before.names, *names), len(before.names)
@@ -303,12 +309,10 @@ def objective(options: Options) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def grams_of(
-    vgg: Vgg, paintings: dict[str, np.ndarray], layers: tuple[str, ...], device: torch.device
-) -> dict[str, Tensor]:
+def grams_of(vgg: Vgg, paintings: list[np.ndarray], layers: tuple[str, ...], device: torch.device) -> dict[str, Tensor]:
     """By layer the Gram matrices (S, C, C) of all paintings."""
     grams: dict[str, list[Tensor]] = {name: [] for name in layers}
-    for painting in paintings.values():
+    for painting in paintings:
         picture = torch.from_numpy(painting).permute(2, 0, 1)[None].float() / 255
         for name, activation in vgg(picture.to(device), layers).items():
             grams[name].append(gram(activation)[0])
@@ -331,12 +335,16 @@ def load_net(checkpoint: Path) -> Served:
     """The network of a checkpoint, with the names of its styles. BadInput if it holds another network."""
     state = load_checkpoint(checkpoint)
     try:
-        net = StyleNet(**state["network"])
-        net.load_state_dict(state["net"])
-        served = Served(net, tuple(state["names"]), state["objective"])
+        return net_of(state).eval()
     except (KeyError, TypeError, RuntimeError) as error:
         raise BadInput(f"checkpoint {checkpoint}: not style's; `training.run style` writes those") from error
-    return served.eval()
+
+
+def net_of(state: dict[str, Any]) -> Served:
+    """The same, of a checkpoint's content."""
+    net = StyleNet(**state["network"])
+    net.load_state_dict(state["net"])
+    return Served(net, tuple(state["names"]), state["objective"])
 
 
 def served(net: nn.Module) -> nn.Module:

@@ -43,7 +43,8 @@ class Options:
     corpus: str = ""
     """a folder or zip of photographs; left out: Imagenette, fetched into $ATELIER_DATA once"""
     test: str = ""
-    """a folder or zip of photographs to measure with; left out: one in ten of the corpus, which is not trained on"""
+    """a folder or zip of photographs to measure with; left out: one in ten of the corpus, 100 at most, which
+    are not trained on"""
     photos: int = 0
     """the most to take; 0 takes all"""
     init: str = ""
@@ -250,14 +251,19 @@ def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
     """Train for options.steps and return the last checkpoint. Raises Stopped, with a checkpoint."""
     device = pick_device()
     torch.manual_seed(options.seed)
-    net = load_net(Path(options.init)).net if options.init else Upscaler(options.channels, options.layers)
+    # What goes on is what the checkpoint says: --init may have gone since, or hold another network by now.
+    if (state := run.restore()) is None:
+        net = load_net(Path(options.init)).net if options.init else Upscaler(options.channels, options.layers)
+    else:
+        with run.restoring():
+            net = Upscaler(**state["upscaler"])
     net.train().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = copy.deepcopy(net).requires_grad_(False)
     adam = torch.optim.Adam(net.parameters(), options.lr, fused=True)
     vgg = load_vgg(options).to(device) if options.perceptual else None
     ddp_net, shard = distributed.data_parallel(net), distributed.shard(options.batch)
     first = 0
-    if (state := run.restore()) is not None:
+    if state is not None:
         with run.restoring():
             net.load_state_dict(state["net"])
             ema.load_state_dict(state["average"])

@@ -62,7 +62,8 @@ class Options:
     ema: float = 0.999
     """decay of the generator's running average, which is what gets evaluated and served; 0 serves the last one"""
     bf16: bool = True
-    """bfloat16 autocast and channels-last memory; off: plain float32"""
+    """bfloat16 autocast and channels-last memory; off: float32, which the convolutions of NVIDIA's GPUs from Ampere on
+    round to TF32"""
     rows: int = 4
     """of a grid of samples"""
     columns: int = 8
@@ -86,6 +87,8 @@ class Options:
         for name in ("ema", "decay_from"):
             if not 0 <= getattr(self, name) <= 1:
                 raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} must lie within 0 and 1")
+        if not 0 <= self.drift < float("inf"):
+            raise BadInput(f"--drift: {self.drift} must be 0 or more")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise BadInput(f"--{name}: {getattr(self, name)} must lie within 0 and 1, without 1")
@@ -96,7 +99,8 @@ CORPUS_FROM_SEED = True
 
 PRESETS = {
     "default": Options(),
-    # The source's options. It names no average of weights, no decay and no drift term; its batch norm needs float32.
+    # The source's options. It names no average of weights, no decay and no drift term; its batch norm needs float32,
+    # and has it on a GPU, too: only convolutions are rounded to TF32 there.
     "seed": Options(
         network="source",
         steps=1_200,
@@ -266,7 +270,7 @@ def update_ema(ema: nn.Module, net: nn.Module, *, decay: float) -> None:
 
 @torch.no_grad()
 def generate(generator: nn.Module, latents: Tensor, *, batch: int = 64) -> np.ndarray:
-    """Latents float (N, 100) -> pictures uint8 (N, 128, 128, 3), in float32, as they will be served."""
+    """Latents float (N, 100) -> pictures uint8 (N, 128, 128, 3), without bfloat16; on a CPU as they will be served."""
     device = next(generator.parameters()).device
     was_training = generator.training
     net = served(generator)
@@ -283,7 +287,8 @@ def served(generator: nn.Module) -> nn.Module:
 def own_checkpoint(path: Path, network: str | None = None) -> dict[str, Any]:
     """A checkpoint of this recipe's, of the given network or any. BadInput if it is something else."""
     state = load_checkpoint(path)
-    if state.get("network") not in NETWORKS or "average" not in state:
+    # Of style and colorizer it is a dictionary, which no table can be asked for.
+    if not isinstance(state.get("network"), str) or state["network"] not in NETWORKS or "average" not in state:
         raise BadInput(f"checkpoint {path}: not one of wgan's; give one that `training.run wgan` wrote")
     if network not in (None, state["network"]):
         raise BadInput(f"checkpoint {path}: of the {state['network']} network; --network {network} can't start from it")
