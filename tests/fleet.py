@@ -46,9 +46,9 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def fleet(repository: Path, size: int, models: tuple[str, ...] = ()) -> Iterator[Fleet]:
+def fleet(repository: Path, size: int) -> Iterator[Fleet]:
     with contextlib.ExitStack() as stack:
-        yield Fleet(repository, [stack.enter_context(Embedded(repository, models=models)) for _ in range(size)])
+        yield Fleet(repository, [stack.enter_context(Embedded(repository)) for _ in range(size)])
 
 
 def process(server: Embedded) -> int:
@@ -123,10 +123,10 @@ class Load:
 
 
 @contextlib.contextmanager
-def under_load(addresses: list[str], callers: int = 2) -> Iterator[Load]:
-    """Each address has callers of its own, and someone who asks whether it is ready, as a probe does."""
+def under_load(addresses: list[str]) -> Iterator[Load]:
+    """Each address has two callers of its own, and someone who asks whether it is ready, as a probe does."""
     load, stop, lock = Load(), threading.Event(), threading.Lock()
-    works = [(work, address) for address in addresses for work in (*[_call] * callers, _probe)]
+    works = [(work, address) for address in addresses for work in (_call, _call, _probe)]
     threads = [threading.Thread(target=_repeat, args=(work, address, load, stop, lock)) for work, address in works]
     for thread in threads:
         thread.start()

@@ -50,11 +50,11 @@ def let_go(server: Embedded, spec: ModelSpec, like: np.ndarray[Any, Any]) -> Non
         client.infer(spec.name, [tensor], priority=URGENT, client_timeout=PATIENCE_S)
 
 
-def wait_for_queue(server: Embedded, spec: ModelSpec, length: int = 1) -> None:
-    """Returns when so many requests wait in the model's queue, of whichever version."""
+def wait_for_queue(server: Embedded, spec: ModelSpec) -> None:
+    """Returns when one request waits in the model's queue, of whichever version."""
     end = time.monotonic() + PATIENCE_S
-    while (found := _queue_length(server, spec.name)) != length:
-        assert time.monotonic() < end, f"{found} wait for {spec.name}, and never {length}"
+    while (found := _queue_length(server, spec.name)) != 1:
+        assert time.monotonic() < end, f"{found} wait for {spec.name}, and never 1"
         time.sleep(0.02)
 
 

@@ -2,7 +2,7 @@
 
     … --model classifier=3 --model style=1     a mix: three requests to the classifier for each to style
     … --callers 8 --callers 32                 closed loop only
-    … --rate 50 --rate 100 --p99-ms 200        open loop only; the highest rate that keeps within the limit
+    … --rate 50 --rate 100 --p99-ms 200        open loop only; the rate up to which each keeps within the limit
     … --way sdk --url localhost:8001           through the SDK, to a server that runs already
     … --agree --way sdk --callers 64           beside NVIDIA's perf_analyzer
     … --report --write README.md               every way to serve, side by side
@@ -19,7 +19,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +27,13 @@ from serving.errors import ServingError
 from serving.repository import REPOSITORY, models
 from tests.load import knee, page, perf_analyzer, plots, servers, side_by_side, tables
 from tests.load.generator import Generator
-from tests.load.plan import ClosedLoop, Plan, mixed
+from tests.load.measure import machine
+from tests.load.plan import ClosedLoop, OpenLoop, Plan, mixed
 from tests.load.result import HEAD, Result, rows, server_lines
 from tests.load.targets import Target
 
 OUT = Path("out/load")
 WIDTHS = (16, 11, 10, 8, 7, *[7] * 5, 7, 1)
-WARMUP_S = 1.0
 AGREE_CALLERS = {"classifier": 8}
 AGREE_CALLERS_ELSE = 2
 """of slower models: perf_analyzer counts only requests that begin and end within a window, which must be long beside
@@ -43,6 +42,8 @@ COUNTERPARTS = ("triton", "grpc", "tritonclient", "sdk", "sdk-threads")
 LEAST_AGREED, MOST_AGREED = 0.9, 1.1
 LOAD, AGREE, REPORT = "a plain load", "--agree", "--report"
 LOADS_ONLY = ("url", "rate", "p99_ms", "requests", "warmup_s", "processes", "seed")
+PLANNED = ("warmup_s", "duration_s", "requests", "processes", "seed")
+"""options that are a Plan's, which has their defaults"""
 UNUSED = {LOAD: ("write", "quick"), AGREE: (*LOADS_ONLY, "write"), REPORT: (*LOADS_ONLY, "way", "callers")}
 """Options that each refuses, as it would go on without them and measure something else than was asked for."""
 
@@ -75,12 +76,14 @@ def _parser() -> cli.Parser:
         help=f"for the knee; default {knee.LATENCY_FACTOR:g} times the fewest callers' median",
     )
     add(
-        "--duration-s", type=tables.positive(float), help="of each window; default 5, of --report and --agree their own"
+        "--duration-s",
+        type=tables.positive(float),
+        help=f"of each window; default {Plan.duration_s:g}, of --report and --agree their own",
     )
     add("--requests", type=tables.positive(int), help="of each window, instead of a duration")
-    add("--warmup-s", type=tables.positive(float), help=f"default {WARMUP_S:g}")
-    add("--processes", type=tables.positive(int), help="of the generator; default 1")
-    add("--seed", type=int, help="of the arrivals and the mix; default 0")
+    add("--warmup-s", type=tables.positive(float), help=f"default {Plan.warmup_s:g}")
+    add("--processes", type=tables.positive(int), help=f"of the generator; default {Plan.processes}")
+    add("--seed", type=int, help=f"of the arrivals and the mix; default {Plan.seed}")
     add("--out", type=tables.folder, default=OUT, help="default %(default)s")
     add("--quick", action="store_true", help="with --report or --agree: short windows, one round")
     written = "with --report: put tables between their markers there (again for more files)"
@@ -102,7 +105,7 @@ def _run(options: argparse.Namespace) -> str:
         if getattr(options, name) != _parser().get_default(name):
             takers = " or ".join(command for command, unused in UNUSED.items() if name not in unused)
             raise BadOptions(f"--{name.replace('_', '-')}: goes with {takers}, not with {options.command}")
-    options.way = options.way or ("grpc" if options.url else "triton")
+    options.way = options.way or ("triton" if options.url is None else "grpc")
     _check(options)
     if options.dry_run:
         return json.dumps(vars(options), default=str)
@@ -119,7 +122,9 @@ def _check(options: argparse.Namespace) -> None:
         raise BadOptions(f"--way {options.way}: perf_analyzer asks a Triton; give {', '.join(COUNTERPARTS)}")
     if command == AGREE and len(options.callers or ()) > 1:
         raise BadOptions("--callers: --agree takes one number; give it once")
-    if options.url and options.way not in servers.ELSEWHERE:
+    if options.url == "":
+        raise BadOptions("--url: is empty; give the address of a Triton, such as localhost:8001, or leave it out")
+    if options.url is not None and options.way not in servers.ELSEWHERE:
         raise BadOptions(f"--url: goes with --way {', '.join(servers.ELSEWHERE)}, not {options.way}")
     if "painter" in names and (command != LOAD or options.way in ("in-process", "tritonclient", "torchserve")):
         asker = f"--way {options.way}" if command == LOAD else command
@@ -128,7 +133,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.requests and options.duration_s:
         raise BadOptions("--requests: instead of --duration-s; give one of them")
     fewest = options.callers and min(options.callers)
-    if fewest and fewest < (options.processes or 1):
+    if fewest and fewest < (options.processes or Plan.processes):
         raise BadOptions(f"--callers {fewest}: fewer than --processes {options.processes}; give one process each")
     tables.check_markers(options.write)
 
@@ -138,23 +143,21 @@ def _check(options: argparse.Namespace) -> None:
 
 def _loads(options: argparse.Namespace) -> str:
     weights = dict(options.model) or {"wgan": 1.0}
-    mix, processes = mixed(weights, options.repository), options.processes or 1
-    with _target(options, list(weights)) as target, Generator(processes) as generator:
-        plan = Plan(
-            target=target, load=ClosedLoop(1), mix=mix, warmup_s=options.warmup_s or WARMUP_S,
-            duration_s=options.duration_s or 5.0, requests=options.requests or 0, processes=processes,
-            seed=options.seed or 0,
-        )  # fmt: skip
-        print(_line(HEAD), flush=True)
-        given = options.callers or options.rate
-        callers = (options.callers or ()) if given else knee.STREAMS if "painter" in weights else knee.CALLERS
-        rates = (options.rate or ()) if given else None
-        results = knee.stages(generator, plan, callers, rates, _show)
+    mix = mixed(weights, options.repository)
+    planned = {name: value for name in PLANNED if (value := getattr(options, name)) is not None}
+    given = options.callers or options.rate
+    callers = (options.callers or ()) if given else knee.STREAMS if "painter" in weights else knee.CALLERS
+    rates = (options.rate or ()) if given else None
+    with _target(options, list(weights)) as target:
+        plan = Plan(target=target, load=ClosedLoop(1), mix=mix, **planned)
+        with Generator(plan.processes) as generator:
+            print(_line(HEAD), flush=True)
+            results = knee.stages(generator, plan, callers, rates, _show)
     return _write_results(options, "+".join(weights), results)
 
 
 def _target(options: argparse.Namespace, names: Sequence[str]) -> AbstractContextManager[Target]:
-    if options.url:
+    if options.url is not None:
         return servers.elsewhere(options.way, options.url, names)
     return servers.WAYS[options.way](options.repository, names)
 
@@ -175,18 +178,18 @@ def _write_results(options: argparse.Namespace, models: str, results: Sequence[R
     folder = options.out / f"{models}-{options.way}"
     limit_ms = options.p99_ms or knee.limit_ms(results)
     found = knee.knee(results, limit_ms) if limit_ms else None
-    verdict = _verdict(results, found, limit_ms) + _doubted(results)
+    verdict, about = _verdict(results, found, limit_ms) + _doubted(results), machine()
     print(verdict)
     report = {
         "models": models,
         "knee_per_s": found.data()["load"] if found else None,
         "limit_p99_ms": limit_ms,
-        "machine": tables.machine(),
+        **about,
         "results": [result.data() for result in results],
     }
-    about = f"{results[0].plan.target.name}, {date.today()}, {report['machine']}"
     pictures = plots.all_of(results, limit_ms, folder)
-    page.write(folder / "report.html", f"{models} under load", about, verdict, results, pictures)
+    beside = f"{results[0].plan.target.name}, {about['date']}, {tables.worded(about)}"
+    page.write(folder / "report.html", f"{models} under load", beside, verdict, results, pictures)
     _write_json(folder / "results.json", report)
     print(f"{folder / 'report.html'}: the page; beside it {', '.join(path.name for path in pictures)}, results.json")
     return json.dumps(report)
@@ -194,16 +197,20 @@ def _write_results(options: argparse.Namespace, models: str, results: Sequence[R
 
 def _verdict(results: Sequence[Result], found: Result | None, limit_ms: float | None) -> str:
     rates = knee.by_rate(results)
-    if not rates:
+    if not any(isinstance(result.plan.load, OpenLoop) for result in results):
         return "No rate was tried, so there is no knee: give --rate, or leave out --callers."
+    if not rates:
+        return "No request arrived in any window, so there is no knee: give a longer --duration-s, or --requests."
     if limit_ms is None:
         return "No limit for the 99th percentile: give --p99-ms, or callers beside the rates."
+    limit = f"The limit of p99 is {limit_ms:.4g} ms."
+    broke = next((f"At {each.plan.load} {why}" for each in rates if (why := knee.shortfall(each, limit_ms))), "")
     if found is None:
-        return f"No rate kept the 99th percentile under {limit_ms:.4g} ms without errors."
+        return f"No knee: the lowest rate at which requests came was not sustained. {broke}. {limit}"
     total = f"{found.plan.load} (p99 {found.percentile_ms(99):.4g} ms)"
-    if found is rates[-1]:
-        return f"Knee: at least {total}, with a limit of {limit_ms:.4g} ms; no higher rate was tried."
-    return f"Knee: {total} is the highest rate that kept the 99th percentile under {limit_ms:.4g} ms."
+    if not broke:
+        return f"Knee: at least {total}; no requests came at a higher rate. {limit}"
+    return f"Knee: {total} is the highest rate up to which every rate was sustained. {broke}. {limit}"
 
 
 def _doubted(results: Sequence[Result]) -> str:
@@ -230,7 +237,7 @@ def _agree(options: argparse.Namespace) -> str:
             window_s = options.duration_s or usual_s
             found.append(perf_analyzer.agree(target, share, callers, rounds=rounds, window_s=window_s).data())
         print(_agreement(options.way, found[-1]))
-    report = {"machine": tables.machine(), "way": options.way, "agreement": found}
+    report = {**machine(), "way": options.way, "agreement": found}
     _write_json(options.out / "agreement.json", report)
     return json.dumps(report)
 
@@ -254,7 +261,7 @@ def _report(options: argparse.Namespace) -> str:
         times = replace(times, duration_s=options.duration_s, open_s=options.duration_s)
     compared = side_by_side.compare(options.repository, names, times, lambda line: print(line, flush=True))
     made = tables.table(compared, times)
-    report = {"machine": tables.machine(), "rounds": times.rounds, "models": tables.data(compared)}
+    report = {**machine(), "rounds": times.rounds, "models": tables.data(compared)}
     windows = [
         {"model": row.model, "way": row.way, **result.data()}
         for row in compared

@@ -13,14 +13,11 @@ threads.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import sys
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +31,7 @@ from serving import cli, repository
 from serving.backends.painter import knobs, painting
 from serving.embedded import Embedded
 from tests.load import benches
+from tests.load.benches import seconds
 from training.catalog import spec
 from training.data.files import home
 from training.data.photos import to_rgb
@@ -141,12 +139,6 @@ def bench_objective(of: painting.Graph, vgg: features.Vgg, content: np.ndarray, 
     return {"ratio": told}
 
 
-def seconds(action: Callable[[], object]) -> float:
-    begun = time.perf_counter()
-    action()
-    return time.perf_counter() - begun
-
-
 def bench_evaluation(of: painting.Graph, vgg: features.Vgg, content: np.ndarray, style: np.ndarray) -> dict[str, float]:
     """One evaluation of a canvas that changes, in milliseconds."""
     asked = knobs.read({})
@@ -193,7 +185,7 @@ def main() -> int:
     return benches.run(report, args)
 
 
-def report(args: argparse.Namespace) -> str:
+def report(args: argparse.Namespace) -> dict[str, Any]:
     threads = spec("painter").threads
     torch.set_num_threads(threads)
     content, style = (picture(path, args.size) for path in (args.content, args.style))
@@ -204,9 +196,7 @@ def report(args: argparse.Namespace) -> str:
     measured = bench_objective(of, vgg, content, style)
     measured |= bench_evaluation(of, vgg, content, style)
     measured |= bench_served(args.repository, content, style)
-    about = {"bench": "painter", "version": version, "size": args.size}
-    machine = {"threads": threads, "cores": os.cpu_count(), "machine": platform.machine()}
-    return json.dumps(about | measured | machine)
+    return {"bench": "painter", "version": version, "size": args.size, "threads": threads, **measured}
 
 
 if __name__ == "__main__":

@@ -16,10 +16,7 @@ sleep, or they would take their cores away from the server; the others run on th
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -41,7 +38,8 @@ from serving.embedded import Embedded
 from serving.repository import MODEL, REPOSITORY, newest
 from serving.spec import ModelSpec
 from tests.load import benches, tables
-from tests.load.measure import STAGES
+from tests.load.benches import seconds
+from tests.load.measure import CORES, STAGES
 from tests.load.questions import LAST_STAGE, SIDES, batch, folder, open_session, random_inputs
 from training.catalog import spec
 
@@ -56,12 +54,6 @@ def in_process(repository: Path, model: ModelSpec) -> Callable[..., np.ndarray]:
 def ordered(path: Path, model: ModelSpec) -> Callable[..., np.ndarray]:
     session, names = open_session(path, model), [tensor.name for tensor in model.inputs]
     return lambda *arrays: session.run(None, dict(zip(names, arrays, strict=True)))[0]
-
-
-def seconds(action: Callable[[], object]) -> float:
-    begun = time.perf_counter()
-    action()
-    return time.perf_counter() - begun
 
 
 def show(name: str, values: list[float]) -> None:
@@ -90,7 +82,7 @@ def bench_wgan(repository: Path, frames: int, rounds: int) -> dict[str, Any]:
             served.append(seconds(lambda: client.generate(latents)))
 
     ratio = statistics.median(s / a for s, a in zip(served, alone, strict=True))
-    print(f"{frames} frames, {rounds} rounds in turn, {threads} threads, {os.cpu_count()} cores")
+    print(f"{frames} frames, {rounds} rounds in turn, {threads} threads, {CORES} cores")
     show("ONNX Runtime in process", alone)
     show("Triton through the SDK", served)
     print(f"served / in process: {ratio:.2f} (median of the rounds' ratios)")
@@ -133,7 +125,7 @@ def bench_classifier(repository: Path, requests: int) -> dict[str, Any]:
         inside = (stages_us(plain) - before) / (2 * requests)
 
     alone, through, served = (1000 * statistics.median(values) for values in times.values())
-    print(f"{requests} pictures one by one, in turn, {classifier.threads} thread, {os.cpu_count()} cores")
+    print(f"{requests} pictures one by one, in turn, {classifier.threads} thread, {CORES} cores")
     for name, values in times.items():
         show(name, values)
     print(f"served - in process: {served - alone:.2f} ms ({through - alone:.2f} ms without the SDK), between medians")
@@ -205,7 +197,7 @@ def bench_pictures(repository: Path, name: str, pictures: int, rounds: int, side
                 if measured >= 0:
                     times[way].append(took)
 
-    print(f"{pictures} pictures of {side} x {side} in each of {rounds} rounds, 2 callers, {os.cpu_count()} cores")
+    print(f"{pictures} pictures of {side} x {side} in each of {rounds} rounds, 2 callers, {CORES} cores")
     for way, values in times.items():
         print(f"{way:28} {1000 * statistics.median(values):6.1f} ms a picture")
     alone, through, batched, served, *johnsons = times.values()
@@ -277,7 +269,7 @@ def main() -> int:
     return benches.run(report, args)
 
 
-def report(args: argparse.Namespace) -> str:
+def report(args: argparse.Namespace) -> dict[str, Any]:
     version = newest(args.repository, args.model)
     if args.model == "wgan":
         measured = bench_wgan(args.repository, args.frames, args.rounds)
@@ -286,9 +278,8 @@ def report(args: argparse.Namespace) -> str:
     else:
         side = args.side or SIDES[args.model]
         measured = bench_pictures(args.repository, args.model, args.pictures, args.rounds, side)
-    about = {"bench": "serving", "model": args.model, "version": version}
-    machine = {"threads": spec(args.model).threads, "cores": os.cpu_count(), "machine": platform.machine()}
-    return json.dumps(about | machine | measured)
+    about = {"bench": "serving", "model": args.model, "version": version, "threads": spec(args.model).threads}
+    return about | measured
 
 
 if __name__ == "__main__":

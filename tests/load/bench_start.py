@@ -9,12 +9,11 @@ would answer, warmed up. Memory is the sum of the processes' proportional sizes 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from serving import cli
 from serving.embedded import Embedded
@@ -33,7 +32,7 @@ def main() -> int:
     return benches.run(report, parser.parse_args())
 
 
-def report(asked: argparse.Namespace) -> str:
+def report(asked: argparse.Namespace) -> dict[str, Any]:
     served = {ALL: [], **{name: [name] for name in models(asked.repository)}}
     rounds = [{name: started(asked.repository, these) for name, these in served.items()} for _ in range(asked.rounds)]
     told = {}
@@ -41,7 +40,7 @@ def report(asked: argparse.Namespace) -> str:
         ready_s, idle_mib = (statistics.median(values) for values in zip(*(each[name] for each in rounds), strict=True))
         print(f"{name:12} ready in {ready_s:5.2f} s, {idle_mib:5.0f} MiB idle")
         told[name] = {"ready_s": round(ready_s, 3), "idle_mib": round(idle_mib)}
-    return json.dumps({"bench": "start", "rounds": asked.rounds, "cores": os.cpu_count(), "models": told})
+    return {"bench": "start", "rounds": asked.rounds, "models": told}
 
 
 def started(repository: Path, names: list[str]) -> tuple[float, float]:

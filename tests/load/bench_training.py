@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -181,7 +179,7 @@ def main() -> int:
     return benches.run(report, args)
 
 
-def report(args: argparse.Namespace) -> str:
+def report(args: argparse.Namespace) -> dict[str, Any]:
     keep_freed_memory()  # for both loops
     options, corpus, fast, slow = setting(args.network, args.steps)
     brief, few, *_ = setting(args.network, steps=1)
@@ -202,12 +200,12 @@ def report(args: argparse.Namespace) -> str:
     spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
     print(f"plain / ours: {statistics.median(ratios):.2f}, median of rounds from {spread}")
     print(f"losses apart by {apart:.1%} of their range (median step); {args.out}")
-    return json.dumps({
+    return {
         "bench": "training", "network": args.network, "steps": args.steps, "rounds": args.rounds,
         "ratio": round(statistics.median(ratios), 3), "ours_s": statistics.median(ours_s),
         "plain_s": statistics.median(plain_s), "losses_apart": apart, "threads": threads,
-        "torch": torch.__version__, "machine": platform.machine(),
-    })  # fmt: skip
+        "torch": torch.__version__,
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

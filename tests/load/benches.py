@@ -1,22 +1,34 @@
-"""How every bench runs: a mistake is one line and exit status 2, and whoever stops reading stops it."""
+"""How every bench runs: its figures are the last line of stdout, one JSON object that names the machine; a mistake is
+one line and exit status 2, and whoever stops reading stops it."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from serving import cli
 from serving.errors import ServingError
+from tests.load.measure import machine
 from training.errors import BadInput
 
 
-def run(measure: Callable[[argparse.Namespace], str], options: argparse.Namespace) -> int:
-    """Prints what `measure` returns, its last lines; returns the exit status."""
+def run(measure: Callable[[argparse.Namespace], Mapping[str, Any]], options: argparse.Namespace) -> int:
+    """Prints what `measure` returns, beside the machine; returns the exit status."""
 
     def measured(options: argparse.Namespace) -> str:
         try:
-            return measure(options)
+            return json.dumps({**measure(options), **machine()})
         except BadInput as error:
             raise ServingError(str(error)) from error
 
     return cli.run(measured, options)
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """How long it takes."""
+    begun = time.perf_counter()
+    action()
+    return time.perf_counter() - begun

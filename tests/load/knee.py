@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ SHARES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0)
 LATENCY_FACTOR = 5.0
 """Of the 99th percentile over the median latency of the fewest callers; the limit where none is given."""
 MIN_COMPLETED = 0.95
-"""share of the requests that must be answered within the window, as else a backlog grows"""
+"""share of the requests that must be answered within the window, as else a backlog grows; one may be on its way"""
 
 Show = Callable[[Result], None]
 
@@ -52,18 +53,25 @@ def knee(results: Sequence[Result], limit_ms: float) -> Result | None:
     """The highest rate up to which every rate was sustained: all answered rightly, in time, and without a backlog."""
     found = None
     for result in by_rate(results):
-        if not _is_sustained(result, limit_ms):
+        if shortfall(result, limit_ms):
             break
         found = result
     return found
 
 
 def by_rate(results: Sequence[Result]) -> list[Result]:
-    """Those of open loop, the lowest rate first."""
-    open_loop = [result for result in results if isinstance(result.plan.load, OpenLoop)]
-    return sorted(open_loop, key=lambda result: result.plan.load.per_s)
+    """Those of open loop in whose window a request arrived, the lowest rate first."""
+    asked = [result for result in results if isinstance(result.plan.load, OpenLoop) and result.total.requests]
+    return sorted(asked, key=lambda result: result.plan.load.per_s)
 
 
-def _is_sustained(result: Result, limit_ms: float) -> bool:
-    keeps_up = result.total.completed >= MIN_COMPLETED * result.total.requests - 1
-    return keeps_up and not result.failures and result.percentile_ms(99) <= limit_ms
+def shortfall(result: Result, limit_ms: float) -> str:
+    """What shows that a rate was not sustained: errors, a backlog, the 99th percentile. Empty where it was."""
+    total, p99_ms, found = result.total, result.percentile_ms(99), []
+    if result.failures:
+        found.append(f"{result.failures} of {total.requests} requests failed")
+    if total.completed + result.failures < MIN_COMPLETED * total.requests - 1:
+        found.append(f"a backlog grew ({total.completed} right answers came while {total.requests} requests did)")
+    if limit_ms < p99_ms < math.inf:
+        found.append(f"p99 was {p99_ms:.4g} ms")
+    return ", ".join(found)

@@ -36,6 +36,9 @@ LATE_S = 1e-3
 TICK_S = 10e-3
 EPOLL_S = 1e-3
 """epoll's resolution"""
+THREADS = 16
+"""In open loop a ThreadedTarget has at most so many requests in flight; what arrives while no thread is free waits, and
+that counts as latency."""
 HIGHEST_US = 3600 * 10**6
 SIGNIFICANT_DIGITS = 3
 READY = "ready"
@@ -184,7 +187,7 @@ class Worker:
                     self._send_next(sends)
             else:
                 self._outstanding = callers = 1
-                arrivals = self._arrivals(self.plan.load)
+                arrivals = self._due(self.plan.load)
                 self._send_arrived(sends, arrivals, next(arrivals, math.inf))
             if callers:
                 await self._drained
@@ -247,10 +250,10 @@ class Worker:
     def in_threads(self, connection: Connection) -> WorkerResult:
         assert isinstance(self.plan.target, ThreadedTarget)
         load, closed = self.plan.load, isinstance(self.plan.load, ClosedLoop)
-        count = split(load.callers if closed else load.threads, self.plan.processes, self.index)
+        count = split(load.callers if closed else THREADS, self.plan.processes, self.index)
         with self.plan.target.opened(self.questions) as calls:
             self._await_start(connection)
-            send_times = LockedIterator(self._at_once() if closed else self._arrivals(load))
+            send_times = LockedIterator(self._at_once() if closed else self._due(load))
             ended = threading.Event()
             ticking = threading.Thread(target=self._tick_in_thread, args=(ended,))
             threads = [threading.Thread(target=self._call_in_turn, args=(calls, send_times)) for _ in range(count)]
@@ -297,6 +300,15 @@ class Worker:
         """Closed loop's intended send times: whenever a thread is free."""
         while self._claim(intended := clock()):
             yield intended
+
+    def _due(self, load: OpenLoop) -> Iterator[float]:
+        """The arrivals. The window of so many `requests` ends when the last of them is due: what is answered later was
+        a backlog."""
+        if not self.plan.requests:
+            return self._arrivals(load)
+        arrivals = list(self._arrivals(load))
+        self.window_end = math.nextafter(max(arrivals, default=self.window_start), math.inf)
+        return iter(arrivals)
 
     def _arrivals(self, load: OpenLoop) -> Iterator[float]:
         """Open loop's intended send times, from the warm-up on: a Poisson process, of which each process has a part."""

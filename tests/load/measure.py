@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +20,7 @@ from tritonclient.utils import InferenceServerException
 
 from serving.errors import ServerError
 
+CORES = os.cpu_count() or 1
 STAGES = ("queue", "compute_input", "compute_infer", "compute_output")
 SAMPLE_S = 1.0
 TIMEOUT_S = 30.0
@@ -164,7 +167,13 @@ def _process_tree(pids: Sequence[int]) -> Iterator[psutil.Process]:
     yield from found
 
 
+def machine() -> dict[str, Any]:
+    """What every figure has to be read with: when it was measured, and on what."""
+    return {"date": date.today().isoformat(), "machine": processor(), "cores": CORES}
+
+
 def processor() -> str:
+    """Its name."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -30,11 +30,12 @@ from serving.errors import ServingError
 from serving.repository import REPOSITORY
 from serving.spec import ModelSpec
 from tests.load.generator import Generator
+from tests.load.measure import machine
 from tests.load.plan import ClosedLoop, OpenLoop, Plan, mixed
 from tests.load.result import Result
 from tests.load.servers import triton
 from tests.load.tables import folder, positive
-from tests.load.tune import EVIDENCE, batched, machine
+from tests.load.tune import EVIDENCE, batched
 
 OVERLOAD_FACTOR = 2.0
 MIN_GOODPUT = 0.9

@@ -149,11 +149,9 @@ class Agreement:
         }
 
 
-def agree(
-    target: Target, share: Share, callers: int, *, rounds: int = 5, window_s: float = 3.0, cache: Path = CACHE
-) -> Agreement:
+def agree(target: Target, share: Share, callers: int, *, rounds: int, window_s: float) -> Agreement:
     """Windows of both in turn, so that what else the machine does befalls both. `target` asks a Triton, in any way."""
-    find(cache)
+    find()
     ours, theirs = [], []
     plan = Plan(target=target, load=ClosedLoop(callers), mix=[share], warmup_s=window_s / WINDOWS, duration_s=window_s)
     with Generator() as generator:
@@ -163,5 +161,5 @@ def agree(
                 told = f"{result.total.correct} right answers and {result.failures} failures"
                 raise ServerError(f"{share.model}: {told}: {result.total.examples}")
             ours.append(Measured(result.per_s, result.percentile_ms(50)))
-            theirs.append(measure(target, share, callers, window_s, cache))
+            theirs.append(measure(target, share, callers, window_s))
     return Agreement(share.model, callers, ours, theirs)

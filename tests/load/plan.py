@@ -25,13 +25,11 @@ class ClosedLoop:
 class OpenLoop:
     """Requests that arrive whether or not the server keeps up: a Poisson process of so many a second.
 
-    A `ThreadedTarget` has at most so many `threads` in flight; what arrives while none is free waits, and that counts
-    as latency. Arrivals within each `coalesce_s` come together, at its end. That costs the generator less, and is for
-    loads under which every answer takes many times as long.
+    Arrivals within each `coalesce_s` come together, at its end. That costs the generator less, and is for loads under
+    which every answer takes many times as long.
     """
 
     per_s: float
-    threads: int = 16
     coalesce_s: float = 0.0
 
     def __str__(self) -> str:

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import LogFormatter
 
-from tests.load.plan import OpenLoop
+from tests.load.knee import by_rate
 from tests.load.result import Result, percentile_ms
 
 SIZE = (7.2, 4.0)
@@ -30,7 +30,7 @@ def all_of(results: Sequence[Result], limit_ms: float | None, folder: Path) -> l
     folder.mkdir(parents=True, exist_ok=True)
     right = [result for result in results if result.total.correct]
     drawn = []
-    if len(at_rates := [result for result in right if isinstance(result.plan.load, OpenLoop)]) > 1:
+    if len(at_rates := by_rate(right)) > 1:
         drawn.append(_saved(folder / "latency.png", lambda axes: _against_rate(axes, at_rates, limit_ms)))
     if right:
         drawn.append(_saved(folder / "histogram.png", lambda axes: _histogram(axes, right)))

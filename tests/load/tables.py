@@ -9,16 +9,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
 from serving.errors import RepositoryError
 from serving.spec import Ensemble
-from tests.load.measure import processor
+from tests.load.measure import machine
 from tests.load.questions import served
 from tests.load.side_by_side import CALLERS, SHARES, Row, Times
 
@@ -61,7 +59,7 @@ def table(rows: Sequence[Row], times: Times) -> str:
     windows = [result for row in rows for results in row.results.values() for result in results]
     doubtful = sum(bool(result.doubts()) for result in windows)
     how = f"medians of {times.rounds} rounds of {times.duration_s:g} s, in open loop of {times.open_s:g} s"
-    head = f"Measured on {date.today()}, {how}: {machine()}; {_threads(rows)}."
+    head = _measured(how, rows)
     note = f"The generator doubts {doubtful} of its {len(windows)} windows." if doubtful else ""
     lines = [f"| {' | '.join(HEAD)} |", f"|---|---|{'---:|' * (len(HEAD) - 2)}"]
     lines += [f"| {' | '.join(_cells(row, rows))} |" for row in rows]
@@ -70,7 +68,7 @@ def table(rows: Sequence[Row], times: Times) -> str:
 
 def capacity(rows: Sequence[Row], times: Times) -> str:
     """What one Triton does with all of the machine, and how many each target rate needs."""
-    head = f"Measured on {date.today()}, medians of {times.rounds} rounds: {machine()}; {_threads(rows)}."
+    head = _measured(f"medians of {times.rounds} rounds", rows)
     lines = [f"| {' | '.join(CAPACITY_HEAD)} |", f"|---|{'---:|' * (len(CAPACITY_HEAD) - 1)}"]
     for row in rows:
         if row.way == "triton":
@@ -126,17 +124,26 @@ def _threads(rows: Sequence[Row]) -> str:
     return "instances x threads " + ", ".join(f"{m.name} {m.instances} x {m.threads}" for m in alone)
 
 
-def machine() -> str:
-    return f"{os.cpu_count()} cores of {processor()}, generator beside the server"
+def _measured(how: str, rows: Sequence[Row]) -> str:
+    about = machine()
+    return f"Measured on {about['date']}, {how}: {worded(about)}; {_threads(rows)}."
+
+
+def worded(about: dict[str, Any]) -> str:
+    """Of `measure.machine()`, without its date."""
+    return f"{about['cores']} cores of {about['machine']}, generator beside the server"
 
 
 def check_markers(paths: Iterable[Path]) -> None:
     """Raises RepositoryError for a file that no table can be written into: before measuring, not after."""
     for path in paths:
         try:
-            text = path.read_text(encoding="utf-8")
+            with path.open("r+", encoding="utf-8") as file:  # so that it is known to be writable, and stays as it is
+                text = file.read()
+        except UnicodeDecodeError as exc:
+            raise RepositoryError(f"--write {path}: is not UTF-8; name a text file with markers") from exc
         except OSError as exc:
-            raise RepositoryError(f"--write {path}: {exc.strerror}") from exc
+            raise RepositoryError(f"--write {path}: {exc.strerror or exc}") from exc
         if not any(_is_marked(text, name) for name in MARKED):
             pairs = " or ".join(" and ".join(_markers(name)) for name in MARKED)
             raise RepositoryError(f"--write {path}: needs the lines {pairs}, once, in this order")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -16,11 +18,23 @@ from tritonclient.grpc import model_config_pb2 as pb
 from serving.repository import REPOSITORY
 from tests.load import servers
 from tests.load.questions import Question, mismatch, questions
-from tests.load.sdk import Sdk
-from tests.load.targets import Arrays, AsyncTarget, Failed, Grpc, Triton, Tritonclient, gathered, layout
+from tests.load.sdk import Sdk, SdkThreads
+from tests.load.targets import (
+    Arrays,
+    AsyncTarget,
+    Call,
+    Failed,
+    Grpc,
+    ThreadedTarget,
+    Triton,
+    Tritonclient,
+    gathered,
+    layout,
+)
 
 SHORT_QUEUE = 4
-WAYS = (Triton, Grpc, Tritonclient, Sdk)
+WAYS = (Triton, Grpc, Tritonclient, Sdk, SdkThreads)
+Way = type[AsyncTarget] | type[ThreadedTarget]
 
 
 def short_queue(model: pb.ModelConfig) -> None:
@@ -36,19 +50,33 @@ def triton() -> Iterator[Triton]:
 
 
 @pytest.fixture(params=WAYS, ids=lambda way: way.__name__)
-def target(triton: Triton, request: pytest.FixtureRequest) -> AsyncTarget:
+def target(triton: Triton, request: pytest.FixtureRequest) -> AsyncTarget | ThreadedTarget:
     return as_a(request.param, triton)
 
 
-def as_a(way: type[AsyncTarget], triton: Triton) -> AsyncTarget:
+def as_a(way: Way, triton: Triton) -> AsyncTarget | ThreadedTarget:
     addresses = {"http": triton.http} if way is Triton else {}
     return way(name=way.__name__, url=triton.url, **addresses)
 
 
-async def answered(target: AsyncTarget, asked: Question, times: int = 1) -> list[Arrays | Exception]:
+async def answered(target: AsyncTarget | ThreadedTarget, asked: Question, times: int = 1) -> list[Arrays | Exception]:
     """Answers and exceptions of so many calls at once."""
+    if isinstance(target, ThreadedTarget):
+        return await asyncio.to_thread(answered_in_threads, target, asked, times)
     async with target.opened([asked]) as (call,):
         return await gathered(call, times)
+
+
+def answered_in_threads(target: ThreadedTarget, asked: Question, times: int) -> list[Arrays | Exception]:
+    with target.opened([asked]) as (call,), ThreadPoolExecutor(times) as threads:
+        return list(threads.map(outcome, [call] * times))
+
+
+def outcome(call: Call) -> Arrays | Exception:
+    try:
+        return call()
+    except Exception as exc:
+        return exc
 
 
 def test_the_tensors_of_an_answer_lie_one_after_the_other_behind_its_head() -> None:
@@ -61,7 +89,7 @@ def test_the_tensors_of_an_answer_lie_one_after_the_other_behind_its_head() -> N
     assert found == [("seen", np.uint8, (1, 3), 0), ("sure", np.float32, (1, 2), 3)]
 
 
-async def test_a_full_queue_is_overloaded_and_whom_it_takes_is_answered(target: AsyncTarget) -> None:
+async def test_a_full_queue_is_overloaded_and_whom_it_takes_is_answered(target: AsyncTarget | ThreadedTarget) -> None:
     (asked,) = questions(REPOSITORY, "wgan", 1)
     answers = await answered(target, asked, 40 * SHORT_QUEUE)
 
@@ -80,7 +108,7 @@ async def test_a_model_that_is_not_there_is_another_fault_in_the_servers_words(t
         assert "classifier" in str(answer)
 
 
-async def test_no_answer_in_time_is_a_deadline(triton: Triton, target: AsyncTarget) -> None:
+async def test_no_answer_in_time_is_a_deadline(triton: Triton, target: AsyncTarget | ThreadedTarget) -> None:
     """From a server that hangs, since its processes are stopped; once they go on, it answers again."""
     (asked,) = questions(REPOSITORY, "wgan", 1)
     with frozen(*triton.pids):
@@ -92,7 +120,7 @@ async def test_no_answer_in_time_is_a_deadline(triton: Triton, target: AsyncTarg
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-async def test_nobody_there_is_unavailable(way: type[AsyncTarget]) -> None:
+async def test_nobody_there_is_unavailable(way: Way) -> None:
     (asked,) = questions(REPOSITORY, "wgan", 1)
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))

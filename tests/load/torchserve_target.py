@@ -53,8 +53,8 @@ def _answered(outputs: Sequence[pb.ModelOutput], reply: connections.Answer) -> A
 
 
 @contextlib.contextmanager
-def torchserve(repository: Path, models: Sequence[str] = (), *, name: str = "torchserve") -> Iterator[TorchServe]:
+def torchserve(repository: Path, models: Sequence[str] = ()) -> Iterator[TorchServe]:
     """TorchServe on this machine. Raises ServerError where it, or Java, is not installed."""
     with server.TorchServe(repository, models=models) as started:
         pids = tuple(traces.processes(started.running.id))
-        yield TorchServe(name=name, url=started.http, token=started.token, repository=repository, pids=pids)
+        yield TorchServe(name="torchserve", url=started.http, token=started.token, repository=repository, pids=pids)

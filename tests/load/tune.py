@@ -13,13 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,7 @@ from serving.errors import RepositoryError, ServingError
 from serving.repository import REPOSITORY
 from serving.spec import ModelSpec
 from tests.load.generator import Generator
-from tests.load.measure import processor
+from tests.load.measure import CORES, machine
 from tests.load.plan import ClosedLoop, OpenLoop, Plan, Share, mixed
 from tests.load.questions import served
 from tests.load.result import Result
@@ -40,7 +38,6 @@ from tests.load.tables import folder, positive
 from tests.load.targets import Target
 
 EVIDENCE = Path(__file__).with_name("evidence")
-CORES = os.cpu_count() or 1
 DELAYS_US = (0, 500, 2000)
 SHAPES = ((1, 1), (1, CORES), (CORES, 1), (CORES, CORES), (CORES + 1, 1))
 """instances and threads"""
@@ -242,10 +239,6 @@ def batched(model: str) -> ModelSpec:
     if not isinstance(spec, ModelSpec) or spec.batching is None:
         raise RepositoryError(f"MODEL {model}: has no dynamic batcher; name one that has, such as classifier")
     return spec
-
-
-def machine() -> dict[str, Any]:
-    return {"date": date.today().isoformat(), "machine": processor(), "cores": CORES}
 
 
 if __name__ == "__main__":

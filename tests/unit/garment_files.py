@@ -25,10 +25,10 @@ def idx(values: np.ndarray) -> bytes:
     return bytes((0, 0, 8, values.ndim)) + struct.pack(f">{values.ndim}I", *values.shape) + values.tobytes()
 
 
-def csv(split: Split, *, header: bool = True, newline: str = "\n") -> bytes:
+def csv(split: Split, *, header: bool = True) -> bytes:
     rows = [",".join(map(str, (label, *image.ravel()))) for image, label in zip(*split, strict=True)]
     title = ["label," + ",".join(f"pixel{k}" for k in range(1, 785))]
-    return "".join(row + newline for row in (title if header else []) + rows).encode()
+    return "".join(f"{row}\n" for row in (title if header else []) + rows).encode()
 
 
 def write(folder: Path, contents: dict[str, bytes], *, zipped: bool) -> Path:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
+from conftest import need
 
+from serving import repository
 from training import jobs
 
 IMAGES = jobs.ROOT / "deploy" / "images"
+IGNORE = jobs.ROOT / ".dockerignore"
 DOCKERFILES = sorted(IMAGES.glob("*.Dockerfile"))
 ALL = ["training-cpu", "serving-cpu", "clients-cpu", "training-gpu", "serving-gpu"]
 
@@ -45,13 +50,53 @@ def test_images_do_not_run_as_root(target, path):
 @of_each
 def test_what_is_copied_exists(path):
     """Every COPY from the repository finds its source, and .dockerignore lets it through."""
-    allowed = [line[1:] for line in (jobs.ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    allowed = [line[1:] for line in IGNORE.read_text().splitlines() if line.startswith("!")]
     copies = [line.split()[1:-1] for line in path.read_text().splitlines() if line.startswith("COPY ")]
     sources = [each for copy in copies for each in copy if not (copy[0].startswith("--from") or each.startswith("--"))]
     assert sources
     for source in sources:
         assert list(jobs.ROOT.glob(source)), source
         assert any(source == top or source.startswith(f"{top}/") for top in allowed), source
+
+
+def _git(*arguments: str, given: str = "") -> list[str]:
+    command = ["git", "-C", str(jobs.ROOT), *arguments]
+    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=60)
+    need(done.returncode == 0, f"git knows this folder only where it is a checkout: {done.stderr.strip()}")
+    return done.stdout.splitlines()
+
+
+def _meant(line: str, tops: list[str]) -> list[str]:
+    """Files that a line of .gitignore means: with an x for each star, and, if it names folders, in one of them."""
+    path = line.replace("*", "x") + ("file" if line.endswith("/") else "")
+    return [path.lstrip("/")] if "/" in line[:-1] else [f"{top}/{deep}{path}" for top in tops for deep in ("", "x/x/")]
+
+
+def test_what_git_ignores_is_no_part_of_an_image(tmp_path):
+    """Of the folders that .dockerignore lets through an engine is given what git tracks, and nothing that git ignores:
+    no key to a running server, no lock, no plan for another's GPU."""
+    need(shutil.which("podman") and os.geteuid() == 0, "no podman, or not root: apt install podman")
+    tops = re.findall(r"^!(\w+)$", IGNORE.read_text(), re.MULTILINE)
+    tracked = _git("ls-files", "--", *tops, "pyproject.toml")
+    lines = [line for line in (jobs.ROOT / ".gitignore").read_text().split("\n") if line and not line.startswith("#")]
+    ignored = [file for line in lines for file in _meant(line, tops) if file.partition("/")[0] in tops]
+    said = _git("check-ignore", "--no-index", "--stdin", given="\n".join(ignored))
+    assert said == ignored, "a line means something else to git"
+    aside = [f"serving/model_repository/wgan/{repository.WITHDRAWN}1/{repository.MODEL}"]
+    context, image = tmp_path / "context", tmp_path / "image"
+    for file in [*tracked, *ignored, *aside, "README.md", ".env"]:
+        (context / file).parent.mkdir(parents=True, exist_ok=True)
+        (context / file).touch()
+    shutil.copy(IGNORE, context)
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY . /\n")
+    build = ["build", "--isolation", "chroot", "--file", tmp_path / "Dockerfile", "--output", image, context]
+    with tempfile.TemporaryDirectory() as run:  # its path has to be a short one
+        store = ["--root", tmp_path / "store", "--runroot", run, "--storage-driver", "vfs"]
+        done = subprocess.run(["podman", *store, *build], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    copied = {str(path.relative_to(image)) for path in image.rglob("*") if path.is_file()}
+    assert copied - set(tracked) == set()
+    assert set(tracked) - copied == set()
 
 
 @pytest.mark.parametrize(("target", "path"), _images(), ids=ALL)
@@ -75,13 +120,27 @@ def test_the_embedded_triton_has_its_python(image):
     assert any("libpython3" in line or "wheel.find()" in line for line in lines if line.startswith("RUN"))
 
 
+def _bases(path: Path) -> list[str]:
+    """The images that its stages begin with, by the names that an engine is given unless told otherwise."""
+    text = path.read_text()
+    defaults = dict(re.findall(r"^ARG (\w+)=(\S*)$", text.partition("\nFROM ")[0], re.MULTILINE))
+    found, stages = [], set()
+    for line in re.findall(r"^FROM .*", text, re.MULTILINE | re.IGNORECASE):
+        image, *name = [word for word in line.split()[1:] if not word.startswith("--")]
+        if image not in stages:
+            found.append(re.sub(r"\$\{?(\w+)\}?", lambda arg: defaults[arg[1]], image))
+        stages.update(name[1:])
+    return found
+
+
 @of_each
 def test_bases_are_pinned(path):
     """No base moves by itself beyond a release: none is `latest`, or without a tag."""
-    for base in re.findall(r"^ARG \w+=(\S+/\S+:\S*|\S+/\S+)$", path.read_text(), re.MULTILINE):
-        if not base.startswith("http"):
-            assert re.search(r":[a-z0-9.-]*\d|:bookworm", base), base
-            assert ":latest" not in base
+    bases = _bases(path)
+    assert bases
+    for base in bases:
+        assert re.search(r":[a-z0-9.-]*\d|:bookworm", base.rpartition("/")[2]), base
+        assert ":latest" not in base
 
 
 @pytest.fixture

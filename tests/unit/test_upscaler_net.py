@@ -17,10 +17,10 @@ from training.models.upscaler.train import PRESETS
 import onnxruntime
 
 
-def lively(channels: int = 6, layers: int = 12) -> Upscaler:
+def lively(layers: int = 12) -> Upscaler:
     """Weights that let every pixel in sight be seen, as far as the shipped network does."""
     torch.manual_seed(0)
-    net = Upscaler(channels, layers).eval()
+    net = Upscaler(6, layers).eval()
     torch.nn.init.normal_(net.last.weight, 0, 0.05)
     return net
 
