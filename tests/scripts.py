@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +45,18 @@ def refused(done: Done, *says: str) -> None:
     assert re.match(r"[a-z]+\.py: ", done.stderr)
     assert done.stderr.count("\n") == 1
     assert all(words in done.stderr for words in says), done.stderr
+
+
+@contextlib.contextmanager
+def unchanged(folder: Path) -> Iterator[None]:
+    """Within, no file in it is written, changed or removed."""
+    before = contents(folder)
+    yield
+    assert contents(folder) == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def frames(path: Path) -> npt.NDArray[np.int64]:

@@ -25,7 +25,7 @@ import pytest
 import traces
 from conftest import need_tritonserver
 from PIL import Image
-from scripts import CLIENTS, ROOT, Done, copied, free_port, names, processes_of, refused, run, worked
+from scripts import CLIENTS, ROOT, Done, copied, free_port, names, processes_of, refused, run, unchanged, worked
 
 from atelier import Stroke
 from serving.embedded import Embedded
@@ -396,7 +396,6 @@ def test_bad_input_is_one_line_and_status_2(paint, tmp_path, arguments, says):
     (tmp_path / "words.txt").write_text("hello")
     (tmp_path / "torn.jpg").write_bytes((tmp_path / "photo.jpg").read_bytes()[:700])
     (tmp_path / "p.xyz").write_text("precious")
-    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    refused(paint(*arguments), *says)
-    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    with unchanged(tmp_path):
+        refused(paint(*arguments), *says)
     assert not (tmp_path / "out").exists()

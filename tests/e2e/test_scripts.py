@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
 from PIL import Image
-from scripts import CLIENTS, refused, run
+from scripts import CLIENTS, free_port, refused, run, unchanged
 
 ARGUMENTS = {
     "walk.py": [],
@@ -62,3 +64,19 @@ def test_another_package_of_that_name_is_one_line(script, lacking, tmp_path):
     done = run(CLIENTS / script, *ARGUMENTS[script], cwd=tmp_path, PYTHONPATH=str(package.parent))
     says = f"{script}: Atelier's SDK is not installed, or is another version ("
     refused(done, says, "atelier", "): pip install ./clients")
+
+
+@EACH
+def test_without_the_sdk_it_says_how_to_install_it(script, tmp_path):
+    """A Python that has no packages at all: one line, no traceback."""
+    command = [sys.executable, "-I", "-S", CLIENTS / script, *ARGUMENTS[script]]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    refused(done, "pip install ./clients")
+
+
+@EACH
+def test_an_address_with_nothing_there(script, tmp_path):
+    """--url says what it tried, and how to start a server; nothing is written."""
+    url = f"127.0.0.1:{free_port()}"
+    with unchanged(tmp_path):
+        refused(run(CLIENTS / script, *ARGUMENTS[script], "--url", url, cwd=tmp_path), "--url", url, "make serve")
