@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Where pip finds torch. On Linux the default index's build brings CUDA along (2 GB); without a GPU, give
-# TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu, which need not have the rest in the versions of CONSTRAINTS.
 TORCH_INDEX ?=
 CONSTRAINTS := deploy/constraints.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
@@ -25,7 +25,7 @@ $(VENV)/.serving: pyproject.toml clients/pyproject.toml $(CONSTRAINTS)
 	touch $@
 
 $(VENV)/.everything: $(VENV)/.serving
-	$(if $(TORCH_INDEX),$(PIP) 'torch==2.13.0' --index-url $(TORCH_INDEX))
+	$(if $(TORCH_INDEX),$(PIP) --no-deps 'torch==2.13.0' --index-url $(TORCH_INDEX))
 	$(PIP) '.[dev]' --editable './clients[video]'
 	touch $@
 
@@ -92,7 +92,7 @@ images:  ## build the CPU images with podman or docker
 constraints:  ## write deploy/constraints.txt anew: the newest packages that pyproject.toml allows; then test
 	rm -rf out/newest
 	$(PYTHON) -m venv out/newest
-	$(if $(TORCH_INDEX),out/newest/bin/python -m pip install --quiet 'torch==2.13.0' --index-url $(TORCH_INDEX))
+	$(if $(TORCH_INDEX),out/newest/bin/python -m pip install --quiet --no-deps 'torch==2.13.0' --index-url $(TORCH_INDEX))
 	out/newest/bin/python -m pip install --quiet '.[dev]' './clients[local,video]'
 	{ grep '^#' $(CONSTRAINTS); out/newest/bin/python -m pip freeze --all | sed -E '/ @ /d; /^(pip|setuptools|tensorrt)/d; s/[+]cpu$$//'; } > out/newest/constraints.txt
 	mv out/newest/constraints.txt $(CONSTRAINTS)

@@ -6,6 +6,8 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 MAKEFILE = Path(__file__).parents[2] / "Makefile"
 DEBIAN = """\
 #!/bin/sh
@@ -38,3 +40,13 @@ def test_an_environment_without_pip_is_made_whole(tmp_path: Path) -> None:
     (tmp_path / ".venv" / ".serving").unlink()
     done = make(tmp_path)
     assert (done.returncode, "made" in done.stdout.split()) == (0, False), done
+
+
+@pytest.mark.parametrize("target", ["setup", "constraints"])
+def test_of_torch_s_own_index_only_torch_is_asked(target: str, tmp_path: Path) -> None:
+    """It has some versions of others, too: what torch asks for comes with all else, in those of the file."""
+    command = ["make", "-n", target, f"VENV={tmp_path}", "TORCH_INDEX=https://torch.example"]
+    done = subprocess.run(command, cwd=MAKEFILE.parent, capture_output=True, text=True, timeout=60, check=True)
+    (line,) = [line for line in done.stdout.splitlines() if "https://torch.example" in line]
+    assert "--no-deps" in line.split()
+    assert "--index-url https://torch.example" in line
