@@ -1,4 +1,4 @@
-"""The README's commands: each exists, and the quick ones run as they are written."""
+"""The READMEs' commands: each exists, and the quick ones run as they are written. deploy's has tests of its own."""
 
 import importlib.util
 import os
@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
-COMMANDS = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
+PAGES = [ROOT / name for name in ("README.md", "training/README.md", "tests/load/README.md")]
+BLOCKS = [block for page in PAGES for block in re.findall(r"```sh\n(.*?)```", page.read_text(), flags=re.DOTALL)]
+LINES = [line for block in BLOCKS for line in block.splitlines() if line.strip()]
+COMMANDS = list(dict.fromkeys(line.split("  #")[0].strip() for line in LINES))
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = re.findall(r"^([a-z-]+):", MAKEFILE, flags=re.MULTILINE)
 (PHONY,) = re.findall(r"^\.PHONY: (.+)", MAKEFILE, flags=re.MULTILINE)
@@ -78,11 +79,21 @@ def test_scripts_know_every_flag_that_the_readme_gives_them(script: str) -> None
     assert used <= set(re.findall(r"--[a-z-]+", done.stdout))
 
 
-def test_pictures_that_the_readme_shows_are_there() -> None:
-    """Every local image of the README is in the repository."""
-    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
-    assert pictures
-    assert [p for p in pictures if not (ROOT / p).is_file()] == []
+def anchors(page: Path) -> set[str]:
+    """What a link to one of its headings ends in."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "deploy" / "README.md"], ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    """Every file, folder, picture and heading that a page links to is there."""
+    links = re.findall(r"\]\(([^)]+)\)", page.read_text())
+    for link in [each for each in links if not each.startswith("https://")]:
+        name, _, heading = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        assert not heading or heading in anchors(target), link
 
 
 def test_bare_make_prints_help() -> None:
