@@ -19,7 +19,7 @@ MODELS = Path(__file__).parent / "models"
 
 
 def names() -> list[str]:
-    """Every model and ensemble that is served, which are those with a spec.py, in alphabetical order."""
+    """Every served model and ensemble (those with a spec.py), in alphabetical order."""
     return sorted(path.parent.name for path in MODELS.glob("*/spec.py"))
 
 
@@ -36,14 +36,14 @@ def served(name: str) -> Served:
 
 
 def spec(name: str) -> ModelSpec:
-    """The same for a model with weights of its own, which is no ensemble."""
+    """The same for a model with weights of its own; an ensemble has none."""
     spec = served(name)
     assert isinstance(spec, ModelSpec), f"{name} is an ensemble, which has no weights of its own"
     return spec
 
 
 def job(name: str) -> Job | None:
-    """What training it asks of a cluster; None for a model without job.py, which no Job trains."""
+    """The Job that trains it on a cluster; None for a model without a job.py, which no Job trains."""
     if not (MODELS / name / "job.py").exists():
         return None
     job: Job = import_module(f"training.models.{name}.job").JOB
@@ -58,13 +58,15 @@ def multinode(name: str) -> Job | None:
 
 
 def jobs(name: str) -> list[Job]:
-    """Both of these, of those that there are."""
+    """Those of the two that exist."""
     return [found for found in (job(name), multinode(name)) if found]
 
 
 def recipe(name: str) -> ModuleType:
-    """The training module: `Options`, `PRESETS`, `load_corpus`, `train`, `load_net`, `evaluate`, and `served` and
-    `golden` of a model that is served (and `members`, if versions differ in the names of an input's elements;
-    `graph_golden`, if the spec has a graph; `quantization`, if it is quantized; `backbone`, if it has one),
-    `weights` of one that is not, and `check_init`, if not every network of --init will do. Imports torch."""
+    """The training module, with `Options`, `PRESETS`, `load_corpus`, `train`, `load_net` and `evaluate`. Imports torch.
+
+    That of a served model also has `served` and `golden` (and `members` if versions differ in the names of an input's
+    elements; `graph_golden` if the spec has a graph; `quantization` if it is quantized; `backbone` if it has one), any
+    other has `weights`. Where not every network is valid for --init, there is a `check_init`.
+    """
     return import_module(f"training.models.{name}.train")

@@ -1,7 +1,7 @@
 """The Kubernetes API as training.submit needs it. Every failure is one line that names the next step.
 
-Objects go and come as plain JSON: what a manifest says reaches the cluster as it is, and the answer of a newer
-cluster is no trouble for an older client. Of the `kubernetes` package this takes credentials and transport.
+Objects are plain JSON in both directions: a manifest reaches the cluster unchanged, and the answer of a newer cluster
+doesn't break an older client. Only credentials and transport come from the `kubernetes` package.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kubernetes.config import ConfigException
 
 TIMEOUT_S = 30.0
 LOG_READ_TIMEOUT_S = 300.0
-"""A log that is silent for so long is requested anew: its connection may be dead."""
+"""A log that is silent for this long is requested again, because its connection may be dead."""
 POD_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 PATHS = {
     "ServiceAccount": "/api/v1/namespaces/{}/serviceaccounts",
@@ -36,19 +36,19 @@ Json = dict[str, Any]
 
 
 class ClusterError(Exception):
-    """The cluster refused, or cannot be had."""
+    """The cluster refused a request, or can't be reached."""
 
 
 class Unreachable(ClusterError):
-    """No answer, or a broken one; another try may fare better."""
+    """No answer, or a broken one; a retry may succeed."""
 
 
 class NotFound(ClusterError):
-    """There is no such object, or not any more."""
+    """The object doesn't exist, or no longer does."""
 
 
 class AlreadyExists(ClusterError):
-    """There is one of that name already."""
+    """There is already an object of that name."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Cluster:
     namespace: str
 
     def create(self, manifest: Json) -> str:
-        """Returns the object's name, which the server makes up from a generateName. Raises AlreadyExists."""
+        """Returns the object's name, which the server generates if there is a generateName. Raises AlreadyExists."""
         made = self._json("POST", manifest["kind"], body=manifest, query={"fieldValidation": "Strict"})
         name: str = made["metadata"]["name"]
         return name
@@ -73,11 +73,11 @@ class Cluster:
         return items
 
     def delete(self, kind: str, name: str) -> None:
-        """Deletes it and, in the background, what it owns: a Job's pods end, with their grace period."""
+        """Deletes it and, in the background, its dependents: a Job's pods get their grace period to end."""
         self._json("DELETE", kind, name, query={"propagationPolicy": "Background"})
 
     def log(self, pod: str, container: str) -> Iterator[tuple[str, str]]:
-        """(time, line) from the log's beginning, as they come, until the container ends. Raises Unreachable."""
+        """Streams (time, line) from the log's beginning until the container ends. Raises Unreachable."""
         query = {"container": container, "follow": "true", "timestamps": "true"}
         with self._request("GET", "Pod", f"{pod}/log", query=query, timeout_s=LOG_READ_TIMEOUT_S) as answer:
             for line in answer:
@@ -115,7 +115,7 @@ class Cluster:
         query: Mapping[str, str],
         timeout_s: float,
     ) -> Iterator[urllib3.BaseHTTPResponse]:
-        """The answer, still to be read. Failures of asking and of reading become ClusterErrors."""
+        """The response, with its body unread. Failures to request or to read it become ClusterErrors."""
         path = PATHS[kind].format(self.namespace) + (f"/{name}" if name else "")
         headers = {"Accept": "application/json, */*", "Content-Type": "application/json"}
         what = f"{kind} {name or (body or {}).get('metadata', {}).get('name', '')}".strip()
@@ -150,19 +150,19 @@ class Cluster:
                 return NotFound(f"{what}: {said}")
             case 409 if "already exists" in said:
                 return AlreadyExists(f"{what}: {said}")
-            case 409 | 429 | 500 | 502 | 503 | 504 as status:  # 409 as well where a quota changed meanwhile
+            case 409 | 429 | 500 | 502 | 503 | 504 as status:  # also 409 if a quota changed meanwhile
                 return Unreachable(f"{host} answers with status {status} ({said}); try again later")
             case status:
                 return ClusterError(f"{what}: refused with status {status}: {said}")
 
 
 def connect(*, namespace: str | None, context: str | None) -> Cluster:
-    """By the kubeconfig ($KUBECONFIG or ~/.kube/config) or, in a pod that has none, the pod's own account."""
+    """Connects with the kubeconfig ($KUBECONFIG or ~/.kube/config) or, in a pod without one, its service account."""
     kubeconfig = os.environ.get("KUBECONFIG")
-    path = kubeconfig or "~/.kube/config"  # as it is now; the package's default is that of its import
+    path = kubeconfig or "~/.kube/config"  # evaluated now; the package's default is fixed at import
     loader: Any = config  # the package leaves it untyped
     configuration = client.Configuration()
-    configuration.retries = False  # training.submit tells people, and tries again where that is right
+    configuration.retries = False  # training.submit reports failures, and retries where that helps
     try:
         none = kubeconfig is None and not Path(path).expanduser().exists()
         if none and context is None and POD_TOKEN.exists():
@@ -173,7 +173,7 @@ def connect(*, namespace: str | None, context: str | None) -> Cluster:
             contexts, active = loader.list_kube_config_contexts(path)
             chosen = next(c for c in contexts if c["name"] == context) if context else active
             own = chosen["context"].get("namespace", "default")
-    except Exception as error:  # beside ConfigException, whatever a file that is no kubeconfig leads to
+    except Exception as error:  # ConfigException, or whatever a file that isn't a kubeconfig causes
         where = f"KUBECONFIG={kubeconfig}" if kubeconfig else "~/.kube/config"
         flag = f"--context {context}, " if context else ""
         why = " ".join(str(error).split()) if isinstance(error, ConfigException) else "not a kubeconfig"
@@ -182,7 +182,7 @@ def connect(*, namespace: str | None, context: str | None) -> Cluster:
 
 
 def _message(answer: urllib3.BaseHTTPResponse) -> str:
-    """What the server says of its refusal: the message of a Status object, or a proxy's own words."""
+    """The server's reason for a refusal: the message of a Status object, or the text of a proxy's response."""
     text = answer.read().decode(errors="replace")
     with suppress(ValueError, KeyError, TypeError):
         text = json.loads(text)["message"]

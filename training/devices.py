@@ -1,5 +1,5 @@
-"""Where and how a recipe computes: the device, the precision, seeds, what dropout draws from, and what the C library
-does with freed memory."""
+"""Where and how a recipe computes: device, precision, seeds, the RNG state behind dropout, and what the C library does
+with freed memory."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from torch import Tensor
 from training.errors import BadInput
 
 SEEDS = range(-(2**63), 2**64)
-"""What torch takes."""
+"""The seeds that torch accepts."""
 
 
 def pick_device() -> torch.device:
-    """A GPU where there is one, else the CPU, unless ATELIER_DEVICE says cuda or cpu. BadInput for a GPU that is not
-    there: a Job that asked for one would train for days on the CPU. Each of torchrun's workers on a node needs its own.
+    """A GPU if there is one, else the CPU; ATELIER_DEVICE (cuda or cpu) overrides this. Raises BadInput if a requested
+    GPU is missing, because a Job that asked for one would train for days on the CPU, or if a node has fewer GPUs than
+    torchrun has workers on it: each needs its own.
     """
     asked, found = os.environ.get("ATELIER_DEVICE", ""), torch.cuda.is_available()
     if asked not in ("", "cuda", "cpu"):
@@ -39,16 +40,16 @@ def pick_device() -> torch.device:
 
 
 def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[None]:
-    """Convolutions and products in bfloat16 if `bf16` and if `device` has instructions for it, else in float32; and in
-    TF32, as torch has it, what convolves on NVIDIA's GPUs from Ampere on.
+    """bfloat16 autocast if `bf16` is asked for and `device` supports it natively; otherwise float32 (on NVIDIA GPUs
+    from Ampere on, torch's default runs convolutions in TF32).
 
-    Without them it is emulated. On a CPU, and most laptops' are such, that takes ten times as long as float32.
+    Without native support, as on most laptops' CPUs, bfloat16 is emulated: on a CPU ten times as slow as float32.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16 and computes_bf16(device))
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether its instructions take bfloat16: a CPU's AVX-512, AMX or ARM's, a GPU's from NVIDIA's Ampere on."""
+    """Whether `device` has native bfloat16: a CPU's AVX-512, AMX or ARM instructions, an NVIDIA GPU from Ampere on."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     able = torch.cpu.get_capabilities()
@@ -56,26 +57,26 @@ def computes_bf16(device: torch.device) -> bool:
 
 
 def check_seed(seed: int, *derived: int) -> None:
-    """Raises BadInput for a --seed that torch would refuse, or from which a recipe derives numbers that it would."""
+    """Raises BadInput if torch would refuse this --seed or one of the seeds that a recipe derives from it."""
     if any(number not in SEEDS for number in (seed, *derived)):
         raise BadInput(f"--seed: {seed} is beyond what torch takes; give one of fewer digits")
 
 
 def dropout_state(device: torch.device) -> dict[str, Tensor]:
-    """For a checkpoint: the state of torch's own generators, from which dropout draws on its device."""
+    """For a checkpoint: the state of torch's global RNGs (the CPU's and `device`'s), from which dropout draws."""
     state = {"dropout": torch.get_rng_state()}
     return state | {"dropout_gpu": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
 
 
 def restore_dropout(state: Mapping[str, Any], device: torch.device) -> None:
-    """As a checkpoint has it. One that was written on a CPU says nothing of a GPU's."""
+    """Restore the RNG state from a checkpoint. One that was written on a CPU has none for a GPU."""
     torch.set_rng_state(state["dropout"])
     if device.type == "cuda" and "dropout_gpu" in state:
         torch.cuda.set_rng_state(state["dropout_gpu"], device)
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc not to give freed memory back to the kernel: each step would fault the same pages in again."""
+    """Tell glibc not to return freed memory to the kernel: each step would page-fault the same memory in again."""
     if sys.platform != "linux":
         return
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h

@@ -1,8 +1,8 @@
-"""Data-parallel training: several workers at one run, each with its shard of every batch, and their collectives.
+"""Data-parallel training: several workers share a run, each with its shard of every batch, and their collectives.
 Run: torchrun --nproc-per-node 2 -m training.run style --styles DIR
 
-All draw the same batch from the same seed and take their shard of it; gradients are averaged. So a run is the same
-whatever their number, but for rounding. Alone, every function here does nothing.
+All workers draw the same batch from the same seed and take their shard of it; gradients are averaged. So, except for
+rounding, a run does not depend on the number of workers. With one worker, every function here is a no-op.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch import nn
 
 from training.errors import BadInput
 
-# How long a worker waits for the others when no connection breaks: evaluation and export take the leader minutes, on a
-# CPU up to half an hour. A worker that dies is noticed at once.
+# How long a worker waits for the others while no connection breaks: the leader's evaluation and export take minutes, on
+# a CPU up to half an hour. A worker that dies is noticed at once.
 TIMEOUT = timedelta(hours=1)
 T = TypeVar("T")
 
@@ -37,13 +37,13 @@ def rank() -> int:
 
 
 def leads() -> bool:
-    """The worker that writes the run's directory, evaluates and publishes."""
+    """Whether this is the leader: the worker that writes the run's directory, evaluates and publishes."""
     return rank() == 0
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Of all workers: gradients on GPUs go over NCCL, all else over gloo."""
+    """The process group of all workers: gradients on GPUs go over NCCL, everything else over gloo."""
     if world_size() == 1:
         yield
         return
@@ -58,7 +58,7 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def own_folder(run: Path) -> Iterator[Path]:
-    """The run's directory for the leader; for others one of the same name that goes with them."""
+    """The run's directory for the leader; for every other worker a temporary one of the same name."""
     if leads():
         yield run
         return
@@ -67,8 +67,8 @@ def own_folder(run: Path) -> Iterator[Path]:
 
 
 def shard(batch: int) -> slice:
-    """This worker's part of a batch that all draw alike. Raises BadInput if it can't be shared evenly: a mean of
-    unequal shares' means is not the batch's mean."""
+    """This worker's part of a batch that all workers draw alike. Raises BadInput if it can't be split evenly: the mean
+    of unequal shards' means is not the batch's mean."""
     each, over = divmod(batch, world_size())
     if over:
         raise BadInput(f"--batch: {batch} can't be shared evenly by {world_size()} workers; give a multiple of that")
@@ -76,12 +76,12 @@ def shard(batch: int) -> slice:
 
 
 def data_parallel(net: nn.Module) -> nn.Module:
-    """`net`, with gradients that backward() averages over the workers."""
+    """`net`, wrapped so that backward() averages its gradients over the workers."""
     return net if world_size() == 1 else nn.parallel.DistributedDataParallel(net, gradient_as_bucket_view=True)
 
 
 def all_reduce_mean(figures: dict[str, float]) -> dict[str, float]:
-    """Of each figure over all workers."""
+    """The mean of each figure over all workers."""
     if world_size() == 1:
         return figures
     values = torch.tensor(list(figures.values()), dtype=torch.float64)
@@ -90,7 +90,7 @@ def all_reduce_mean(figures: dict[str, float]) -> dict[str, float]:
 
 
 def any_worker(yes: bool) -> bool:
-    """Whether at least one worker says so: what one is told, all do, after the same step."""
+    """Whether `yes` is true on at least one worker, so that all of them react after the same step."""
     if world_size() == 1:
         return yes
     told = torch.tensor(int(yes))
@@ -99,7 +99,7 @@ def any_worker(yes: bool) -> bool:
 
 
 def broadcast(value: T) -> T:
-    """The leader's value, for all."""
+    """Returns the leader's value on every worker."""
     if world_size() == 1:
         return value
     carrier = [value]
@@ -108,7 +108,7 @@ def broadcast(value: T) -> T:
 
 
 def barrier() -> bool:
-    """True when all workers are here, False once one has gone. In dist.barrier() no SIGTERM would be heard."""
+    """Returns True once all workers are here, False if one has gone. dist.barrier() would not react to SIGTERM."""
     if world_size() == 1:
         return True
     try:
@@ -117,6 +117,6 @@ def barrier() -> bool:
         while not here.is_completed():
             time.sleep(0.1)
         here.wait()
-    except RuntimeError:  # gloo has no other
+    except RuntimeError:  # the only error that gloo raises
         return False
     return True

@@ -1,16 +1,16 @@
-"""What training/ tells a user or a Job in one line, and the exit status that goes with it."""
+"""The errors that training/ reports to a user or a Job in one line, and their exit statuses."""
 
 from __future__ import annotations
 
 import signal
 
 UNREACHABLE, BAD_INPUT, REFUSED, STOPPED = 1, 2, 3, 143
-"""Exit statuses of training.run: a corpus not to be had just now (a Job's next pod tries again), bad options or data,
+"""Exit statuses of training.run: a corpus that can't be fetched now (a Job's next pod retries), bad options or data,
 refused by the gate, SIGTERM or Ctrl-C."""
 
 
 def stopping_signals() -> list[signal.Signals]:
-    """SIGTERM and Ctrl-C's, but what the process was begun to ignore: a shell's script has `&` ignore Ctrl-C."""
+    """SIGTERM and SIGINT, except those that the process ignores: what a shell script starts with `&` ignores Ctrl-C."""
     return [each for each in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(each) is not signal.SIG_IGN]
 
 
@@ -19,7 +19,7 @@ class BadInput(ValueError):
 
 
 class Unreachable(BadInput):
-    """What has to be fetched can't be had now. The same call may work later."""
+    """Something that has to be fetched is unavailable now. A later retry may succeed."""
 
 
 class Refused(Exception):

@@ -1,10 +1,10 @@
 """From a checkpoint to a served version: ONNX, parity, gate, publish.
 Run: python -m training.export runs/wgan --publish serving/model_repository
 
-The gate: (1) ONNX Runtime agrees with the eager model, where a graph is quantized before it is, and the graph is one
-that Triton's C++ backend and TensorRT take, (2) the metrics, which are those of the graph where it is quantized, meet
-the spec's thresholds and the live version's, (3) a throwaway Triton serves it and the golden batch agrees. A candidate
-that is refused stays in runs/<name>/candidate, with the reasons in refused.txt.
+The gate: (1) ONNX Runtime agrees with the eager model (with a graph that is to be quantized, before that), and Triton's
+C++ backend and TensorRT accept the graph, (2) the metrics (of a quantized model, those of its graph) meet the spec's
+thresholds, also relative to the live version, (3) a throwaway Triton serves it and its answers match the golden batch.
+A candidate that is refused stays in runs/<name>/candidate, with the reasons in refused.txt.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 import onnx
 import torch
 
-from serving import configs, files, pbtxt, plans, repository, tensorrt, verify
+from serving import cli, configs, files, pbtxt, plans, repository, tensorrt, verify
 from serving.embedded import Embedded
 from serving.errors import RepositoryError, ServingError
 from serving.spec import ModelSpec, Threshold
@@ -38,7 +38,7 @@ import onnxruntime
 OPSET = 17
 WEIGHTS = "weights.pth"
 GRAPH_GOLDEN = "graph.npz"
-"""Beside golden.npz where model.onnx is only part of what is served: the graph's own tensors. It isn't published."""
+"""If model.onnx is only part of what is served: the graph's own tensors, beside golden.npz. It isn't published."""
 ONNX_TYPES = {"FP32": onnx.TensorProto.FLOAT, "UINT8": onnx.TensorProto.UINT8}
 
 
@@ -49,6 +49,7 @@ def export(model: str, checkpoint: Path, run: Path, *, corpus: Corpus) -> Path:
     """Write run/candidate with model.onnx, golden.npz and card.json; return that folder."""
     recipe, spec = catalog.recipe(model), catalog.spec(model)
     net = recipe.load_net(checkpoint)
+    _require_finite(net.state_dict(), run)
     candidate = _emptied(run / "candidate")
     graph, measured = candidate / repository.MODEL, net
     golden = recipe.golden(net, corpus)
@@ -74,25 +75,35 @@ def export(model: str, checkpoint: Path, run: Path, *, corpus: Corpus) -> Path:
 
 
 def export_weights(model: str, checkpoint: Path, run: Path, *, corpus: Corpus) -> Path:
-    """Of a model that is not served: write run/candidate with weights.pth and card.json; return that folder."""
+    """For a model that is not served: write run/candidate with weights.pth and card.json; return that folder."""
     recipe = catalog.recipe(model)
     net = recipe.load_net(checkpoint)
+    weights = recipe.weights(net)
+    _require_finite({**net.state_dict(), **weights}, run)
     candidate = _emptied(run / "candidate")
-    content = io.BytesIO()  # as _write_npz does: torch's writer makes a RuntimeError of a full disk
-    torch.save(recipe.weights(net), content)
+    content = io.BytesIO()  # in memory, as in _write_npz: on a full disk torch's writer raises RuntimeError
+    torch.save(weights, content)
     (candidate / WEIGHTS).write_bytes(content.getbuffer())
     _write_card(candidate, WEIGHTS, model, run, recipe.evaluate(net, corpus, out=run), {})
     return candidate
 
 
 def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Through memory: on a full disk NumPy's writer leaves a traceback beside the error that it raises."""
+    """Write via memory: on a full disk NumPy's writer leaves a traceback beside the error that it raises."""
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)
     path.write_bytes(content.getbuffer())
 
 
+def _require_finite(weights: Mapping[str, torch.Tensor], run: Path) -> None:
+    """Raises BadInput for a run that has diverged in its last step, after which no loss was taken that would tell."""
+    if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
+        raise BadInput(provenance.diverged(provenance.read(run)["options"]))
+
+
 def _emptied(folder: Path) -> Path:
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise BadInput(f"{folder}: is no folder; move it away, and the same command with --resume goes on")
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(folder)
     folder.mkdir()
@@ -102,7 +113,7 @@ def _emptied(folder: Path) -> Path:
 def _write_card(
     candidate: Path, file: str, model: str, run: Path, metrics: dict[str, float], extra: dict[str, Any]
 ) -> None:
-    """card.json: how the candidate's `file` was made, and what it is worth."""
+    """Write card.json: how the candidate's `file` was made, and its metrics."""
     made_by = provenance.read(run)
     card: dict[str, Any] = {
         "model": model,
@@ -121,7 +132,7 @@ def _write_card(
 
 
 def write_onnx(net: torch.nn.Module, spec: ModelSpec, golden: dict[str, np.ndarray], path: Path) -> None:
-    """The graph of a net whose forward takes the core's inputs in order, with a free first dimension in a batch."""
+    """Export a net whose forward takes the core's inputs in order; if it takes batches, their dimension is dynamic."""
     core = spec.core
     names = [t.name for t in (*core.inputs, *core.outputs)]
     free = {}
@@ -131,21 +142,21 @@ def write_onnx(net: torch.nn.Module, spec: ModelSpec, golden: dict[str, np.ndarr
         free[tensor.name] = first | {k: f"{tensor.name}_{k}" for k, size in enumerate(sizes) if size < 0}
     inputs = tuple(torch.from_numpy(golden[t.name]) for t in core.inputs)
     with warnings.catch_warnings():
-        # The exporter that follows the graph is younger, and its graphs of these nets are larger and no faster.
+        # The newer exporter (dynamo=True) makes graphs of these nets that are larger and no faster.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message="Constant folding")  # of paddings' sizes, which ONNX Runtime folds
-        # Instance norm measures each picture, trained or not.
+        # Instance norm uses each picture's own statistics, in training or not.
         warnings.filterwarnings("ignore", message=r"ONNX export mode .* 'instance_norm'")
         torch.onnx.export(
             net, inputs, str(path), dynamo=False, opset_version=OPSET,
             input_names=names[: len(inputs)], output_names=names[len(inputs) :], dynamic_axes=free,
-            # A graph that takes its weights twice, once turned round, keeps them once, and turns them as it is loaded.
+            # A graph that uses its weights twice, once flipped, stores them once and flips them when it is loaded.
             do_constant_folding=spec.graph is None,
         )  # fmt: skip
 
 
 def stored_in_float16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Weights that are float16 to the bit are stored so, and cast as the graph is loaded: half the file."""
+    """Store weights that float16 represents exactly as float16, cast when the graph is loaded: half the file."""
     casts = []
     for weights in model.graph.initializer:
         values = onnx.numpy_helper.to_array(weights)
@@ -163,9 +174,9 @@ def stored_in_float16(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def add_plan(model: str, candidate: Path, into: Path | None) -> str:
-    """Build the candidate's TensorRT plan, which is published with it; return what became of that.
+    """Build the candidate's TensorRT plan, which is published with it; return a line about the result.
 
-    A plan is of use on the GPU that it was built on, so none is built where `into` is served by another.
+    A plan only works on the GPU that it was built on, so none is built if `into` is served by another.
     """
     card = json.loads((candidate / repository.CARD).read_text())
     config = pbtxt.config(catalog.spec(model).with_members(card.get(configs.MEMBERS, {})))
@@ -193,7 +204,7 @@ def publish(model: str, candidate: Path, into: Path) -> int:
     _refuse_for(reasons or serving_reasons(candidate, spec), candidate, model)
 
     def check_last() -> None:
-        """Another may have published a better one since."""
+        """Compare again: another run may have published a better version since."""
         _refuse_for(metric_reasons(candidate, spec, into), candidate, model)
 
     try:
@@ -209,21 +220,21 @@ def _refuse_for(reasons: list[str], candidate: Path, model: str) -> None:
 
 
 def published_by(run: Path, model: str, into: Path) -> int | None:
-    """The version that a run has published already, if it was killed before it could note it."""
+    """The version that a run has already published, in case it was killed before it could record that."""
     ours = provenance.read(run).get("run", "none")
     for version in reversed(repository.versions(into, model)):
-        with contextlib.suppress(RepositoryError):  # a damaged card is another's; the gate has its say on it
+        with contextlib.suppress(RepositoryError):  # a damaged card is another run's; the gate deals with it
             if repository.card(into, model, version).data.get("run") == ours:
                 return version
     return None
 
 
 def parity_reasons(candidate: Path, spec: ModelSpec) -> list[str]:
-    """What ONNX Runtime answers on the golden batch, whole and one by one, against the eager model.
+    """Where ONNX Runtime's answers to the golden batch, whole and one by one, disagree with the eager model's.
 
-    What a quantized graph is without its rounding must agree as closely as floats do; as it is, what it answers one by
-    one must agree with what it answers to all together, but for golden_atol. The tensors inside a model have no common
-    unit: there golden_atol is a share of the largest number of each.
+    A quantized graph without its rounding must agree with it as closely as float graphs do; with its rounding, its
+    answers one by one must match those to the whole batch within golden_atol. The tensors inside a model have no common
+    unit: there golden_atol is relative to each tensor's largest magnitude.
     """
     reference = GRAPH_GOLDEN if spec.graph else repository.GOLDEN
     in_floats = repository.IN_FLOATS if spec.quantized else ""
@@ -280,7 +291,8 @@ def _disagreements(
 
 
 def graph_reasons(path: Path, spec: ModelSpec) -> list[str]:
-    """What only the cluster would refuse: a fixed batch, a name or type other than config.pbtxt's, an operator."""
+    """What otherwise only the cluster would refuse: a fixed batch size, a name or type that differs from config.pbtxt,
+    an unsupported operator."""
     try:
         model = onnx.load(path)
     except Exception as error:  # onnx has no base class for its errors
@@ -304,7 +316,7 @@ def graph_reasons(path: Path, spec: ModelSpec) -> list[str]:
 
 
 def metric_reasons(candidate: Path, spec: ModelSpec, into: Path) -> list[str]:
-    """By the spec's thresholds and, where it was measured on the same corpus, by the live version's metrics."""
+    """What violates the spec's thresholds, also relative to the live version if it was measured on the same corpus."""
     card = repository.Card.read(candidate / repository.CARD)
     live: Mapping[str, float] = {}
     if present := repository.versions(into, spec.name):
@@ -316,15 +328,15 @@ def metric_reasons(candidate: Path, spec: ModelSpec, into: Path) -> list[str]:
 def missed(
     bounds: Iterable[Threshold], metrics: Mapping[str, float], live: Mapping[str, float] | None = None
 ) -> list[str]:
-    """A reason for each bound that the metrics don't meet. A metric that was not measured is passed over: a corpus
-    whose ground truth is not known has no structure to measure."""
+    """A reason for each bound that the metrics don't meet. A metric that was not measured is skipped: a corpus without
+    known ground truth has no structure to measure."""
     measured = [bound for bound in bounds if bound.metric in metrics]
     reasons = [bound.refusal(metrics[bound.metric], (live or {}).get(bound.metric)) for bound in measured]
     return [reason for reason in reasons if reason]
 
 
 def serving_reasons(candidate: Path, spec: ModelSpec) -> list[str]:
-    """Whether a Triton of its own serves the candidate and answers the golden batch as the eager model did."""
+    """Why a throwaway Triton doesn't serve the candidate, or doesn't answer the golden batch as expected."""
     with tempfile.TemporaryDirectory(prefix="atelier-gate-") as folder:
         alone = Path(folder)
         version = repository.publish(candidate, alone, spec.name, beside=pbtxt.files(spec))
@@ -348,7 +360,7 @@ def over_seeds(runs: list[Path]) -> dict[str, object]:
     seeds = [card["options"].pop("seed", None) for card in cards]
     for run, card in zip(runs, cards, strict=True):
         if getattr(catalog.recipe(card["model"]), "CORPUS_FROM_SEED", False):
-            card["corpus"] = card["corpus"]["name"]  # its checksum is another with each
+            card["corpus"] = card["corpus"]["name"]  # its checksum differs with each seed
         if any(card[part] != cards[0][part] for part in ("model", "options", "corpus")):
             raise BadInput(f"--beside: {run} differs from {runs[0]} in more than its seed")
         if card["metrics"].keys() != cards[0]["metrics"].keys():
@@ -363,10 +375,16 @@ def over_seeds(runs: list[Path]) -> dict[str, object]:
     }
 
 
+def _folder(text: str) -> Path:
+    if not text:  # which would be the current directory
+        raise argparse.ArgumentTypeError("is empty; give a folder")
+    return Path(text)
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.export", description=__doc__.splitlines()[0])
+    parser = cli.Parser(prog="python -m training.export", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="a run directory with a candidate, such as runs/wgan")
-    parser.add_argument("--publish", type=Path, required=True, metavar="DIR", help="the model repository")
+    parser.add_argument("--publish", type=_folder, required=True, metavar="DIR", help="the model repository")
     parser.add_argument("--note", default="", metavar="TEXT", help="for the card: what a reader should know")
     parser.add_argument(
         "--beside", type=Path, nargs="+", default=[], metavar="RUN",
@@ -396,7 +414,7 @@ def main() -> int:
         print(f"training.export: {error}", file=sys.stderr)
         return REFUSED
     except OSError as error:
-        print(f"training.export: {error.filename or args.run}: {error.strerror}", file=sys.stderr)
+        print(f"training.export: {error.filename2 or error.filename or args.run}: {error.strerror}", file=sys.stderr)
         return BAD_INPUT
 
 

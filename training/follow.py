@@ -1,4 +1,4 @@
-"""Follow a Job on a cluster: the lines of its log as they come, and what keeps it from running."""
+"""Follow a Job on a cluster: stream its log, and report what keeps it from running."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from training.jobs import CONTAINER
 
 POLL_S = 2.0
 PATIENCE_S = 180.0
-"""How long the API may be away. Upgrading a small cluster's control plane takes a minute or two."""
+"""How long the API may be unreachable. Upgrading a small cluster's control plane takes a minute or two."""
 LOG_ATTEMPTS = 3
 MEANINGS = {
     BAD_INPUT: "bad options or data",
@@ -28,29 +28,29 @@ STUCK = {
     "CreateContainerConfigError",
     "CreateContainerError",
 }
-"""Reasons to wait that do not pass by themselves: a Job's pods can't be changed."""
+"""Waiting reasons that don't resolve by themselves, because a Job's pods can't be changed."""
 STARTING = {"ContainerCreating", "PodInitializing"}
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
 
 
 class Follower:
-    """`show` gets each line of the Job's log once; `tell` hears what happens around it.
+    """Calls `show` once with each line of the Job's log, and `tell` with messages about what happens around it.
 
-    A pod that takes over from another is followed in its turn. A broken connection is taken up where it broke.
+    A pod that replaces another is followed in its turn. After a broken connection, the log resumes where it broke off.
     """
 
     def __init__(self, cluster: Cluster, job: str, *, show: Callable[[str], None], tell: Callable[[str], None]) -> None:
         self.cluster, self.job, self.show, self.tell = cluster, job, show, tell
         self._told: set[str] = set()
         self._shown_until: dict[str, tuple[str, int]] = {}
-        """by pod: the last line's timestamp, and how many lines with that were shown"""
+        """by pod: the last line's timestamp, and how many lines with that timestamp were shown"""
         self._log_failures: Counter[str] = Counter()
         self._incomplete_logs: set[str] = set()
-        """pods whose log may go on"""
+        """pods whose log may have more lines"""
         self._ended: set[str] = set()
 
     def run(self) -> bool:
-        """Returns, once it has ended, whether the Job succeeded. Raises ClusterError if it can't run or be seen."""
+        """Waits for the Job to end and returns whether it succeeded. Raises ClusterError if it can't run or be read."""
         away_since: float | None = None
         while True:
             try:
@@ -66,14 +66,15 @@ class Follower:
             time.sleep(POLL_S)
 
     def _look(self) -> bool | None:
-        """One round; the Job's success if it has ended. The Job is read first: none of its pods comes later then."""
+        """One round of polling; returns whether the Job succeeded, None if it isn't over. The Job is read before its
+        pods: if it has ended by then, no more pods appear."""
         try:
             job = self.cluster.read("Job", self.job)
         except NotFound as error:
             raise ClusterError(f"{self.job} is gone: it was deleted") from error
         condition = _terminal_condition(job)
         pods = self.cluster.list("Pod", labelSelector=f"batch.kubernetes.io/job-name={self.job}")
-        # The leader comes last: following its log takes as long as it runs, and the others are told of before.
+        # The leader comes last: following its log takes as long as it runs, so the others are reported before.
         for pod in sorted(pods, key=lambda pod: (_is_leader(pod), str(pod["metadata"]["creationTimestamp"]))):
             self._look_at(pod, job_ended=condition is not None)
         if not pods:
@@ -107,7 +108,7 @@ class Follower:
             self.tell(f"pod {name} ended with status {terminated['exitCode']}: {_meaning(terminated)}{said}")
 
     def _copy_log(self, pod: str, *, final: bool) -> None:
-        """A log that breaks off is read again in the next round, without the lines that were shown."""
+        """Shows the rest of the log. If it breaks off, the next round reads it again and skips the lines shown."""
         self._incomplete_logs.add(pod)
         try:
             self._show_rest(pod)
@@ -121,14 +122,15 @@ class Follower:
             self._ended.add(pod)
 
     def _show_rest(self, pod: str) -> None:
-        """The log's lines after those that were shown. Raises ClusterError where it breaks off."""
+        """Shows the lines of the log that were not shown yet. Raises ClusterError if the log breaks off."""
         until, count = self._shown_until.get(pod, ("", 0))
         skipping, skipped = bool(until), 0
         for timestamp, line in self.cluster.log(pod, CONTAINER):
-            if not TIMESTAMP.match(timestamp):  # the kubelet's own words, where it can't read on
+            if not TIMESTAMP.match(timestamp):  # a message from the kubelet, which can't read on
                 self._tell_once(f"pod {pod}'s log: {timestamp} {line}".rstrip())
                 raise Unreachable(f"{timestamp} {line}".rstrip())
-            # Of a fixed width, so that text order is time order. CRI-O gives lines that it reads at once the same.
+            # Timestamps have a fixed width, so they sort as text. CRI-O gives the same one to lines that it reads at
+            # once.
             if skipping and (timestamp < until or (timestamp == until and skipped < count)):
                 skipped += timestamp == until
                 continue
@@ -150,7 +152,7 @@ class Follower:
     def _say_why_no_pod(self, job: Json) -> None:
         if job["spec"].get("suspend"):
             self._tell_once("suspended: it waits in a queue to be admitted")
-        with suppress(ClusterError):  # seeing events takes a right of its own
+        with suppress(ClusterError):  # listing events needs a permission of its own
             for event in self.cluster.list("Event", fieldSelector=f"involvedObject.name={self.job}"):
                 if event.get("type") == "Warning":
                     self._tell_once(f"{event.get('reason')}: {_message(event)}")
@@ -168,13 +170,13 @@ def _terminal_condition(job: Json) -> Json | None:
 
 
 def _is_leader(pod: Json) -> bool:
-    """Whether the pod's log is the run's: of an Indexed Job only the first's is; a Job of one pod has no indices."""
+    """Whether the pod's log is the run's: in an Indexed Job only index 0 leads; a Job of one pod has no indices."""
     index: str = pod["metadata"].get("annotations", {}).get("batch.kubernetes.io/job-completion-index", "0")
     return index == "0"
 
 
 def _meaning(terminated: Json) -> str:
-    """Of a container's exit code; the kubelet's own reason for what is not one of ours."""
+    """What a container's exit code means; the kubelet's reason if the code is not one of ours."""
     reason: str = terminated.get("reason", "Error")
     return MEANINGS.get(terminated["exitCode"], reason)
 

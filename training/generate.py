@@ -6,11 +6,10 @@ Run: python -m training.generate            (write: config.pbtxt and its kin, th
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
-from serving import pbtxt
+from serving import cli, pbtxt
 from serving.files import write_atomically
 from serving.spec import Ensemble, Served, Tensor
 from training import catalog, jobs
@@ -108,7 +107,7 @@ def _quoted(text: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.generate", description=__doc__.splitlines()[0])
+    parser = cli.Parser(prog="python -m training.generate", description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; say what has drifted")
     check = parser.parse_args(arguments).check
     try:

@@ -1,7 +1,7 @@
-"""What a model's training asks of a cluster, and the Job that asks for it. Torch-free.
+"""What a model's training needs from a cluster, and the Job that requests it. Torch-free.
 
-`python -m training.generate` writes it to deploy/train-<model>.yaml, or deploy/<name>.yaml if it has a name of its own;
-`python -m training.submit` creates it.
+`python -m training.generate` writes the Job to deploy/train-<model>.yaml, or deploy/<name>.yaml if it has a name of its
+own; `python -m training.submit` creates it.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ ROOT = Path(__file__).parents[1]
 
 ACCOUNT = "atelier-training"
 MODELS, RUNS = "atelier-models", "atelier-runs"
-"""The claims of the model repository, which Triton serves, and of the run directories. All Jobs share both."""
+"""The volume claims for the model repository, which Triton serves, and the run directories. All Jobs share both."""
 CONTAINER = "train"
 GPU = "nvidia.com/gpu"
 UID = 1000
-"""The user that deploy/images/*.Dockerfile make."""
+"""The user that deploy/images/*.Dockerfile create."""
 METRICS_PORT = 8000
 RENDEZVOUS_PORT = 29400
 RETRIES = 4
 DEVICE = "ATELIER_DEVICE"
-"""The environment variable by which training.devices chooses."""
+"""The environment variable that tells training.devices which device to use."""
 DATA = "/runs/.data"
-"""Where fetched corpora are kept, beside the runs: no Job's name begins with a dot."""
+"""Where fetched corpora are kept, beside the runs. No Job's name begins with a dot, so none clashes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A model's training on a cluster. `memory` is a Kubernetes quantity, both reserved and the limit.
+    """A model's training on a cluster. `memory` is a Kubernetes quantity, both request and limit.
 
-    `corpus` says what the pictures are, for the reader of the manifest, and `fetched_from` where they come from, if
-    they do: the first address that answers. `deadline_h` ends a Job that hangs, with time to spare for one that
-    does not. `options` go to training.run as they are. A Job whose result is its run, not a new version, doesn't
-    publish, and has a `name` of its own that says what it `does`. `gpus`, `cpus` and `memory` are those of each of
-    `nodes`, and `batch` is what several share: the default of the model's own options, whose module needs torch.
+    `corpus` describes the pictures to the reader of the manifest; if they are downloaded, it is from the first address
+    of `fetched_from` that answers. `deadline_h` ends a Job that hangs, with time to spare for one that does not.
+    `options` are passed to training.run unchanged. A Job whose result is its run, not a new version, doesn't publish,
+    and has a `name` of its own that says what it `does`. `gpus`, `cpus` and `memory` are per node. `batch` is the batch
+    size that several `nodes` share: the default of the model's own options, repeated here as their module needs torch.
     """
 
     corpus: str
@@ -73,7 +73,7 @@ class Job:
 
     @property
     def workers(self) -> int:
-        """Of each node."""
+        """Workers per node."""
         return max(1, self.gpus)
 
 
@@ -84,7 +84,7 @@ def image(accelerator: str) -> str:
 
 
 def file(model: str, job: Job) -> Path:
-    """Where the text of `render` goes, from the root of the repository."""
+    """The path of the file with the text of `render`, relative to the root of the repository."""
     return Path("deploy", f"{_name(model, job)}.yaml")
 
 
@@ -108,7 +108,7 @@ def load(path: Path) -> list[Any]:
 
 
 def manifests(model: str, job: Job) -> list[dict[str, Any]]:
-    """What the file holds. A tuple is written on one line; a `Note` stands above its value."""
+    """The manifests in the file. A tuple is written on one line; a `Note` becomes a comment above its value."""
     models = [_volume_claim(MODELS, "5Gi", job)] if job.publishes else []
     service = [_service()] if job.nodes > 1 else []
     return [_service_account(), *models, _volume_claim(RUNS, "20Gi", job), *service, _job(model, job)]
@@ -139,7 +139,7 @@ def _volume_claim(name: str, storage: str, job: Job) -> dict[str, Any]:
 
 
 def _service() -> dict[str, Any]:
-    """One for all Jobs of several pods: their pods' names, which begin with the Job's, are made under it."""
+    """One Service for all Jobs of several pods: it gives their pods DNS names, which begin with the Job's name."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -278,8 +278,8 @@ def _container(model: str, job: Job) -> dict[str, Any]:
 
 
 def _torchrun(job: Job) -> list[Any]:
-    """How the pods find one another. The static rendezvous, for it alone lets the completion index be the rank: the pod
-    of index 0 leads, and its log is the run's."""
+    """How the pods find one another. The rendezvous is static, because only that lets the completion index be the rank:
+    the pod of index 0 leads, and its log is the run's."""
     return [
         Note(
             "A pod that comes back when the others are done has nothing to do, and nobody to meet.",
@@ -361,8 +361,8 @@ Generated by `python -m training.generate` from training/models/{spec.name}/ and
 
 
 def log_target(name: str, nodes: int) -> str:
-    """What `kubectl logs` is to show of a Job: its pod, of several the one that leads, whose last ten lines it would
-    show if it weren't asked for all."""
+    """The arguments with which `kubectl logs` shows a Job's log: that of its pod or, of several, of the leader. With a
+    selector it would show only the last ten lines, hence --tail."""
     if nodes == 1:
         return f"job/{name}"
     return f"-l job-name={name},batch.kubernetes.io/job-completion-index=0 --tail=-1"
@@ -408,7 +408,7 @@ def _name(model: str, job: Job) -> str:
 
 
 def _kubernetes_name(model: str) -> str:
-    """The model's name in Kubernetes, which knows no underscore."""
+    """The model's name in Kubernetes, which allows no underscores."""
     return model.replace("_", "-")
 
 
@@ -420,7 +420,7 @@ def _yaml_emitter() -> YAML:
 
 
 def _yaml(value: Any, column: int = 0) -> Any:
-    """`value` as ruamel's nodes, whose first key or dash stands at `column`; Notes become comments."""
+    """`value` as ruamel nodes whose first key or dash is at `column`; Notes become comments."""
     if isinstance(value, Mapping):
         node: Any = CommentedMap()
         for key, item in value.items():

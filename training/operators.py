@@ -1,9 +1,9 @@
-"""Which ONNX graphs TensorRT takes, as its parser's own table says.
+"""Which ONNX graphs TensorRT accepts, according to its parser's own table.
 
-Of docs/operators.md in onnx/onnx-tensorrt, at TensorRT 10.15 (opsets 9 to 24): those operators that networks
-like ours are exported to, each with the types it computes in, and the restrictions that they could run into. All are
-in ONNX Runtime since 1.12, too. A graph that needs another is refused by the gate, which costs a minute, and not on
-the cluster. Whether TensorRT builds it is only seen on a GPU: the table is of what its parser knows.
+From docs/operators.md in onnx/onnx-tensorrt, at TensorRT 10.15 (opsets 9 to 24): the operators that networks like ours
+are exported to, each with the types it computes in, and the restrictions that such networks could run into. ONNX
+Runtime, too, has had all of them since 1.12. A graph that needs another is refused by the gate, which costs a minute,
+and not on the cluster. Whether TensorRT can build it only shows on a GPU: the table covers what the parser knows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ OPSETS = range(9, 25)
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16}
 NUMBERS = FLOATS | {TensorProto.INT32, TensorProto.INT64}
 ANYTHING = NUMBERS | {TensorProto.BOOL}
-CONSTANTS = ANYTHING | {TensorProto.DOUBLE}  # which TensorRT makes floats
+CONSTANTS = ANYTHING | {TensorProto.DOUBLE}  # which TensorRT converts to floats
 TYPES = {
     **dict.fromkeys(
         """AveragePool BatchNormalization Clip Conv ConvTranspose Exp Gemm GlobalAveragePool InstanceNormalization
@@ -51,7 +51,7 @@ RESIZING: dict[str, set[Any]] = {
 
 
 def reasons(model: onnx.ModelProto) -> list[str]:
-    """Why TensorRT or ONNX Runtime would not take it; none if they do."""
+    """The reasons why TensorRT or ONNX Runtime would reject the model; empty if they accept it."""
     graph = model.graph
     found = [
         f"opset {used.version}: TensorRT takes {OPSETS.start} to {OPSETS.stop - 1}"
@@ -68,7 +68,8 @@ def reasons(model: onnx.ModelProto) -> list[str]:
 
 
 def edge_reasons(graph: onnx.GraphProto) -> list[str]:
-    """TensorRT takes UINT8 at a graph's edge only: an input meets a Cast to float first, an output one from it last."""
+    """The reasons for rejection due to UINT8, which TensorRT accepts only at a graph's edge: an input must go straight
+    into a Cast to float, and an output must come straight from a Cast."""
     uint8 = TensorProto.UINT8
     inputs, outputs = (
         {v.name for v in each if v.type.tensor_type.elem_type == uint8} for each in (graph.input, graph.output)
@@ -80,13 +81,13 @@ def edge_reasons(graph: onnx.GraphProto) -> list[str]:
 
 
 def casts_to(node: onnx.NodeProto) -> int:
-    """The type that a Cast makes; 0 for another operator."""
+    """The type that a Cast converts to; 0 for any other operator."""
     return int(onnx.helper.get_node_attr_value(node, "to")) if node.op_type == "Cast" else 0
 
 
 def _node_reasons(node: onnx.NodeProto, types: dict[str, int], constants: set[str]) -> list[str]:
     kind, found = node.op_type, []
-    taken = node.input[:1] if kind == "Resize" else node.input  # its others are sizes
+    taken = node.input[:1] if kind == "Resize" else node.input  # its other inputs are sizes
     given = () if kind in COMPARING else node.output
     strange = {types[name] for name in (*taken, *given) if name in types} - TYPES[kind]
     found += [f"computes in {TensorProto.DataType.Name(each)}, which TensorRT does not" for each in sorted(strange)]
@@ -105,7 +106,7 @@ def _node_reasons(node: onnx.NodeProto, types: dict[str, int], constants: set[st
 
 
 def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
-    """The type of each tensor that one is known of."""
+    """The type of each tensor whose type is known."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     values = (*graph.value_info, *graph.input, *graph.output)
     types = {value.name: value.type.tensor_type.elem_type for value in values}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,13 +34,19 @@ def save_grid(pictures: np.ndarray, path: Path, *, columns: int) -> None:
 
 
 def save_convergence(stats: list[dict[str, float]], path: Path, *, title: str, losses: str = "loss") -> None:
-    """Every figure of stats.jsonl over the steps: the raw values faint, a running median over 2 % of the run strong."""
-    steps = np.array([row["step"] for row in stats])
+    """Every figure of stats.jsonl over the steps: the raw values faint, a running median over 2 % of the run strong.
+
+    Without any figure, as of a run that goes on after a crash has lost its stats.jsonl, nothing is drawn.
+    """
+    names = [key for key in dict.fromkeys(key for row in stats for key in row) if key != "step"]
+    if not names:
+        print(f"{path}: not drawn, as stats.jsonl holds no figures of it", file=sys.stderr)
+        return
     window = max(1, len(stats) // 50)
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     ends = []
-    for name in (key for key in stats[0] if key != "step"):
-        values = np.array([row[name] for row in stats])
+    for name in names:
+        steps, values = np.array([(row["step"], row[name]) for row in stats if name in row]).T
         smooth = running_median(values, window)
         (line,) = axes.plot(steps, smooth, label=name.replace("_", " "), linewidth=1.6)
         axes.plot(steps, values, color=line.get_color(), alpha=0.18, linewidth=0.6)
@@ -47,7 +54,8 @@ def save_convergence(stats: list[dict[str, float]], path: Path, *, title: str, l
     # The first steps and single spikes would flatten everything else.
     margin = 0.1 * (max(ends) - min(ends)) or 1.0
     axes.set_ylim(min(ends) - margin, max(ends) + margin)
-    axes.set(title=title, xlabel="step", ylabel=losses)
+    axes.set_title(title, parse_math=False)  # a run's name may hold dollar signs
+    axes.set(xlabel="step", ylabel=losses)
     axes.grid(alpha=0.3)
     axes.legend()
     save(figure, path)

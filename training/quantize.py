@@ -1,7 +1,7 @@
-"""Convolutions in 8-bit integers, which a CPU computes two to three times as fast as floats.
+"""Static 8-bit quantization of convolutions, which a CPU then computes two to three times as fast as in floats.
 
-The graph keeps its floats: each tensor that is rounded passes a QuantizeLinear and a DequantizeLinear, from which ONNX
-Runtime makes integer operators. TensorRT is given the graph without them, serving.tensorrt.for_gpus.
+The graph stays in floats (QDQ format): each quantized tensor passes through a QuantizeLinear and a DequantizeLinear,
+which ONNX Runtime fuses into integer operators. TensorRT is given the graph without them (serving.tensorrt.for_gpus).
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """What a recipe says of its graph. `inputs` by name, in any number and, where sizes are free, of any, show between
-    which bounds its tensors lie."""
+    """How to quantize a recipe's graph. `inputs` are the calibration inputs by name: any number of them and, where
+    dimensions are dynamic, of any size."""
 
     inputs: Mapping[str, Sequence[np.ndarray]]
     operators: tuple[str, ...] = ("Conv",)
     floats: tuple[str, ...] = ()
-    """how the names of nodes begin that stay in floats; a node is called after its module, /net/last/Conv"""
+    """prefixes of the names of nodes that stay in floats; a node is named after its module, as in /net/last/Conv"""
     averaged: bool = False
-    """bounds are the mean over the inputs of each one's own, not the farthest of all: where norms leave a few
-    activations far out, finer steps for the others are worth more"""
+    """ranges run from the mean of the inputs' minima to the mean of their maxima, not between the extremes: where
+    normalization leaves a few activations far out, finer steps for the others are worth more"""
 
 
 class Calibration(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
-    """Inputs one by one, of whose tensors the ranges are taken."""
+    """Feeds the calibration inputs to ONNX Runtime one at a time."""
 
     def __init__(self, inputs: Mapping[str, Sequence[np.ndarray]]) -> None:
         self.feeds = self._feeds(inputs)
@@ -54,17 +54,17 @@ class Calibration(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime h
 
 
 def spread(count: int, most: int = 32) -> list[int]:
-    """Places of `most` pictures among `count`, from first to last: a corpus may be sorted by what its pictures show."""
+    """At most `most` indices, evenly spaced over `count` pictures, because a corpus may be sorted by content."""
     return [int(k) for k in np.linspace(0, count - 1, min(most, count))]
 
 
 def quantize(graph: Path, how: Quantization) -> None:
-    """Rewrite `graph`: what its operators take and give is rounded to 255 steps of the range that the inputs make.
+    """Quantizes `graph` in place: activations to uint8, static ranges calibrated on `how.inputs`, weights to 7 bits.
 
-    Weights have 7 bits: with 8, CPUs that lack VNNI would add up two products to more than 16 bits hold. Where a graph
-    chooses by a threshold what it computes further, as a cascade does, all of the inputs show all of its bounds.
+    With 8-bit weights, the sum of two products would overflow 16 bits on CPUs without VNNI. Where a graph decides by a
+    threshold what to compute further, as a cascade does, all inputs take every branch during calibration.
     """
-    quant_pre_process(graph, graph, skip_optimization=True, skip_symbolic_shape=True)  # sizes of tensors
+    quant_pre_process(graph, graph, skip_optimization=True, skip_symbolic_shape=True)  # infers tensor shapes
     model = onnx.load(graph)
     in_floats = [node.name for node in model.graph.node if node.name.startswith(how.floats)]
     thresholds = {name: to_array(value) for name, value in _thresholds(model).items()}
@@ -75,7 +75,7 @@ def quantize(graph: Path, how: Quantization) -> None:
         graph, graph, Calibration(how.inputs), quant_format=QuantFormat.QDQ,
         activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, reduce_range=True, per_channel=True,
         op_types_to_quantize=list(how.operators), nodes_to_exclude=in_floats,
-        # The floats stay, and so do activations that rounding alone would do: for_gpus() finds all as it was.
+        # Keep float weights, and activation functions that rounding makes redundant: for_gpus() restores the graph.
         extra_options={
             "AddQDQPairToWeight": True, "QDQKeepRemovableActivations": True, "CalibMovingAverage": how.averaged,
         },
@@ -88,10 +88,10 @@ def quantize(graph: Path, how: Quantization) -> None:
 
 
 def _thresholds(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """The constants by which a graph chooses what it computes further, `x < threshold`, by name.
+    """The constants that decide what a graph computes further (`x < threshold`), by name.
 
-    A net is unsure of few pictures that it has learnt, of none where it knows them by heart. Of those alone the bounds
-    of what comes after would be too narrow, or there would be none, and all rounded to whole numbers.
+    A net is unsure of few of its training pictures, and of none if it has memorized them. Calibrated on those alone,
+    the later ranges would be too narrow, or missing, and everything would be rounded to whole numbers.
     """
     nodes = model.graph.node
     chosen_by = {node.input[0] for node in nodes if node.op_type == "NonZero"}
@@ -100,8 +100,8 @@ def _thresholds(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
 
 
 def answered_by(graph: Path, spec: ModelSpec, net: nn.Module) -> nn.Module:
-    """`net`, with all that a recipe knows of it, but ONNX Runtime computes its answers from a graph: the tensors of
-    `spec` in, and out, in order."""
+    """A copy of `net`, with all attributes that a recipe uses, whose forward pass runs `graph` in ONNX Runtime. It
+    takes and returns the tensors of `spec` in order."""
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     inputs, outputs = ([t.name for t in tensors] for tensors in (spec.core.inputs, spec.core.outputs))
 
@@ -110,5 +110,5 @@ def answered_by(graph: Path, spec: ModelSpec, net: nn.Module) -> nn.Module:
         return torch.from_numpy(answer)
 
     answering = copy.copy(net)
-    answering.forward = forward  # which nn.Module asks before its class's
+    answering.forward = forward  # an instance's forward takes precedence over its class's
     return answering

@@ -48,25 +48,27 @@ class Invocation:
     """What every model's run can be asked, besides the model's own options."""
 
     name: str = ""
-    """of the run, and of its directory; the model's name if left out"""
+    """name of the run and of its directory; left out: the model's name"""
     runs: Path = Path("runs")
-    """where run directories are"""
+    """folder of all run directories"""
     resume: bool = False
-    """go on from the last checkpoint if there is one"""
+    """continue from the run's last checkpoint, if there is one"""
     publish: Path | None = None
-    """a model repository, to publish the result in if the gate lets it pass"""
+    """model repository to publish the result in, if the gate lets it pass"""
     export: str = ONNX
-    """what a version holds: onnx, or onnx,tensorrt where this GPU is of the type that serves"""
+    """what a published version holds: onnx, or onnx,tensorrt where this GPU is of the type that serves"""
     evaluate: Path | None = None
-    """only measure this checkpoint"""
+    """checkpoint to measure, without training"""
     metrics_port: int = 0
-    """serve Prometheus metrics there while training; 0 does not"""
+    """port that serves Prometheus metrics while training; 0 serves none"""
     dry_run: bool = False
     """print the resolved options and stop"""
 
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
+    if sys.stdout is None:  # closed, as by `>&-`
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  # as long as the process
     hook, threading.excepthook = threading.excepthook, _thread_failed
     try:
         model, preset, rest = _model_and_preset(arguments)
@@ -77,10 +79,17 @@ def main(arguments: list[str] | None = None) -> int:
     except Refused as error:
         _say(str(error))
         return REFUSED
+    except (MemoryError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        from training.data.files import TOO_LARGE, too_large
+
+        if not too_large(error):
+            raise
+        _say(f"{TOO_LARGE}: lower --batch, --pictures or --size")
+        return BAD_INPUT
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
-        where = error.filename or "--runs or --publish"
+        where = error.filename2 or error.filename or "--runs or --publish"
         _say(f"{where}: {error.strerror}; put that right, and the same command with --resume goes on")
         return BAD_INPUT
     finally:
@@ -151,7 +160,7 @@ def _run(model: str, preset: str, rest: list[str]) -> int:
 
     # Heavy imports come after the cheap refusals.
     from training import devices, distributed
-    from training.rundir import RunDir
+    from training.rundir import RunDir, check_free
 
     if distributed.world_size() > 1 and catalog.multinode(model) is None:
         able = " and ".join(other for other in catalog.names() if catalog.multinode(other))
@@ -160,16 +169,19 @@ def _run(model: str, preset: str, rest: list[str]) -> int:
     devices.keep_freed_memory()
     if init and hasattr(recipe, "check_init"):
         recipe.check_init(options)
-    corpus = recipe.load_corpus(options)
     if asked.evaluate is not None:
         net = recipe.load_net(asked.evaluate)
         _check_writable("--evaluate", asked.evaluate.parent)
-        cli.show(json.dumps(recipe.evaluate(net, corpus, out=asked.evaluate.parent), indent=2))
+        metrics = recipe.evaluate(net, recipe.load_corpus(options), out=asked.evaluate.parent)
+        cli.show(json.dumps(metrics, indent=2))
         _tell(f"pictures of it: {asked.evaluate.parent}")
         return 0
 
     if asked.publish is not None:
         _check_writable("--publish", asked.publish)
+    if distributed.leads() and not asked.resume:
+        check_free(asked.runs / name)
+    corpus = recipe.load_corpus(options)
     if asked.metrics_port and os.environ.get("LOCAL_RANK", "0") == "0":
         _serve_metrics(asked.metrics_port)
     with distributed.process_group(device), distributed.own_folder(asked.runs / name) as path:
@@ -234,6 +246,10 @@ def _hand_on(checkpoint: Path, run: Any, corpus: Any, asked: Invocation) -> None
 
 def _parse(model: str, preset: str, recipe: Any, rest: list[str]) -> tuple[Invocation, Any]:
     """The command line made from the two dataclasses, with the preset's values as defaults."""
+    for given, value in itertools.pairwise([*rest, ""]):
+        for name in ("--runs", "--publish"):  # which would be the current directory
+            if given == f"{name}=" or (given == name and not value):
+                raise BadInput(f"{name}: is empty; give a folder")
     command = dataclasses.make_dataclass(
         "Command",
         [
@@ -260,9 +276,14 @@ def _parse(model: str, preset: str, recipe: Any, rest: list[str]) -> tuple[Invoc
 
 
 def _one_line(box: str) -> str:
-    """What tyro says in a box, up to the first rule, without the box."""
-    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
-    first = itertools.takewhile(lambda line: not line.startswith("─"), lines)
+    """What tyro says in a box, up to the first rule, without the box and its title.
+
+    Where stdout is not in UTF-8, the box is of spaces, and its rules of hyphens: below the title, and after the text.
+    """
+    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith(("│", " "))]
+    if "│" not in box:
+        lines = lines[2:]
+    first = itertools.takewhile(lambda line: not line.startswith(("─", "--------")), lines)
     return " ".join(" ".join(first).split()).rstrip(" .")
 
 

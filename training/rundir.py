@@ -5,10 +5,12 @@ runs/<name>/  options.json   the options, the corpus, the commit and the machine
               samples/       pictures made on the way
               checkpoints/   last.pt: everything needed to go on to the same bits
               tensorboard/
+              .lock          locked by the process that trains it
 """
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
@@ -19,12 +21,12 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 import prometheus_client
 import torch
@@ -35,6 +37,7 @@ from serving import cli
 from training import distributed, provenance
 from training.devices import pick_device
 from training.errors import STOPPED, BadInput, Refused, stopping_signals
+from training.options import flag
 
 STEP = prometheus_client.Gauge("atelier_training_step", "Steps done", ["model", "run"])
 STEPS = prometheus_client.Gauge("atelier_training_steps", "Steps asked for", ["model", "run"])
@@ -51,6 +54,13 @@ LAST_STEP = prometheus_client.Gauge(
 OUTCOMES = prometheus_client.Counter(
     "atelier_publish", "Candidates that were published or refused", ["model", "run", "outcome"]
 )
+
+
+LAST = Path("checkpoints", "last.pt")
+LOCK = ".lock"
+LOCK_WAIT_S = 150.0
+"""How long --resume waits for the run's other process: a Job's old pod may take 120 s to end."""
+LOCK_POLL_S = 0.5
 
 
 class Stopped(Exception):
@@ -70,19 +80,26 @@ class RunDir:
             "options": _plain(asdict(options)),
             "corpus": corpus,
         }
-        self.last = path / "checkpoints" / "last.pt"
+        self.last = path / LAST
         self._terminated = False
-        if self.last.exists() and not resume:
-            raise BadInput(f"--name: {path} already holds a run; --resume continues it, another --name starts anew")
-        if self.last.exists():
-            self._go_on()
-        else:
-            self._begin()
-        self.made_by = provenance.read(path)
-        self._stats = (path / "stats.jsonl").open("a")
-        self.board = SummaryWriter(str(path / "tensorboard"))
+        init = "" if self.last.exists() else getattr(options, "init", "")
+        started_from = {"started_from": self._story(Path(init))} if init else {}  # before a directory is made
+        self._lock = _lock(path, wait_s=LOCK_WAIT_S if resume else 0.0)
+        try:
+            if not resume:
+                check_free(path)
+            if self.last.exists():
+                self._go_on()
+            else:
+                self._begin(started_from)
+            self.made_by = provenance.read(path)
+            self._stats = (path / "stats.jsonl").open("a")
+            self.board = SummaryWriter(str(path / "tensorboard"))
+        except BaseException:
+            self._lock.close()
+            raise
 
-    def _begin(self) -> None:
+    def _begin(self, started_from: dict[str, Any]) -> None:
         try:
             if (self.path / provenance.OPTIONS).exists():  # of a run that has no checkpoint
                 for folder in ("samples", "tensorboard"):
@@ -91,10 +108,7 @@ class RunDir:
             for folder in ("samples", "checkpoints"):
                 (self.path / folder).mkdir(parents=True, exist_ok=True)
             made_by = {"run": uuid.uuid4().hex, **self.asked, "commit": commit(), "machine": machine()}
-            made_by["command"] = sys.argv[1:]
-            if init := getattr(self.options, "init", ""):
-                made_by["started_from"] = self._story(Path(init))
-            provenance.write(self.path, made_by)
+            provenance.write(self.path, {**made_by, "command": sys.argv[1:], **started_from})
             (self.path / "stats.jsonl").write_text("")
         except OSError as error:
             raise BadInput(f"--runs: can't write {self.path}: {error.strerror}") from error
@@ -102,8 +116,10 @@ class RunDir:
     @staticmethod
     def _story(checkpoint: Path) -> dict[str, Any]:
         """How the checkpoint that a run starts from was made, so that a card tells it from the beginning."""
-        options = checkpoint.resolve().parent.parent / provenance.OPTIONS
-        made_by: dict[str, Any] = json.loads(options.read_text()) if options.is_file() else {}
+        before = checkpoint.resolve().parent.parent
+        if not (before / provenance.OPTIONS).is_file():
+            return {"checkpoint": str(checkpoint)}
+        made_by = provenance.read(before, fields=(), instead="put it right, or remove it to start without its story")
         return {**made_by, "checkpoint": str(checkpoint)}
 
     def _go_on(self) -> None:
@@ -112,7 +128,7 @@ class RunDir:
         self._same_options(made_by)
         now = _plain({"commit": commit(), "machine": machine(), "command": sys.argv[1:]})
         before, resumed = provenance.last(made_by), made_by.get("resumed", [])
-        if any(before[name] != value for name, value in now.items()):
+        if any(before.get(name) != value for name, value in now.items()):
             provenance.write(self.path, {**made_by, "resumed": [*resumed, now]})
 
     def _same_options(self, before: dict[str, Any]) -> None:
@@ -121,14 +137,17 @@ class RunDir:
             for key in sorted(before[part].keys() | self.asked[part].keys()):
                 was, now = before[part].get(key), self.asked[part].get(key)
                 if was != now:
-                    flag = pictures if part == "corpus" else f"--{key.replace('_', '-')}"
-                    raise BadInput(f"{flag}: {self.path} was begun with {was}, not {now}; use that or another --name")
+                    named = pictures if part == "corpus" else flag(key)
+                    raise BadInput(f"{named}: {self.path} was begun with {was}, not {now}; use that or another --name")
 
     # --- checkpoints ---
 
     def save(self, state: dict[str, Any]) -> None:
         """Write last.pt beside and swap it in: a full disk or a kill leaves the one before. The figures up to it are on
-        the disk first, so that none is missing where a node goes down."""
+        the disk first, so that none is missing where a node goes down. Raises BadInput if it can't be written, or if a
+        weight is not finite: a run may diverge in a step whose loss still was."""
+        if not _finite(state):
+            raise BadInput(provenance.diverged(self.asked["options"]))
         beside = self.last.with_suffix(".tmp")
         content = io.BytesIO()
         torch.save(state, content)  # into memory: a full disk makes it raise "unexpected pos", in many words
@@ -169,8 +188,7 @@ class RunDir:
         state = load_checkpoint(self.last)
         with self.restoring():
             step = int(state["step"])
-        lines = (self.path / "stats.jsonl").read_text().splitlines()
-        return state, [line for line in lines if _step(line) < step]
+        return state, [json.dumps(row) for row in self.stats() if row["step"] < step]
 
     @contextmanager
     def restoring(self) -> Iterator[None]:
@@ -187,8 +205,15 @@ class RunDir:
 
     # --- the loop ---
 
-    def steps(self, first: int, last: int) -> Iterator[int]:
-        """first .. last - 1 with a progress bar on a terminal. SIGTERM and Ctrl-C end it where the recipe can save."""
+    def steps(
+        self, first: int, last: int, *, save: Callable[[int], None] | None = None, every_minutes: float = math.inf
+    ) -> Iterator[int]:
+        """first .. last - 1 with a progress bar on a terminal.
+
+        `save(steps done)` is called between two steps when its minutes are over, after the last one, and where SIGTERM
+        or Ctrl-C ends the loop with Stopped. A recipe that can't save after any step leaves it out, and looks at
+        `terminated` itself.
+        """
         for outcome in ("published", "refused"):
             self._outcome(outcome)  # a counter that begins at 1 would show no increase
         STEPS.labels(self.model, self.path.name).set(last)
@@ -197,6 +222,7 @@ class RunDir:
         self._begun, self._first, self._last = time.monotonic(), first, last
         quiet = not (sys.stderr.isatty() and distributed.leads())
         self._bar = tqdm(total=last, initial=first, unit="step", disable=quiet, dynamic_ncols=True)
+        last_saved = time.monotonic()
         with self._bar, self._stopping():
             for step in range(first, last):
                 begun = time.monotonic()
@@ -204,6 +230,14 @@ class RunDir:
                 SECONDS.labels(self.model, self.path.name).observe(time.monotonic() - begun)
                 STEP.labels(self.model, self.path.name).set(step + 1)
                 LAST_STEP.labels(self.model, self.path.name).set_to_current_time()
+                if save and distributed.any_worker(self.terminated):
+                    save(step + 1)
+                    raise Stopped
+                if save and time.monotonic() - last_saved > 60 * every_minutes:
+                    save(step + 1)
+                    last_saved = time.monotonic()
+        if save:
+            save(last)
 
     @contextmanager
     def _stopping(self) -> Iterator[None]:
@@ -240,10 +274,10 @@ class RunDir:
         """
         for name, value in stats.items():
             if not math.isfinite(value):
-                rates = [f"--{key.replace('_', '-')}" for key in self.asked["options"] if key.endswith("lr")]
+                lower = provenance.to_lower(self.asked["options"])
                 raise BadInput(
                     f"step {step + 1}: {name.replace('_', ' ')} is {value}, the run has diverged; "
-                    f"begin another --name with a lower {' or '.join(rates) or 'weight'}"
+                    f"begin another --name with a lower {lower}"
                 )
         self._stats.write(json.dumps({"step": step, **stats}) + "\n")
         self._stats.flush()
@@ -274,11 +308,60 @@ class RunDir:
         return OUTCOMES.labels(self.model, self.path.name, outcome)
 
     def stats(self) -> list[dict[str, float]]:
-        return [json.loads(line) for line in (self.path / "stats.jsonl").read_text().splitlines()]
+        """The rows of stats.jsonl, without the lines that a crash or a disk has damaged."""
+        rows = map(_row, (self.path / "stats.jsonl").read_bytes().splitlines())
+        return [row for row in rows if row]
 
     def close(self) -> None:
         self._stats.close()
         self.board.close()
+        self._lock.close()
+
+
+def _lock(path: Path, *, wait_s: float) -> TextIO:
+    """The open lock file of a run's directory, which is made; closing it releases the lock, as the kernel does after a
+    kill. Raises BadInput if another process still holds it after `wait_s`. Where the filesystem has no locks, as some
+    NFS, and on Windows, nothing is locked."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / LOCK).open("a")
+    except OSError as error:
+        raise BadInput(f"--runs: can't write {path}: {error.strerror}") from error
+    try:
+        _acquire(lock, path, wait_s)
+    except BaseException:
+        lock.close()
+        raise
+    return lock
+
+
+def _acquire(lock: TextIO, path: Path, wait_s: float) -> None:
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    taken, began, told = f"{path} is being trained by another process", time.monotonic(), False
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() - began >= wait_s:
+                raise BadInput(f"--name: {taken}; wait for it, or give another --name") from error
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOTSUP):
+                return
+            raise
+        if not told:
+            cli.show(f"{taken}; waiting up to {wait_s:.0f} s for it to end")
+            told = True
+        time.sleep(LOCK_POLL_S)
+
+
+def check_free(path: Path) -> None:
+    """Raises BadInput if a run's directory has a checkpoint already."""
+    if (path / LAST).exists():
+        raise BadInput(f"--name: {path} already holds a run; --resume continues it, another --name starts anew")
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -323,12 +406,24 @@ def _git(root: Path, *arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True).stdout
 
 
-def _step(line: str) -> float:
-    """Of a line of stats.jsonl; infinite for what a crash left of one."""
+def _row(line: bytes) -> dict[str, float]:
+    """The figures in a line of stats.jsonl; none if it is damaged: cut short, not UTF-8, or with a figure that is no
+    number."""
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+        row: dict[str, float] = json.loads(line)
+        whole = "step" in row and all(math.isfinite(value) for value in row.values())
+    except (ValueError, TypeError, AttributeError, OverflowError):
+        return {}
+    return row if whole else {}
+
+
+def _finite(part: Any) -> bool:
+    """Whether all weights in a checkpoint or a part of it are finite; an optimizer's estimates are none."""
+    if isinstance(part, torch.Tensor):
+        return not part.is_floating_point() or bool(part.isfinite().all())
+    if isinstance(part, dict):
+        return "param_groups" in part or all(map(_finite, part.values()))
+    return not isinstance(part, list | tuple) or all(map(_finite, part))
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import sys
 import typing
 from collections.abc import Callable
@@ -22,12 +23,13 @@ from typing import Any
 
 from ruamel.yaml.error import YAMLError
 
-from serving.cli import INTERRUPTED
+from serving.cli import INTERRUPTED, Parser
 from training import catalog, jobs
 from training.cluster import AlreadyExists, Cluster, ClusterError, connect
 from training.errors import BAD_INPUT, BadInput
 from training.follow import Follower
 
+LABEL, LONGEST_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"), 63  # RFC 1123, as Kubernetes names Jobs' pods
 CONVERTERS: dict[type, Callable[[str], object]] = {
     int: int,
     float: float,
@@ -54,8 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m training.submit", description=__doc__, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
@@ -92,6 +94,7 @@ def _manifests(args: argparse.Namespace) -> list[Any]:
     if training_job is None:
         multinode = " and ".join(name for name in _trainable() if catalog.multinode(name))
         raise BadInput(f"--nodes: {args.nodes} can't train {args.model}; on 2 or more {multinode} can be trained")
+    _check_given(args)
     path = jobs.file(args.model, training_job)
     try:
         manifests = jobs.load(jobs.ROOT / path)
@@ -108,6 +111,17 @@ def _manifests(args: argparse.Namespace) -> list[Any]:
     if args.nodes > 1:
         _require_even_shares(args.model, training_job, container["args"], args.nodes)
     return manifests
+
+
+def _check_given(args: argparse.Namespace) -> None:
+    """Refuses a name or an image that no cluster takes: the name is a label's value, and begins its pods' host names,
+    which end in -INDEX where there are several."""
+    longest = LONGEST_LABEL - (len(f"-{args.nodes - 1}") if args.nodes > 1 else 0)
+    if args.name is not None and (len(args.name) > longest or not LABEL.fullmatch(args.name)):
+        allowed = f"at most {longest} of a-z, 0-9 and -, neither beginning nor ending with -"
+        raise BadInput(f"--name: {args.name!r} can't name a Job; give {allowed}, or leave it out")
+    if args.image is not None and not args.image.strip():
+        raise BadInput("--image: is empty; give the image's address, or leave it out")
 
 
 def _change(job: Any, pod: Any, container: Any, args: argparse.Namespace) -> None:
@@ -141,7 +155,7 @@ def _set_nodes(spec: Any, container: Any, nodes: int) -> None:
 def _require_even_shares(model: str, job: jobs.Job, arguments: list[str], nodes: int) -> None:
     """Refuses what training.distributed.shard would, hours later, when every pod has its node. What the file gives, as
     a reader may have edited it, goes before the job's own numbers."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = Parser(prog="python -m training.submit", add_help=False, allow_abbrev=False)
     for flag in ("--nproc-per-node", "--batch", "--preset"):
         parser.add_argument(flag, default="")
     given, _ = parser.parse_known_args(arguments)

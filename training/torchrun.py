@@ -8,7 +8,6 @@ beside FILE was made with other options, that is status 2.
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from pathlib import Path
@@ -17,12 +16,13 @@ from torch.distributed import run
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from serving import cli
 from training import provenance
 from training.errors import BAD_INPUT, REFUSED, STOPPED, BadInput
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = cli.Parser(prog="python -m training.torchrun", add_help=False, allow_abbrev=False)
     parser.add_argument("--unless", type=Path)
     own, torchruns = parser.parse_known_args(arguments)
     try:

@@ -35,11 +35,11 @@ def all_of(points: np.ndarray) -> Paths:
 def plot(
     *layers: Paths, pen: float, ink: tuple[int, int, int], paper: tuple[int, int, int], size: int = SIZE
 ) -> np.ndarray:
-    """Draw paths with a pen `pen` pixels wide, if the picture has 128: uint8 (N, size, size, 3)."""
+    """Draw paths with a pen `pen` pixels wide at size 128, and in proportion at others: uint8 (N, size, size, 3)."""
     wide, width = size * OVERSAMPLING, round(pen * OVERSAMPLING * size / SIZE)
     count = len(layers[0].points)
     images = np.empty((count, size, size, 3), np.uint8)
-    # ink on paper for every gray, looked up: (256, 3)
+    # lookup table from gray level to colour, from paper to ink: (256, 3)
     shade = np.linspace(0, 1, 256)[:, None]
     tones = np.rint(np.array(paper) * (1 - shade) + np.array(ink) * shade).astype(np.uint8)
     for i in range(count):
@@ -71,8 +71,7 @@ def schotter(count: int, *, seed: int, size: int = SIZE) -> np.ndarray:
     column, row = (g.ravel() for g in np.meshgrid(np.arange(columns), np.arange(rows)))
     centres = np.stack([column - (columns - 1) / 2, row - (rows - 1) / 2], 1) * pitch + 0.5
 
-    # Nees lets rotation and shift grow with the row. How soon and how wildly is what differs between our
-    # pictures.
+    # Nees lets rotation and shift grow with the row. Our pictures differ in how soon and how wildly.
     growth = rng.uniform(0.8, 2.0, (count, 1))
     wild = rng.uniform(0.5, 1.1, (count, 1)) * (row / (rows - 1)) ** growth  # (N, 264)
     angle = rng.uniform(-1, 1, wild.shape) * wild * np.pi / 3.5
@@ -87,7 +86,7 @@ def schotter(count: int, *, seed: int, size: int = SIZE) -> np.ndarray:
 
 
 def interruptions(count: int, *, seed: int, size: int = SIZE) -> np.ndarray:
-    """A field of short strokes, each turned by chance, with holes where they are left out."""
+    """A field of short strokes at random angles, with holes where some are left out."""
     rng = np.random.default_rng(seed)
     side = 28
     pitch = 1 / (side + 2)
@@ -101,7 +100,7 @@ def interruptions(count: int, *, seed: int, size: int = SIZE) -> np.ndarray:
     stroke = np.array([(0, -0.5), (0, 0.5)]) * length
     points = rotated(stroke, angle[..., None]) + centres[:, None]
 
-    # Holes: where a smooth field of chance is lowest. 3 to 18 % of the strokes are missing.
+    # Holes: where a smooth random field is lowest. 3 to 18 % of the strokes are missing.
     field = gaussian_filter(rng.standard_normal((count, side, side)), (0, 1.6, 1.6)).reshape(count, -1)
     missing = rng.uniform(0.03, 0.18, (count, 1))
     kept = field.argsort(1).argsort(1) >= missing * side * side
@@ -119,7 +118,7 @@ def cubic_limit(count: int, *, seed: int, size: int = SIZE) -> np.ndarray:
     corners = np.array([(x, y, z) for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float)
     edges = np.array([(a, b) for a in range(8) for b in range(a) if np.abs(corners[a] - corners[b]).sum() == 2])
 
-    # From sign to sign, in reading order, every cube turns by one picture's own step about two axes.
+    # From sign to sign, in reading order, the cube turns about two axes by steps drawn once per picture.
     step = np.arange(signs)
     yaw = rng.uniform(0, np.pi / 2, (count, 1)) + rng.uniform(-0.12, 0.12, (count, 1)) * step
     pitch = rng.uniform(0.3, 0.8, (count, 1)) + rng.uniform(-0.06, 0.06, (count, 1)) * step
@@ -133,8 +132,7 @@ def cubic_limit(count: int, *, seed: int, size: int = SIZE) -> np.ndarray:
     flat = np.stack([x, y], -1) * cell * 0.265 + centres[:, None]  # (N, 25, 8, 2)
     points = flat[:, :, edges].reshape(count, signs * 12, 2, 2)
 
-    # Which edge goes first is chance; how many are left falls from 12 to a few, or rises: both occur in his
-    # series.
+    # Edges vanish in random order; how many are left falls from 12 to a few, or rises: both occur in his series.
     rank = rng.random((count, 12)).argsort(1).argsort(1)
     few = rng.integers(2, 7, (count, 1))
     left = np.rint(12 - (12 - few) * step / (signs - 1))

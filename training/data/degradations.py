@@ -1,6 +1,6 @@
-"""How a picture becomes small: as Pillow makes it, or as the pictures that people have were made. Torch-free.
+"""How a picture is downscaled: as Pillow does it, or with the flaws of the pictures that people have. Torch-free.
 
-A picture is uint8 (H, W, 3), both sides whole multiples of what it is reduced by.
+A picture is uint8 (H, W, 3), with both sides multiples of the reduction factor.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from PIL import Image, ImageFilter
 
 BICUBIC, BOX, LANCZOS = Image.Resampling.BICUBIC, Image.Resampling.BOX, Image.Resampling.LANCZOS
 KERNELS = (BOX, Image.Resampling.BILINEAR, BICUBIC, LANCZOS)
-# What cameras, chats and scanners leave behind, not ruins: a network that expects ruins smooths what is well.
+# The flaws that cameras, chats and scanners cause, no worse: a network that expects ruins smooths good pictures.
 BLUR = (0.0, 1.2)
-"""standard deviation of a Gaussian before the picture is reduced, in pixels"""
+"""standard deviation of a Gaussian blur before the reduction, in pixels"""
 NOISE = (0.0, 4.0)
-"""standard deviation, in levels of 255, after it is"""
+"""standard deviation of noise after the reduction, in levels of 255"""
 QUALITY = (60, 96)
-"""of JPEG, at last"""
+"""JPEG quality, applied last"""
 GRAIN, WEAVE = (0.0, 12.0), (0.0, 16.0)
-"""standard deviations, in levels of 255, of what a small generator adds to flat colours: of each pixel, and of the four
+"""standard deviations, in levels of 255, of what a small generator adds to flat colours: to each pixel, and to the four
 phases of its pixel shuffle. wgan's lines have 8 and 10 at the median, 15 and 23 in one line of ten"""
 
 
 def reduced(picture: np.ndarray, factor: int, kernel: Image.Resampling = BICUBIC) -> np.ndarray:
-    """uint8 (H, W, 3) -> (H / factor, W / factor, 3), antialiased: what super-resolution is measured with."""
+    """uint8 (H, W, 3) -> (H / factor, W / factor, 3), antialiased: the usual input to evaluate super-resolution."""
     height, width, _ = picture.shape
     assert height % factor == width % factor == 0, (picture.shape, factor)
     return resized(picture, height // factor, width // factor, kernel)
@@ -37,7 +37,7 @@ def resized(picture: np.ndarray, height: int, width: int, kernel: Image.Resampli
 
 
 def degraded(picture: np.ndarray, factor: int, rng: np.random.Generator) -> np.ndarray:
-    """As `reduced`, by a kernel of chance, and by chance of each: a little out of focus, noisy, saved as JPEG."""
+    """Like `reduced`, with a random kernel and, each with probability 1/2, a little out of focus, noisy, a JPEG."""
     blurred, noisy, saved = rng.random(3) < 0.5
     image = Image.fromarray(picture)
     if blurred:
@@ -50,7 +50,7 @@ def degraded(picture: np.ndarray, factor: int, rng: np.random.Generator) -> np.n
 
 
 def woven(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """As a generator would draw it: what is lit has grain, and the pattern of a weave; black stays black."""
+    """The picture as a generator would draw it: lit areas get grain and a woven pattern; black stays black."""
     height, width, _ = picture.shape
     weave = np.tile(rng.standard_normal((2, 2, 3)), (height // 2 + 1, width // 2 + 1, 1))[:height, :width]
     noise = rng.uniform(*WEAVE) * weave + rng.uniform(*GRAIN) * rng.standard_normal(picture.shape)
@@ -59,7 +59,7 @@ def woven(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def as_jpeg(picture: np.ndarray, quality: int) -> np.ndarray:
-    """What is left of a picture that was saved as JPEG, with Pillow's halved colour."""
+    """The picture after saving it as JPEG, with Pillow's default of halved chroma resolution."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "JPEG", quality=quality)
     return np.array(Image.open(file))

@@ -1,8 +1,8 @@
 """Fashion-MNIST: small gray pictures of garments in ten classes. Run: python -m training.data.fashion_mnist --out DIR
 
 60,000 pictures to train on and 10,000 to test with, white on black, 28 x 28 (Xiao, Rasul, Vollgraf 2017; MIT licence).
-Read in either form that is about, told by what lies in the folder: the four official IDX files, or Kaggle's two CSV
-files; gzipped or not. Where both lie, as in Kaggle's archive, the IDX files are read, since they are the official ones.
+Reads either of its formats, whichever the folder holds: the four official IDX files, or Kaggle's two CSV files;
+gzipped or not. If both are there, as in Kaggle's archive, reads the IDX files, since they are the official ones.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ import numpy as np
 
 from training.data import files
 from training.data.addresses import FASHION_MNIST as MIRRORS
+from training.data.corpus import LEAST
 from training.errors import BadInput
 from training.models.classifier.spec import CLASSES, SIZE
 
-# SHA-256 of each, as the .gz that is fetched.
+# SHA-256 of each file as it is fetched, gzipped.
 OFFICIAL = {
     "train-images-idx3-ubyte": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
     "train-labels-idx1-ubyte": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
@@ -37,10 +38,8 @@ OFFICIAL = {
 COUNTS = (60_000, 10_000)
 KAGGLE = ("fashion-mnist_train.csv", "fashion-mnist_test.csv")
 
-COLUMNS = 1 + SIZE * SIZE  # of a row: the label, then the pixels from the top left
+COLUMNS = 1 + SIZE * SIZE  # in a row: the label, then the pixels from the top left
 VALUES = frozenset(str(value).encode() for value in range(256))
-# Below this there is nothing to learn from and nothing to evaluate on.
-LEAST = 16
 
 
 class Split(NamedTuple):
@@ -52,7 +51,7 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Garments:
-    """Pictures to train on, to choose options and the temperature by, and to test with once, at the end."""
+    """Pictures to train on, to choose options and fit the temperature on, and to test on once, at the end."""
 
     name: str
     sha256: str  # of all three splits, in their order
@@ -65,12 +64,12 @@ def load(
     folder: str | Path = "", *, pictures: int | None = None, validation: float = 0.2, part_anew: bool = False,
     seed: int = 13,
 ) -> Garments:  # fmt: skip
-    """The garments of a folder; of "", those kept under $ATELIER_DATA, fetched there if they are not.
+    """Loads the garments of a folder; for "", those under $ATELIER_DATA, fetched if they are missing.
 
-    `validation` of the training pictures are held out, drawn by chance over all classes. `pictures`: at most
-    that many of train and validation together, and of test. The same pictures give the same bytes in either form;
-    whatever `pictures` is, none held out is ever trained on. `part_anew` throws both files together first, and draws
-    another test set. Raises BadInput when a file can't be used.
+    `validation` is the share of the training pictures to hold out, drawn at random over all classes. `pictures` is the
+    maximum of train and validation together, and of test. The same pictures give the same bytes in either format;
+    whatever `pictures` is, no held-out picture is ever trained on. `part_anew` merges both sets first and draws a new
+    test set. Raises BadInput if a file can't be used.
     """
     if pictures is not None and pictures < LEAST:
         raise BadInput(f"--pictures: {pictures} pictures are too few to train on; at least {LEAST}")
@@ -90,7 +89,7 @@ def load(
             f"--corpus: {where} has {len(test):,} pictures to test on and {len(rows):,} to learn from, as if swapped; "
             "give each file its own name"
         )
-    if (len(rows), len(test)) != COUNTS:  # a table that was cut at the end of a line looks like a smaller one
+    if (len(rows), len(test)) != COUNTS:  # a CSV file truncated at the end of a line looks like a smaller one
         print(
             f"{where}: {len(rows):,} and {len(test):,} pictures, not Fashion-MNIST's 60,000 and 10,000", file=sys.stderr
         )
@@ -101,7 +100,7 @@ def load(
     else:
         rows, test = (shuffled(part, seed) for part in (rows, test))
 
-    # Held out of all the rows first, and only then cut to `pictures`, each side on its own.
+    # Hold out from all rows first, and only then cut each side separately, to `pictures` in all.
     count = min(pictures or len(rows), len(rows))
     first, held = (min(max(1, round(validation * n)), n - 1) for n in (len(rows), count))
     if count < 3:
@@ -118,11 +117,11 @@ def load(
 
 
 def shuffled(rows: np.ndarray, seed: int) -> np.ndarray:
-    """The rows by their keyed hash: by chance, yet the same for the same pictures, in whichever order they came.
+    """The rows sorted by their keyed hash: a random order, but the same for the same pictures in whatever order.
 
-    Kaggle's files hold the 70,000 pictures in an order of their own, which a shuffle of places would keep. They part
-    them in another way, too: of the first eight of Kaggle's test five are the official train's, so that what is
-    measured on one test is not to be compared with the other's: `part_anew` draws another so.
+    Kaggle's files hold the 70,000 pictures in a different order, on which a shuffle by index would depend. Kaggle's
+    split differs from the official one, too (five of the first eight of its test pictures are official training
+    pictures), so accuracies on the two test sets are not comparable; `part_anew` draws a new split.
     """
     key = str(seed).encode()
     hashes = [hashlib.blake2b(row, digest_size=16, key=key).digest() for row in rows]
@@ -133,18 +132,18 @@ def as_split(rows: np.ndarray) -> Split:
     return Split(rows[:, 1:].reshape(-1, SIZE, SIZE).copy(), rows[:, 0].copy())
 
 
-# --- what lies in the folder ---------------------------------------------------------------------------
+# --- the files of a folder -----------------------------------------------------------------------------
 
 
 def found(folder: Path, names: Iterable[str]) -> dict[str, Path]:
-    """Where those of the names lie that are there, gzipped or not."""
+    """The paths of those files among `names` that exist, gzipped or not."""
     both = {name: (folder / f"{name}.gz", folder / name) for name in names}
     there = {name: [path for path in paths if path.is_file()] for name, paths in both.items()}
     return {name: paths[0] for name, paths in there.items() if paths}
 
 
 def read(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of train and of test, uint8 (N, 785) with the label first, in either form."""
+    """Training and test rows, uint8 (N, 785) with the label first, from either format."""
     if not folder.is_dir():
         raise BadInput(f"--corpus: {folder} is {'not a folder' if folder.exists() else 'not there'}; name the folder")
     official, kaggle = found(folder, OFFICIAL), found(folder, KAGGLE)
@@ -165,7 +164,7 @@ def read(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fetch_missing(folder: Path) -> None:
-    """Bring what the folder lacks of the official files, unless Kaggle's are there."""
+    """Fetches the official files that the folder lacks, unless Kaggle's are there."""
     if len(found(folder, KAGGLE)) == len(KAGGLE):
         return
     missing = [name for name in OFFICIAL if not found(folder, [name])]
@@ -181,7 +180,7 @@ def fetch_missing(folder: Path) -> None:
             ) from error
 
 
-# --- the two forms -------------------------------------------------------------------------------------
+# --- the two formats -----------------------------------------------------------------------------------
 
 
 def refusal(path: Path, why: str) -> BadInput:
@@ -189,7 +188,7 @@ def refusal(path: Path, why: str) -> BadInput:
 
 
 def contents(path: Path) -> bytes:
-    """What a file holds, unpacked if it is gzip: by its first bytes, for browsers unpack and keep the name."""
+    """A file's contents, decompressed if its first bytes say gzip: browsers decompress files and keep their names."""
     data = path.read_bytes()
     if not data:
         raise refusal(path, "is empty")
@@ -211,7 +210,7 @@ def checked(rows: np.ndarray, labels: Path) -> np.ndarray:
 
 
 def from_idx(images: Path, labels: Path) -> np.ndarray:
-    """Rows, uint8 (N, 785), of a file of pictures and a file of their labels."""
+    """Rows, uint8 (N, 785), from a file of pictures and a file of their labels."""
     pixels, names = idx(images, 3), idx(labels, 1)
     if len(pixels) != len(names):
         raise refusal(labels, f"has {len(names):,} labels for the {len(pixels):,} pictures of {images.name}")
@@ -219,7 +218,7 @@ def from_idx(images: Path, labels: Path) -> np.ndarray:
 
 
 def idx(path: Path, dimensions: int) -> np.ndarray:
-    """An IDX file of bytes: 0, 0, 8 for uint8, how many dimensions, their lengths (big-endian), the values."""
+    """Reads an IDX file of bytes: 0, 0, 8 for uint8, the number of dimensions, their sizes (big-endian), the values."""
     data, head = contents(path), 4 + 4 * dimensions
     kinds = {bytes((0, 0, 8, 1)): "labels", bytes((0, 0, 8, 3)): "pictures"}
     wanted = kinds[bytes((0, 0, 8, dimensions))]
@@ -239,9 +238,9 @@ def idx(path: Path, dimensions: int) -> np.ndarray:
 
 
 def from_csv(path: Path) -> np.ndarray:
-    """Rows, uint8 (N, 785), of a CSV file with one garment to a line; 60,000 take about a second.
+    """Rows, uint8 (N, 785), from a CSV file with one garment per line; 60,000 take about a second.
 
-    A first line with the names of the columns, as Kaggle's has, may be left out.
+    A header line, as in Kaggle's files, is optional.
     """
     data = contents(path).removeprefix(codecs.BOM_UTF8)
     first = data[:80].split(b",")[0].strip(b' "\r\n')
@@ -251,8 +250,8 @@ def from_csv(path: Path) -> np.ndarray:
     body = data[data.find(b"\n") + 1 :] if titled else data
     try:
         with warnings.catch_warnings():
-            # These say that numpy goes on by way of floats, which would make 0 of 256, and 1 of 1.5; or that there
-            # is nothing to read.
+            # A warning means that numpy falls back to parsing floats, which would turn 256 into 0 and 1.5 into 1, or
+            # that there is nothing to read.
             warnings.simplefilter("error")
             rows = np.loadtxt(io.BytesIO(body), np.uint8, delimiter=",", comments=None, ndmin=2)
     except UserWarning:
@@ -265,7 +264,7 @@ def from_csv(path: Path) -> np.ndarray:
 
 
 def first_fault(body: bytes, number: int) -> str:
-    """What is wrong with a CSV that can't be read, whose first line has this number."""
+    """Describes the first fault of a CSV that can't be read; `number` is the line number of its first line."""
     for line in body.splitlines():
         fields = [field.strip() for field in line.split(b",")]
         if line and len(fields) != COLUMNS:
@@ -278,11 +277,11 @@ def first_fault(body: bytes, number: int) -> str:
     return "is no table of whole numbers from 0 to 255"
 
 
-# --- a look at it --------------------------------------------------------------------------------------
+# --- a contact sheet -----------------------------------------------------------------------------------
 
 
 def in_turn(split: Split) -> np.ndarray:
-    """The pictures with the classes in turn, so that each class is one column of a contact sheet."""
+    """The pictures reordered to cycle through the classes, so that each class is one column of a contact sheet."""
     within = np.empty(len(split.labels), int)
     for label in range(len(CLASSES)):
         of_it = split.labels == label

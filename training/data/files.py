@@ -20,12 +20,18 @@ from typing import NoReturn
 import numpy as np
 from PIL import Image
 
-from serving import repository
+from serving import cli, repository
 from serving.files import fsync
 from training.errors import BadInput, Unreachable
 
 SHEET = "contact-sheet.png"
 TIMEOUT_S = 30.0  # for a connection, and for each next piece of a file
+TOO_LARGE = "too large for this machine's memory"
+ALLOCATORS = (
+    "DefaultCPUAllocator: can't allocate", "Storage size calculation overflowed", "Overflow when unpacking",  # PyTorch
+    "Maximum allowed dimension exceeded", "array is too big",  # NumPy
+)  # fmt: skip
+"""What they say of sizes that no allocator is asked for, or that it has refused, without an error type of their own."""
 
 
 def home() -> Path:
@@ -83,13 +89,6 @@ def alone(folder: Path) -> Iterator[None]:
         yield
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, with a wrong flag told in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{message} (--help lists the options)\n")
-
-
 def at_least(least: int) -> Callable[[str], int]:
     def number(text: str) -> int:
         if not text.lstrip("-").isdigit() or int(text) < least:
@@ -99,8 +98,8 @@ def at_least(least: int) -> Callable[[str], int]:
     return number
 
 
-def parser(description: str | None, *, seed: int = 0) -> Parser:
-    made = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser(description: str | None, *, seed: int = 0) -> cli.Parser:
+    made = cli.Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new or empty folder")
     made.add_argument("--count", type=at_least(1), default=100, metavar="N", help="how many (default 100)")
     made.add_argument(
@@ -143,11 +142,22 @@ def save(images: np.ndarray, out: Path, *, name: str) -> None:
     print(f"{len(images)} pictures and {SHEET} in {out}")
 
 
+def too_large(error: Exception) -> bool:
+    """Whether the main memory can't hold what was asked for, as Python, NumPy or PyTorch says. A GPU's is not meant:
+    there another try may do."""
+    return isinstance(error, MemoryError | OverflowError) or any(words in str(error) for words in ALLOCATORS)
+
+
 def run(main: Callable[[], None]) -> NoReturn:
     """Run a command; what its user can mend is one line and exit status 2."""
     try:
         main()
     except BadInput as error:
         print(error, file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, OverflowError, ValueError) as error:
+        if not too_large(error):
+            raise
+        print(f"{TOO_LARGE}: lower --count", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)

@@ -25,18 +25,18 @@ class Truth(NamedTuple):
 
 
 def truth(count: int, *, seed: int, all_uniform: bool = False) -> Truth:
-    """What `draw` draws for the same arguments."""
+    """The ground truth of the pictures that `draw` draws for the same arguments."""
     rng = np.random.default_rng(seed)
     low, high = 10, SIZE - 10
     x = rng.integers(low, high, count)
     y1 = rng.integers(low, high, count)
-    # The source's program keeps its second horizontal at about 48; its text says uniform. Both are on offer.
+    # The source's program draws its second horizontal at about 48; its text says uniformly. Both are available.
     y2 = rng.integers(low, high, count) if all_uniform else np.rint(rng.normal(48, 1.2, count)).astype(int)
     return Truth(np.stack([x, y1, y2], 1), rng.integers(0, len(COLORS), (count, 3)))
 
 
 def paint(positions: np.ndarray, colors: np.ndarray) -> np.ndarray:
-    """Pictures uint8 (N, 128, 128, 3) of what a Truth holds: the vertical, over it the horizontals in turn."""
+    """Pictures uint8 (N, 128, 128, 3) of a Truth's lines: first the vertical, then the two horizontals over it."""
     images = np.zeros((len(positions), SIZE, SIZE, 3), np.uint8)
     each = np.arange(len(positions))[:, None]
     # (N, 5): the rows or columns that each line takes

@@ -23,12 +23,12 @@ from training.errors import BadInput
 SHA256 = "88daccb09b6fce93f45e6c09ddeb269cce705549e6bff322092a2a5a11489863"
 NAME = "imagenette2-160"
 LEAST = 10
-"""Pictures, of which one is held out."""
+"""The fewest pictures, of which one is held out."""
 
 
 @dataclass(frozen=True)
 class Natural:
-    """Pictures uint8 (N, H, W, 3) of one size, their labels int64 (N,), and the same of others held out."""
+    """Pictures uint8 (N, H, W, 3) of one size, their labels int64 (N,), and both for a held-out set."""
 
     name: str
     classes: tuple[str, ...]
@@ -40,11 +40,11 @@ class Natural:
 
 
 def load(folder: str = "", *, size: int = 128, pictures: int = 0, held_out: int = 1000, seed: int = 13) -> Natural:
-    """The pictures of a folder of classes, squares of `size`; "" is Imagenette, fetched into $ATELIER_DATA once.
+    """The pictures of a folder of classes, as squares of `size`; "" is Imagenette, fetched into $ATELIER_DATA once.
 
-    `pictures` is the most to take, 0 all; `held_out` of them, one in ten at most, are kept from training, the same
-    ones for the same seed. Raises BadInput for a folder with fewer than two classes or ten pictures, and for fewer
-    `pictures` than these, unless none are held out.
+    `pictures` is the most to take (0: all); `held_out` of them, at most one in ten, are kept from training, the same
+    ones for the same seed. Raises BadInput for a folder with fewer than two classes or ten pictures, and if `pictures`
+    leaves fewer than these, unless none are held out.
     """
     source = Path(folder) if folder else imagenette()
     names = photos.find(source)
@@ -66,13 +66,13 @@ def load(folder: str = "", *, size: int = 128, pictures: int = 0, held_out: int 
 
 
 def imagenette(*, flag: str = "--corpus") -> Path:
-    """Its training pictures, fetched and unpacked if they are not there. Raises Unreachable, beginning with the flag
-    that names others."""
+    """The folder of Imagenette's training pictures, fetched and unpacked if missing. Raises Unreachable, whose message
+    begins with the flag for naming another folder."""
     folder = files.home() / NAME
     if not folder.is_dir():
         try:
             with files.alone(folder):
-                if not folder.is_dir():  # another process may have brought it meanwhile
+                if not folder.is_dir():  # another process may have fetched it meanwhile
                     unpack(folder)
         except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
             raise files.fault(error)(f"{flag}: {error}; try again, or name a folder of your own") from error
@@ -80,7 +80,7 @@ def imagenette(*, flag: str = "--corpus") -> Path:
 
 
 def unpack(folder: Path) -> None:
-    """All of it or nothing. The archive stays until then; one that a crash has damaged is fetched anew."""
+    """Unpacks all of it or nothing. The archive stays until then; one that a crash has damaged is fetched again."""
     archive = folder.with_suffix(".tgz")
     if not archive.is_file() or repository.sha256(archive) != SHA256:
         files.fetch((ADDRESS,), archive, sha256=SHA256)

@@ -28,8 +28,8 @@ FITS = ("crop", "pad")
 def find(source: Path, *, flag: str = "--corpus") -> list[str]:
     """Names of the pictures in a folder and its subfolders, or in a zip, relative to it and sorted.
 
-    Raises BadInput, beginning with the flag that named it, when `source` is not there, is neither, can't be read or has
-    no pictures.
+    Raises BadInput, whose message begins with `flag`, if `source` is missing, is neither, can't be read or has no
+    pictures.
     """
     try:
         if source.is_dir():
@@ -43,7 +43,7 @@ def find(source: Path, *, flag: str = "--corpus") -> list[str]:
             raise BadInput(f"{flag}: {source} is not there; name a folder or a zip of pictures")
     except (OSError, zipfile.BadZipFile) as error:
         raise BadInput(f"{flag}: can't read {source} ({error}); name a folder or a zip of pictures") from error
-    # Dot files are a system's own: macOS zips a ._cat.jpg, which is no picture, with each cat.jpg.
+    # Dot files are the system's: with each cat.jpg, macOS zips a ._cat.jpg, which isn't a picture.
     pictures = sorted(n for n in names if n.lower().endswith(SUFFIXES) and not n.split("/")[-1].startswith("."))
     if not pictures:
         raise BadInput(f"{flag}: no pictures in {source} (looked for {' '.join(SUFFIXES)})")
@@ -51,7 +51,7 @@ def find(source: Path, *, flag: str = "--corpus") -> list[str]:
 
 
 def to_rgb(picture: Image.Image, ground: tuple[int, int, int]) -> Image.Image:
-    """Any Pillow mode to RGB: 16-bit gray by its upper byte, transparency on the ground. Raises OSError for others."""
+    """Any Pillow mode to RGB: 16-bit gray by its upper byte, transparency on `ground`. Raises OSError for 32 bits."""
     if picture.mode.startswith("I;16"):
         picture = Image.fromarray((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8))
     if picture.mode in ("I", "F"):
@@ -66,9 +66,9 @@ def to_rgb(picture: Image.Image, ground: tuple[int, int, int]) -> Image.Image:
 def decode(
     stream: IO[bytes], *, size: int, fit: str = "crop", ground: tuple[int, int, int] = (255, 255, 255)
 ) -> np.ndarray:
-    """One picture as uint8 (size, size, 3): the largest centred square ("crop"), or all of it on the ground ("pad").
+    """One picture as uint8 (size, size, 3): the largest centred square ("crop"), or all of it on `ground` ("pad").
 
-    Of an animation the first frame. Raises what Pillow raises when the file is broken.
+    For an animation, the first frame. Raises whatever Pillow raises if the file is broken.
     """
     with Image.open(stream) as picture:
         if picture.mode in ("RGB", "L"):
@@ -80,7 +80,7 @@ def decode(
 
 
 def decode_whole(stream: IO[bytes], *, side: int) -> np.ndarray:
-    """One picture as uint8 (H, W, 3), its longer side reduced to `side` if it is larger; else as `decode`."""
+    """One picture as uint8 (H, W, 3), its longer side reduced to `side` if it is larger; otherwise like `decode`."""
     with Image.open(stream) as picture:
         upright = to_rgb(ImageOps.exif_transpose(picture), (255, 255, 255))
     if max(upright.size) > side:
@@ -101,8 +101,8 @@ def load(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Pictures uint8 (N, size, size, 3) in order of their names, and the names left out as broken.
 
-    Of more than `count` a random choice by `seed`. Raises BadInput as `find` does, and, unless skip_broken,
-    naming the first broken picture.
+    If there are more than `count`, chooses at random, seeded by `seed`. Raises BadInput as `find` does and, unless
+    skip_broken, for the first broken picture, which it names.
     """
     names = find(source, flag=flag)
     if count is not None and count < len(names):
@@ -121,7 +121,7 @@ def read(
     skip_broken: bool | None = None,
     flag: str = "--corpus",
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """As `load`, of those of `find`'s names, in their order."""
+    """Like `load`, for `names`, a selection of what `find` returns, in their order."""
     assert fit in FITS, fit
     square = partial(decode, size=size, fit=fit, ground=ground)
     pictures = decoded(source, names, square, skip_broken=skip_broken, flag=flag)
@@ -132,7 +132,7 @@ def read(
 
 
 def read_whole(source: Path, names: list[str], *, side: int, flag: str = "--corpus") -> list[np.ndarray]:
-    """Those of `find`'s names, in their order and of any shape: uint8 (H, W, 3), no side above `side`."""
+    """The pictures of `names`, a selection of what `find` returns, in order: uint8 (H, W, 3), no side above `side`."""
     pictures = decoded(source, names, partial(decode_whole, side=side), skip_broken=None, flag=flag)
     return [picture for picture in pictures if picture is not None]
 
@@ -140,8 +140,8 @@ def read_whole(source: Path, names: list[str], *, side: int, flag: str = "--corp
 def decoded(
     source: Path, names: list[str], decode: Callable[[IO[bytes]], np.ndarray], *, skip_broken: bool | None, flag: str
 ) -> list[np.ndarray | None]:
-    """What `decode` makes of each file, in order; None of a broken one if skip_broken. Else raises BadInput for it,
-    which names --skip-broken where that can be asked for: it is None elsewhere."""
+    """What `decode` returns for each file, in order; None for a broken one if skip_broken. Otherwise raises BadInput
+    for it, which mentions --skip-broken unless skip_broken is None: then there is no such flag."""
     archive = None if source.is_dir() else zipfile.ZipFile(source)
     opener = (lambda name: (source / name).open("rb")) if archive is None else archive.open
 
@@ -149,8 +149,8 @@ def decoded(
         try:
             with opener(name) as stream:
                 return decode(stream)
-        # What a damaged file makes Pillow's decoders and zlib raise is open-ended: struct.error, SyntaxError,
-        # IndexError and more have been seen. The message carries what it was.
+        # Pillow's decoders and zlib may raise anything for a damaged file: struct.error, SyntaxError, IndexError and
+        # more have been seen. The message says what it was.
         except Exception as error:
             if skip_broken:
                 return None
@@ -162,10 +162,10 @@ def decoded(
             ) from error
 
     try:
-        # Camera pictures above 89 megapixels are fine; Pillow still refuses twice that, as a bomb. Said here for all
-        # threads, as warnings are the whole process's.
+        # Camera pictures above 89 megapixels are fine; Pillow still refuses twice that as a decompression bomb. Set
+        # here for all threads, because warning filters are process-wide.
         quiet = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
-        # Decoding runs outside Python's lock, so threads are enough; map keeps the order of the names.
+        # Decoding releases the GIL, so threads are enough; map keeps the order of the names.
         with quiet, ThreadPoolExecutor(os.cpu_count()) as pool:
             return list(pool.map(one, names))
     finally:

@@ -226,7 +226,7 @@ def save_curves(stats: list[dict[str, float]], path: Path, title: str) -> None:
     as many epochs.
     """
     figure = Figure(figsize=(11, 4.8), layout="constrained")
-    figure.suptitle(title, fontsize=13)
+    figure.suptitle(title, fontsize=13, parse_math=False)  # a run's name may hold dollar signs
     accuracy, loss = figure.subplots(1, 2)
     draw_curves(accuracy, stats, "accuracy", best=max)
     accuracy.yaxis.set_major_formatter(PercentFormatter(1))

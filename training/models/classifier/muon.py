@@ -1,4 +1,4 @@
-"""Muon for convolutions (Jordan et al. 2024): every update of a kernel becomes the nearest orthogonal matrix."""
+"""Muon for convolutions (Jordan et al. 2024): a kernel's update is replaced by the nearest orthogonal matrix."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 
 class Muon(torch.optim.Muon):
-    """torch's Muon, which takes only matrices, for kernels (c_out, c_in, h, w): to it each is (c_out, c_in h w).
+    """torch's Muon, which takes only matrices, for kernels (c_out, c_in, h, w), each viewed as (c_out, c_in h w).
 
     With `match_rms_adamw` its steps are as long as AdamW's would be at the same learning rate (Liu et al. 2025).
     """
 
     def __init__(self, kernels: Iterable[nn.Parameter], *, lr: float, weight_decay: float) -> None:
         self.kernels = list(kernels)
-        # They share the kernels' memory, so that a step of these is a step of those.
+        # The matrices share the kernels' memory, so a step on them updates the kernels.
         self.matrices = [nn.Parameter(flat(kernel.detach(), kernel)) for kernel in self.kernels]
         assert all(m.data_ptr() == k.data_ptr() for m, k in zip(self.matrices, self.kernels, strict=True))
         super().__init__(self.matrices, lr, weight_decay, adjust_lr_fn="match_rms_adamw")
@@ -29,5 +29,5 @@ class Muon(torch.optim.Muon):
 
 
 def flat(tensor: Tensor, kernel: Tensor) -> Tensor:
-    """(c_out, c_in, h, w) -> (c_out, c_in h w), each row in the order in which it lies in the kernel's memory."""
+    """(c_out, c_in, h, w) -> (c_out, c_in h w), each row in the kernel's memory order."""
     return (tensor if kernel.is_contiguous() else tensor.movedim(1, -1)).flatten(1)

@@ -1,4 +1,4 @@
-"""The classifier of garments, as it is served and as its Job asks for it. Torch-free."""
+"""The garment classifier's spec, for serving it and for its training Job. Torch-free."""
 
 from serving.spec import Batching, ModelSpec, Tensor, Threshold
 
@@ -13,18 +13,20 @@ SPEC = ModelSpec(
     summary="the kind of a garment, from a small gray picture (Fashion-MNIST)",
     inputs=(Tensor(name="image", dtype="UINT8", shape=(SIZE, SIZE, 1)),),
     outputs=(Tensor(name="probabilities", dtype="FP32", shape=(len(CLASSES),)),),
-    # No delay: one picture takes a core 0.4 ms, and what comes while both instances are busy is batched anyhow.
-    # Instances and no preferred sizes: tests/load/evidence/classifier.md. In eights many callers get 7 % more, and wait
-    # for 7 ms instead of 5 at 0.9 of what it can. One alone oversleeps, see wgan's spec. 1,024 that wait are 0.35 s of
-    # work; at twice what it can p99 is 0.8 s of the 2 s that one may wait (tests/load/evidence/classifier-overload.md).
+    # No delay: one picture takes 0.4 ms of a core, and requests that arrive while both instances are busy are batched
+    # anyway. Why two instances and no preferred sizes: tests/load/evidence/classifier.md. In batches of eight, many
+    # callers get 7 % more throughput, but p50 is 7 ms instead of 5 at 0.9 of capacity. A single instance oversleeps,
+    # see wgan's spec. A backlog of 1,024 is 0.35 s of work; at twice the capacity, p99 is 0.8 s of the 2 s that a
+    # request may wait (tests/load/evidence/classifier-overload.md).
     batching=Batching(max_batch=64, queue_size=1024),
     instances=2,
     threads=1,
     quantized=True,
-    # Another ONNX Runtime may round halves otherwise: computed operator by operator, an answer in a hundred of this one
-    # differs by more than 0.4e-3, and none of 3,000 by more than 0.017.
+    # Another ONNX Runtime may round ties differently: if this one computes operator by operator, one answer in a
+    # hundred differs by more than 0.4e-3, and none of 3,000 by more than 0.017.
     golden_atol=0.02,
-    # Halves move what floats answer to the golden batch by 0.0016, and none of 1,000 answers by more than 0.0037.
+    # Half precision moves the float answers to the golden batch by 0.0016, and none of 1,000 answers by more than
+    # 0.0037.
     gpu_atol=0.005,
     labels=CLASSES,
     thresholds=(

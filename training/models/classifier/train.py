@@ -28,8 +28,10 @@ from training.models.classifier import evaluate as measures
 from training.models.classifier.muon import Muon
 from training.models.classifier.net import NETWORKS, Cascade, Ensemble, Served, folded
 from training.models.classifier.spec import SIZE
+from training.options import at_least, below_one, not_negative, one_of, positive
 from training.quantize import Quantization
 from training.rundir import RunDir, Stopped, load_checkpoint
+from training.schedules import warm_up_cosine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,65 +39,64 @@ class Options:
     """Defaults are the run that ships. `batch` is in pictures; one step is one batch."""
 
     corpus: str = ""
-    """a folder with Fashion-MNIST, as IDX or as CSV; left out: fetched into $ATELIER_DATA/fashion-mnist once"""
+    """folder with Fashion-MNIST, as IDX or as CSV; left out: fetched into $ATELIER_DATA/fashion-mnist once"""
     pictures: int = 0
-    """the most to take of each of its two sets; 0 takes all"""
+    """maximum number of pictures to take from each of the two sets, training and test; 0 takes all"""
     validation: float = 0.05
     """share of the training pictures that are held out; the other options were chosen with 0.2, the source's"""
     part_anew: bool = False
-    """throw both sets together and draw another test set, as Kaggle did: for figures to compare with its"""
+    """merge the training and the test set and draw another test set, as Kaggle did: for figures to compare with its"""
     seed: int = 0
-    """of the weights, the order and the augmentation: net k has seed * nets + k. The validation split stays the same"""
+    """random seed of the weights, the order and the augmentation: net k has seed * nets + k. The validation split stays
+    the same"""
     network: str = "residual"
-    """residual, one-conv or four-conv"""
+    """network: residual, one-conv or four-conv"""
     nets: int = 3
-    """trained side by side, each from a seed of its own; they answer together"""
+    """number of nets trained side by side, each from a seed of its own; they answer together"""
     epochs: int = 40
-    """of each net"""
+    """training epochs of each net"""
     batch: int = 128
+    """pictures per batch"""
     lr: float = 3e-3
-    """AdamW's, at its highest"""
+    """AdamW learning rate at its highest"""
     muon_lr: float = 6e-3
-    """of all convolutions but the first, which Muon trains; 0 leaves them to AdamW"""
+    """Muon learning rate at its highest, for all convolutions but the first; 0 leaves them to AdamW"""
     weight_decay: float = 0.05
+    """weight decay of AdamW and Muon; biases and norms have none"""
     warm_up: float = 0.15
-    """share of all steps in which the learning rate rises; then it falls to zero along a cosine. 0 keeps it constant"""
+    """share of all steps in which the learning rates rise; then they fall to zero along a cosine. 0 keeps them
+    constant"""
     label_smoothing: float = 0.0
-    """not tried with this net; with 0.1 one before it was as often right and worse calibrated, by 0.013, not 0.005"""
+    """label smoothing of the cross-entropy; not tried with this net: with 0.1 one before it was as often right and
+    worse calibrated, by 0.013, not 0.005"""
     crop: int = 2
-    """pixels by which a picture is moved at most, whole ones, so that nothing is blurred"""
+    """maximum shift by whole pixels, so that nothing is blurred"""
     rotate_deg: float = 0.0
+    """maximum rotation in degrees, either way"""
     shift: float = 0.0
-    """share of the side by which it is moved at most, any fraction of a pixel"""
+    """maximum shift as a share of the side, by any fraction of a pixel"""
     shear_deg: float = 0.0
+    """maximum shear in degrees, either way"""
     zoom: float = 0.0
-    """1 +- that"""
+    """maximum zoom: by a factor of 1 +- that"""
     erase: float = 0.5
     """share of the pictures that lose a rectangle (Zhong et al. 2020)"""
     bf16: bool = True
     """bfloat16 autocast and channels-last memory; off: float32, which the convolutions of NVIDIA's GPUs from Ampere on
     round to TF32"""
     checkpoint_minutes: float = 5.0
+    """minutes between two checkpoints"""
 
     def __post_init__(self) -> None:
         # Net k's order in an epoch is drawn from its seed and the epoch's number.
         check_seed(self.seed, self.seed * self.nets, (self.seed + 1) * self.nets + self.epochs)
-        for name, least in [("pictures", 0), ("nets", 1), ("epochs", 1), ("batch", 2), ("crop", 0)]:
-            if getattr(self, name) < least:
-                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} is too few; give {least} or more")
-        if self.network not in NETWORKS:
-            raise BadInput(f"--network: no {self.network!r}; there are {', '.join(NETWORKS)}")
-        for name in ("lr", "checkpoint_minutes"):
-            if not getattr(self, name) > 0:
-                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} must be above 0")
-        for name in ("muon_lr", "weight_decay", "rotate_deg", "shear_deg"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} must be 0 or more")
+        at_least(self, pictures=0, nets=1, epochs=1, batch=2, crop=0)
+        one_of(self, network=NETWORKS)
+        positive(self, "lr", "checkpoint_minutes")
+        not_negative(self, "muon_lr", "weight_decay", "rotate_deg", "shear_deg")
+        below_one(self, "warm_up", "label_smoothing", "shift", "zoom", "erase")
         if not 0 < self.validation < 1:
             raise BadInput(f"--validation: {self.validation} must lie between 0 and 1, as some pictures are held out")
-        for name in ("warm_up", "label_smoothing", "shift", "zoom", "erase"):
-            if not 0 <= getattr(self, name) < 1:
-                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} must lie within 0 and 1, without 1")
 
 
 # The source's: Adam, no augmentation. Of its learning rate the source says nothing; these were chosen on the pictures
@@ -296,10 +297,7 @@ def make_optimizers(net: nn.Module, options: Options) -> dict[str, torch.optim.O
 
 def lr_multiplier(step: int, steps: int, warm_up: float) -> float:
     """Of the learning rates at a step: linear warm-up, then half a cosine to zero; 1 without warm-up."""
-    if warm_up == 0:
-        return 1.0
-    done = (step + 1) / steps
-    return done / warm_up if done < warm_up else 0.5 + 0.5 * math.cos(math.pi * (done - warm_up) / (1 - warm_up))
+    return warm_up_cosine((step + 1) / steps, warm_up) if warm_up else 1.0
 
 
 def augment(picture: Tensor, options: Options, rng: torch.Generator) -> Tensor:
@@ -373,7 +371,7 @@ def by_epoch(stats: list[dict[str, float]], batches: int, nets: int) -> list[dic
     of_step = {int(row["step"]): row for row in stats}
     rows = []
     for number in range(nets):
-        for epoch, start in enumerate(range(number, max(of_step) + 1, nets * batches), 1):
+        for epoch, start in enumerate(range(number, max(of_step, default=0) + 1, nets * batches), 1):
             steps = range(start, start + nets * batches, nets)
             part = [of_step[step] for step in steps if step in of_step] or [{}]
             row: dict[str, float] = {"epoch": epoch}
@@ -384,14 +382,13 @@ def by_epoch(stats: list[dict[str, float]], batches: int, nets: int) -> list[dic
     return rows
 
 
-def served(net: nn.Module) -> nn.Module:
+def served(net: Served) -> Served:
     """What is exported: uint8 picture in, probabilities out."""
-    assert isinstance(net, Served)
     assert isinstance(net.net, Ensemble)
     return Cascade(net.net, net.temperature).eval() if net.net.shifts else net
 
 
-def load_net(checkpoint: Path) -> nn.Module:
+def load_net(checkpoint: Path) -> Served:
     """The network of a checkpoint with its temperature, ready to serve. BadInput if it holds another network."""
     state = load_checkpoint(checkpoint)
     # Of style and colorizer it is a dictionary, which no table can be asked for.
@@ -407,12 +404,12 @@ def load_net(checkpoint: Path) -> nn.Module:
 
 
 @torch.no_grad()
-def predict_proba(net: nn.Module, images: np.ndarray, *, batch: int = 512) -> np.ndarray:
+def predict_proba(net: Served, images: np.ndarray, *, batch: int = 512) -> np.ndarray:
     """Images uint8 (N, 28, 28) -> probabilities float32 (N, 10)."""
     return torch.cat([net(part) for part in torch.from_numpy(images)[..., None].split(batch)]).numpy()
 
 
-def evaluate(net: nn.Module, corpus: Garments, *, out: Path) -> dict[str, float]:
+def evaluate(net: Served, corpus: Garments, *, out: Path) -> dict[str, float]:
     """Measures on all three sets; writes confusion.png, mistakes.png and calibration.png of the test set into `out`.
 
     The test set is used here and nowhere else.
@@ -431,7 +428,7 @@ def evaluate(net: nn.Module, corpus: Garments, *, out: Path) -> dict[str, float]
 
 
 @torch.no_grad()
-def golden(net: nn.Module, corpus: Garments) -> dict[str, np.ndarray]:
+def golden(net: Served, corpus: Garments) -> dict[str, np.ndarray]:
     """The first validation pictures, those left out that a rounding could make a Cascade judge otherwise, and the eager
     model's answers, named as on the wire."""
     images = torch.from_numpy(corpus.validation.images[:128, ..., None])
@@ -442,7 +439,7 @@ def golden(net: nn.Module, corpus: Garments) -> dict[str, np.ndarray]:
     return {"image": images.numpy(), "probabilities": net(images).numpy()}
 
 
-def quantization(_net: nn.Module, corpus: Garments) -> Quantization:
+def quantization(_net: Served, corpus: Garments) -> Quantization:
     """What lies between convolutions as well, so that it is integers from the first to the last."""
     return Quantization(
         inputs={"image": list(corpus.train.images[:2048, ..., None])}, operators=("Conv", "Relu", "Add", "MaxPool")

@@ -1,7 +1,7 @@
 """Evaluate a colorizer. Run: python -m training.run colorizer --corpus DIR --test DIR --evaluate CHECKPOINT
 
 Numbers say little about colour: a field may be green or yellow, and both are right. So look at colorized.png, too.
-Each measure stands beside that of what needs no network: the gray picture itself, the mean colour of all, and the
+Each metric is compared with baselines that need no network: the gray picture itself, the corpus's mean colour, and the
 colours of the training picture whose luminance is nearest.
 """
 
@@ -23,9 +23,9 @@ from training.models.colorizer.net import Served, gray_of, lab, lightness, linea
 
 AT_ONCE = 16
 SHEET = 24
-"""Pictures that are shown."""
+"""Number of pictures on the sheet."""
 THUMB = 16
-"""Pixels a side at which luminances are compared."""
+"""Side in pixels of the thumbnails whose luminances are compared."""
 
 Pictures = np.ndarray
 Colouring = Callable[[Tensor], Tensor]
@@ -36,9 +36,9 @@ Colouring = Callable[[Tensor], Tensor]
 def evaluate(net: Served, held_out: Pictures, trained_on: Pictures, *, out: Path) -> dict[str, float]:
     """Means over pictures uint8 (N, H, W, 3): of both stages, and of the baselines.
 
-    `psnr` (dB) and `ssim` are of RGB; `ciede2000` is the mean difference of colour, of which 1 can just be seen;
-    `colourfulness_to_truth` is Hasler and Süsstrunk's (2003), as a share of the photographs' own; `ciede2000_to_gray`
-    is a share of that of leaving it gray. Without a prefix they are the second stage's.
+    `psnr` (dB) and `ssim` are of RGB; `ciede2000` is the mean colour difference, where 1 is just noticeable;
+    `colourfulness_to_truth` is Hasler and Süsstrunk's (2003), relative to the photographs' own; `ciede2000_to_gray` is
+    relative to that of the gray picture. Metrics without a prefix are the second stage's.
     """
     methods: dict[str, Colouring] = {
         "": lambda gray: coloured(net, gray, 2),
@@ -72,14 +72,14 @@ def compared(made: Pictures, truth: Pictures) -> dict[str, float]:
 
 
 def colourfulness(pictures: Pictures) -> float:
-    """Of pictures uint8 (N, H, W, 3) the mean of Hasler and Süsstrunk's measure: 0 is gray, 109 extremely colourful."""
+    """The mean of Hasler and Süsstrunk's metric over uint8 (N, H, W, 3): 0 is gray, 109 extremely colourful."""
     red, green, blue = np.moveaxis(pictures.astype(np.float64), 3, 0)
     opponents = np.stack([red - green, (red + green) / 2 - blue])  # (2, N, H, W)
     spread, strength = opponents.std((2, 3)), opponents.mean((2, 3))
     return float((np.hypot(*spread) + 0.3 * np.hypot(*strength)).mean())
 
 
-# --- what needs no network ---
+# --- baselines, which need no network ---
 
 
 def mean_chroma(trained_on: Pictures) -> Colouring:
@@ -93,7 +93,7 @@ def mean_chroma(trained_on: Pictures) -> Colouring:
 
 
 def nearest_chroma(trained_on: Pictures) -> Colouring:
-    """Gives every picture the a and b of the training picture that is most like it in gray, place by place."""
+    """Gives every picture the a and b of its nearest training picture, by the pixels of their gray thumbnails."""
     thumbs = torch.cat([_thumb(gray_of(_tensor(part))) for part in _parts(trained_on)])
 
     def colour(gray: Tensor) -> Tensor:
@@ -117,12 +117,12 @@ def _joined(gray: Tensor, chroma: Tensor) -> Tensor:
 
 
 def gray_levels(picture: np.ndarray) -> np.ndarray:
-    """uint8 (H, W, 3) -> (H, W, 1) of the same luminance, as it is served."""
+    """uint8 (H, W, 3) -> (H, W, 1) of the same luminance, as the served model takes it."""
     return _levels(gray_of(_tensor(picture[None])))[0].numpy()
 
 
 def coloured(net: Served, gray: Tensor, stage: float) -> Tensor:
-    """Gray comes from the CPU and the answer goes back to it, wherever the network is."""
+    """Takes gray on the CPU and returns the answer there, whatever device the network is on."""
     device = net.levels.device
     answer: Tensor = net(_levels(gray).to(device), torch.full((len(gray), 1), float(stage), device=device))
     return answer.cpu().permute(0, 3, 1, 2).float() / 255
@@ -130,7 +130,7 @@ def coloured(net: Served, gray: Tensor, stage: float) -> Tensor:
 
 @torch.no_grad()
 def side_by_side(net: Served, pictures: Pictures) -> Pictures:
-    """uint8 (4 N, H, W, 3): of every eight the gray ones, the first stage's, the second's, and the truth."""
+    """uint8 (4 N, H, W, 3): for every eight pictures the gray ones, the first stage's, the second's, and the truth."""
     rows = []
     for start in range(0, len(pictures), 8):
         truth = pictures[start : start + 8]

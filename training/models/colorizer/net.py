@@ -1,6 +1,6 @@
 """The colorizer's networks, and how chroma joins the luminance of a picture of any size. Only nn.Modules.
 
-Lab is CIE L*a*b* (D65): L in [0, 100], a and b about [-100, 100]. Gray is the level g of sRGB, in [0, 1], of the same
+Lab is CIE L*a*b* (D65): L in [0, 100], a and b about [-100, 100]. Gray is the sRGB level g, in [0, 1], of the same
 luminance: (g, g, g) is the colour with that L and no chroma.
 """
 
@@ -19,13 +19,13 @@ from torch.nn.utils.parametrizations import spectral_norm
 from training.models.features import net as features
 from training.models.features import resnet
 
-# One unit of what the network gives, in those of a and b.
+# One unit of the network's output, in units of a and b.
 CHROMA = 100.0
 
 
 # --- colour (IEC 61966-2-1, CIE 15) ---
 
-# Light of sRGB's primaries -> X, Y, Z, each as a share of white's.
+# Linear sRGB -> X, Y, Z, each relative to white.
 TO_XYZ = torch.tensor(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]],
     dtype=torch.float64,
@@ -36,27 +36,27 @@ DELTA = 6 / 29
 
 
 def mixed(matrix: Tensor, picture: Tensor) -> Tensor:
-    """(M, K) of every pixel of (N, K, H, W) -> (N, M, H, W)."""
+    """Applies a matrix (M, K) to every pixel: (N, K, H, W) -> (N, M, H, W)."""
     return F.conv2d(picture, matrix[:, :, None, None].to(picture))
 
 
 def linear(level: Tensor) -> Tensor:
-    """Light of sRGB levels, both in [0, 1]."""
+    """sRGB levels -> linear light, both in [0, 1]."""
     return torch.where(level > 0.04045, ((level + 0.055) / 1.055).clamp_min(1e-4) ** 2.4, level / 12.92)
 
 
 def level(linear: Tensor) -> Tensor:
-    """sRGB levels of light, both in [0, 1]."""
+    """Linear light -> sRGB levels, both in [0, 1]."""
     return torch.where(linear > 0.0031308, 1.055 * linear.clamp_min(1e-4) ** (1 / 2.4) - 0.055, 12.92 * linear)
 
 
 def lightness(linear: Tensor) -> Tensor:
-    """Light in [0, 1] as Lab counts it: (L + 16) / 116 of the middle one of X, Y, Z."""
+    """Lab's function f of linear light in [0, 1]: of Y, it is (L + 16) / 116."""
     return torch.where(linear > DELTA**3, linear.clamp_min(1e-4) ** (1 / 3), linear / (3 * DELTA**2) + 4 / 29)
 
 
 def inverse_lightness(f: Tensor) -> Tensor:
-    """Back to light in [0, 1]."""
+    """The inverse of `lightness`: back to linear light in [0, 1]."""
     return torch.where(f > DELTA, f * f * f, 3 * DELTA**2 * (f - 4 / 29))
 
 
@@ -72,9 +72,9 @@ def gray_of(picture: Tensor) -> Tensor:
 
 
 def rgb(y: Tensor, f: Tensor, chroma: Tensor) -> Tensor:
-    """Luminance (N, 1, H, W), the same by `lightness`, and a, b (N, 2, H, W) -> RGB (N, 3, H, W) in [0, 1].
+    """Luminance `y` (N, 1, H, W), `f` = lightness(y), and a, b (N, 2, H, W) -> RGB (N, 3, H, W) in [0, 1].
 
-    A colour that no screen can show is mixed with gray until one can: luminance stays as it is.
+    A colour outside sRGB's gamut is mixed with gray until it is inside; its luminance stays as it is.
     """
     a, b = chroma[:, :1], chroma[:, 1:]
     xyz = torch.cat([inverse_lightness(f + a / 500), y, inverse_lightness(f - b / 200)], 1)
@@ -88,8 +88,8 @@ def rgb(y: Tensor, f: Tensor, chroma: Tensor) -> Tensor:
 
 
 def resize_matrix(rows: int, out: int, like: Tensor) -> Tensor:
-    """(out, rows): the matrix that brings `rows` to `out` places as Pillow's BILINEAR does, a triangle over each place,
-    wider than a row where rows are many, so that nothing aliases. In any runtime that is two matrix products."""
+    """(out, rows): the matrix that resizes `rows` to `out` rows as Pillow's BILINEAR does, by a triangle filter, which
+    is wider when downsampling, so that nothing aliases. Resizing is two matrix products in any runtime."""
     there = torch.arange(rows, device=like.device).to(like.dtype) + 0.5
     here = torch.arange(out, device=like.device).to(like.dtype) + 0.5
     scale = like.new_ones(()) * rows / out
@@ -109,19 +109,19 @@ def resized(picture: Tensor, height: int, width: int) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """A pretrained network's activations for gray (N, 1, S, S) in [0, 1], at half of its size, a quarter, and so on."""
+    """A pretrained network's activations for gray (N, 1, S, S) in [0, 1], at 1/2 of its size, 1/4, and so on."""
 
     def __init__(self, backbone: features.Vgg | resnet.ResNet18) -> None:
         super().__init__()
         self.backbone = backbone
         self.taps: tuple[str, ...]
         self.widths: tuple[int, ...]
-        # Edges and textures are as good for colours as for anything, and training them would take half of the time.
+        # The first layers' edges and textures suit colours as they are, and training them would take half of the time.
         if isinstance(backbone, resnet.ResNet18):
             self.taps, self.widths = resnet.STAGES, resnet.WIDTHS
             self.frozen: list[nn.Module] = [backbone.conv1, backbone.bn1, backbone.layer1]
         else:
-            # Of each block but the first the last layer.
+            # The last layer of each block but the first.
             self.taps = tuple(f"conv{b}_{count}" for b, count in enumerate(backbone.blocks, 1))[1:]
             self.widths = backbone.widths[1:]
             self.frozen = [layer for name, layer in backbone.convolutions.items() if name < "conv3"]
@@ -131,7 +131,7 @@ class Encoder(nn.Module):
         return [activations[name] for name in self.taps]
 
     def train(self, mode: bool = True) -> Encoder:
-        """Batch norms keep their pretrained statistics in either mode: batches here are too small to measure better."""
+        """Keeps the batch norms' pretrained statistics in either mode: batches here are too small for better ones."""
         return super().train(False)
 
 
@@ -145,21 +145,21 @@ class Block(nn.Module):
         return F.relu(self.norm(self.convolution(x)))
 
     def fuse(self) -> None:
-        """In eval mode: the norm goes into the convolution."""
+        """Folds the norm into the convolution. Only in eval mode."""
         assert isinstance(self.norm, nn.BatchNorm2d)
         self.convolution, self.norm = fuse_conv_bn_eval(self.convolution, self.norm), nn.Identity()
 
 
 class Decoder(nn.Module):
-    """The encoder's activations -> `channels` at half the size of the picture, or at all of it: the expanding half of a
-    U-Net (Ronneberger et al. 2015)."""
+    """The encoder's activations -> `channels` at half the picture's size, or at its full size if `whole`: the expanding
+    half of a U-Net (Ronneberger et al. 2015)."""
 
     def __init__(
         self, encoder: tuple[int, ...], widths: tuple[int, ...], channels: int, *, gray: float, whole: bool
     ) -> None:
         super().__init__()
         skips = [*reversed(encoder[:-1]), *([1] if whole else [])]
-        # The coarsest stages of a deeper encoder share the first of the widths, and what is finer has the last one.
+        # A deeper encoder's coarsest stages share the first width, and a stage at full size repeats the last one.
         widths = (*widths[:1] * (len(encoder) - 1 - len(widths)), *widths, *widths[-1:] * whole)
         c_in = encoder[-1]
         self.blocks = nn.ModuleList()
@@ -180,9 +180,9 @@ class Decoder(nn.Module):
 
 
 class Colorizer(nn.Module):
-    """One encoder and two decoders: of the first stage, which regression teaches, and of the second, which refines it.
+    """One encoder and two decoders: the first stage's, trained by regression, and the second's, which refines it.
 
-    Gray (N, 1, S, S) in [0, 1] -> `color`: "lab" gives a and b, in units of CHROMA; "rgb" gives RGB around [0, 1].
+    Gray (N, 1, S, S) in [0, 1] -> `color`: "lab" is a and b, in units of CHROMA; "rgb" is RGB, not clamped to [0, 1].
     """
 
     def __init__(self, encoder: Encoder, widths: tuple[int, ...], *, color: str, whole: bool, size: int) -> None:
@@ -200,15 +200,15 @@ class Colorizer(nn.Module):
         return predicted
 
     def chroma(self, predicted: Tensor) -> Tensor:
-        """a and b of what a decoder gives."""
+        """a and b of a decoder's output."""
         return CHROMA * predicted if self.color == "lab" else lab(predicted.clamp(0, 1))[:, 1:]
 
 
 class Critic(nn.Module):
-    """Gray and colours beside each other (N, C, S, S) -> a score for each patch of 30 x 30 (Isola et al. 2017).
+    """Gray and colours, concatenated, (N, C, S, S) -> a score for each 30 x 30 patch (Isola et al. 2017).
 
-    Spectral norm (Miyato et al. 2018) instead of norms over batches or pictures, which would take away the very thing
-    that it should see: how strong the colours are.
+    Spectral norm (Miyato et al. 2018) instead of batch or instance norm, which would remove what it should judge: how
+    strong the colours are.
     """
 
     def __init__(self, c_in: int, width: int = 48) -> None:
@@ -228,12 +228,12 @@ class Critic(nn.Module):
 
 
 class Served(nn.Module):
-    """Gray uint8 (N, H, W, 1) and stage (N, 1) -> uint8 (N, H, W, 3) of the same size, at least 16 x 16, and luminance.
+    """Gray uint8 (N, H, W, 1), 16 x 16 or more, and stage (N, 1) -> uint8 (N, H, W, 3) of the same size and luminance.
 
-    The network sees the picture at a size of its own. Its chroma comes back to the picture's size by the guided filter
-    (He et al. 2013): within each neighbourhood chroma is a linear function of luminance, so that its edges are the
+    The network sees the picture resized to a fixed size. The guided filter (He et al. 2013) upsamples its chroma to the
+    picture's size: within each neighbourhood chroma is a linear function of luminance, so that its edges are the
     picture's, however large that is. `radius` is in pixels of the network's chroma; `edge`, in units of L, is the
-    contrast above which an edge is kept, the root of the paper's epsilon.
+    contrast above which an edge is kept, the square root of the paper's epsilon.
     """
 
     levels: Tensor
@@ -248,7 +248,7 @@ class Served(nn.Module):
 
     @torch.no_grad()
     def packed(self) -> Served:
-        """The same, as it is exported: without norms, and with weights that two bytes hold."""
+        """Prepares it for export, in place: folds the norms, and rounds the weights to half precision."""
         for block in self.modules():
             if isinstance(block, Block):
                 block.fuse()

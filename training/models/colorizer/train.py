@@ -1,13 +1,12 @@
 """Train the colorizer: gray landscapes in, colours out. Run: python -m training.run colorizer --corpus DIR --dry-run
 
-Two stages in one run. First a U-Net learns to give each place the colours that it has on average: right, and paler
-than any photograph. Then its decoder goes on, from a copy, against a critic that tells photographs from its pictures
-(Isola et al. 2017), and what the first stage learnt stays part of what it is asked for. Both are kept, and served.
+Two stages in one run. First a U-Net learns by regression to predict each place's average colours: right, but paler than
+any photograph. Then a copy of its decoder is trained against a critic that tells photographs from its pictures (Isola
+et al. 2017), with the first stage's loss as part of its objective. Both decoders are kept, and served.
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from training import plots
 from training.data import computer_art, corpus, natural, photos
@@ -25,8 +24,10 @@ from training.models.colorizer import evaluate as measures
 from training.models.colorizer.net import CHROMA, Colorizer, Critic, Encoder, Served, gray_of, lab
 from training.models.features import net as features
 from training.models.features import resnet
+from training.options import at_least, not_negative, one_of, positive
 from training.quantize import Quantization, spread
-from training.rundir import RunDir, Stopped, load_checkpoint
+from training.rundir import RunDir, load_checkpoint
+from training.schedules import warm_up_cosine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,64 +35,66 @@ class Options:
     """Defaults are the run that ships. One step is one batch; `batch` is in pictures."""
 
     corpus: str = ""
-    """a folder or zip of colour photographs; left out: Imagenette's, fetched into $ATELIER_DATA once"""
+    """folder or zip of colour photographs; left out: Imagenette, fetched into $ATELIER_DATA once"""
     test: str = ""
-    """photographs to evaluate on, which are not trained on; left out: one in ten of the corpus, 500 at most"""
+    """folder or zip of photographs to evaluate on, which are not trained on; left out: one in ten of the corpus, 500 at
+    most"""
     pictures: int = 0
-    """the most to take; 0 takes all"""
+    """maximum number of photographs to take from the corpus; 0 takes all"""
     init: str = ""
-    """a checkpoint to start from, which brings its network along; only --size has to be as it was"""
+    """checkpoint to start from, which brings its network along; only --size has to be as it was"""
     seed: int = 0
+    """random seed of the initial weights and the batches"""
     features: str = features.OWN
-    """the encoder: vgg16-half, vgg16, vgg19, resnet18, random, or a file in torchvision's form"""
+    """pretrained encoder: vgg16-half, vgg16, vgg19, resnet18, random, or a file in torchvision's form"""
     color: str = "lab"
-    """what the network gives: lab (chroma alone) or rgb"""
+    """colour space of the output: lab (chroma alone) or rgb"""
     size: int = 128
-    """pixels a side of what the network sees, a multiple of 32"""
+    """side of the network's input in pixels, a multiple of 32"""
     whole: bool = False
-    """chroma at all of that size; left out: at half of it, which is what most photographs carry"""
+    """output at the input's full resolution; off: at half of it, which is what most photographs carry of chroma"""
     widths: tuple[int, ...] = (128, 64, 48)
-    """the decoders' channels, from the coarsest layer on"""
+    """channels of the decoders, from the coarsest layer on"""
     batch: int = 16
+    """pictures per batch"""
     steps: int = 2_200
-    """of regression"""
+    """steps of stage 1 (regression)"""
     lr: float = 2e-3
-    """AdamW's for the decoder; rises over the first tenth, then falls to zero along a cosine"""
+    """AdamW learning rate of the decoder in stage 1; rises over the first tenth of its steps, then falls to zero along
+    a cosine"""
     encoder_lr: float = 1e-4
-    """and for the encoder's later blocks; the first two stay as they are"""
+    """AdamW learning rate of the encoder's unfrozen blocks in stage 1; its first blocks stay as they are"""
     refine_steps: int = 1_000
-    """against the critic"""
+    """steps of stage 2 (against the critic); 0 leaves it out"""
     refine_lr: float = 2e-4
-    """Adam's, of the decoder and of the critic, with beta1 of 0.5; falls to zero over the second half"""
+    """Adam learning rate of the decoder and the critic in stage 2, with a beta1 of 0.5; falls to zero over the second
+    half of its steps"""
     critic_weight: float = 0.05
-    """of what the critic says, against 1 for the distance to the true colours"""
+    """weight of the adversarial loss in stage 2, against 1 for the L1 loss"""
     sample_every: int = 250
+    """steps between two sheets of samples"""
     checkpoint_minutes: float = 5.0
+    """minutes between two checkpoints"""
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        for name, least in [("pictures", 0), ("batch", 2), ("steps", 1), ("refine_steps", 0), ("sample_every", 1)]:
-            if getattr(self, name) < least:
-                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} is too few; give {least} or more")
-        for name in ("lr", "encoder_lr", "refine_lr", "checkpoint_minutes"):
-            if not getattr(self, name) > 0:
-                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} must be above 0")
-        if not 0 <= self.critic_weight < float("inf"):
-            raise BadInput(f"--critic-weight: {self.critic_weight} must be 0 or more")
+        at_least(self, pictures=0, batch=2, steps=1, refine_steps=0, sample_every=1)
+        positive(self, "lr", "encoder_lr", "refine_lr", "checkpoint_minutes")
+        not_negative(self, "critic_weight")
+        one_of(self, color=("lab", "rgb"))
         if self.size < 32 or self.size % 32:
             raise BadInput(f"--size: {self.size} must be a multiple of 32")
-        if self.color not in ("lab", "rgb"):
-            raise BadInput(f"--color: no {self.color!r}; there are lab and rgb")
         if len(self.widths) != 3 or min(self.widths) < 1:
             raise BadInput(f"--widths: {self.widths}; give three, above 0")
 
 
-# The source: RGB, and all of 128 x 128. What it leaves open: ten epochs of its 20,000 pictures, then five.
+# The source's settings: RGB, at the full 128 x 128. It leaves the steps open; these are ten epochs of its 20,000
+# pictures, then five.
 SEED: dict[str, Any] = {
     "features": resnet.NAME, "color": "rgb", "whole": True, "widths": (256, 128, 64),
     "steps": 12_500, "refine_steps": 6_250,
 }  # fmt: skip
-# Seconds on a CPU: that the path works.
+# A smoke test: seconds on a CPU.
 TINY: dict[str, Any] = {
     "pictures": 40, "size": 32, "widths": (8, 8, 8), "batch": 4, "steps": 3, "refine_steps": 3, "sample_every": 3,
     "features": features.RANDOM,
@@ -99,9 +102,9 @@ TINY: dict[str, Any] = {
 PRESETS = {"default": Options(), "seed": Options(**SEED), "tiny": Options(**TINY)}
 
 ROOM = 1.125
-"""Pictures are kept so much larger than the network's size, for random crops of them."""
+"""Factor by which pictures are kept larger than the network's input, for random crops."""
 TEST_SIZE = 160
-"""Pixels a side of the pictures to evaluate on."""
+"""Side of the pictures to evaluate on in pixels."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,8 @@ class Photographs:
 
 
 def check_init(options: Options) -> None:
-    """A network is trained at the size at which it is served. Raises BadInput for another, before a picture is read."""
+    """Raises BadInput if --size is not the --init network's, since a network is trained at the size at which it is
+    served. Call it before any picture is read."""
     if (sees := restore_net(Path(options.init)).net.size) != options.size:
         raise BadInput(f"--size: {options.size}, but the network of {options.init} sees {sees} pixels; give that")
 
@@ -135,22 +139,21 @@ def load_corpus(options: Options) -> Photographs:
         images, _ = photos.read(source, names[held:], size=size)
         held_out, _ = photos.read(source, names[:held], size=TEST_SIZE)
     name = source.name + (f"; test: {Path(options.test).name}" if options.test else "")
-    digests = corpus.checksum(images) + corpus.checksum(held_out)
-    return Photographs(name, images, held_out, corpus.checksum(np.frombuffer(digests.encode(), np.uint8)))
+    return Photographs(name, images, held_out, corpus.checksum_of_all([images, held_out]))
 
 
 def train(options: Options, run: RunDir, corpus: Photographs) -> Path:
-    """Train both stages and return the last checkpoint. Raises Stopped, with a checkpoint."""
+    """Trains both stages and returns the last checkpoint's path. Raises Stopped, after saving a checkpoint."""
     device = pick_device()
     torch.manual_seed(options.seed)
-    # What goes on is what the checkpoint says: --init may have gone since, or hold another network by now.
+    # Resumes with the network of the run's checkpoint: --init may be gone, or hold another network by now.
     if (state := run.restore()) is None:
         net, encoder = build_net(options)
     else:
         with run.restoring():
             before = net_of(state)
             net, encoder = before.net, before.features
-    net.encoder.requires_grad_(True)  # but for its first blocks
+    net.encoder.requires_grad_(True)  # except its first blocks
     for layer in net.encoder.frozen:
         layer.requires_grad_(False)
     net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -180,25 +183,24 @@ def train(options: Options, run: RunDir, corpus: Photographs) -> Path:
         about = {"network": net.options, "vgg": shape, "features": encoder}
         run.save({**states, **about, "luck": rng.get_state(), "step": step})
 
-    last_saved = time.monotonic()
     end = options.steps + options.refine_steps
-    for step in run.steps(first, end):
+    for step in run.steps(first, end, save=checkpoint, every_minutes=options.checkpoint_minutes):
         gray, truth = sample_batch(images, options, rng, device, net)
-        stats = {"distance": 0.0, "critic": 0.0, "doubt": 0.0}
+        stats = {"l1": 0.0, "critic_loss": 0.0, "generator_loss": 0.0}
 
-        # --- first stage: the colours that there are on average ---
+        # --- first stage: regression, which learns average colours ---
         if step < options.steps:
             net.train()
             for group in adam.param_groups:
-                group["lr"] = group["rate"] * lr_multiplier((step + 1) / options.steps)
+                group["lr"] = group["rate"] * warm_up_cosine((step + 1) / options.steps, 0.1)
             with autocast(device, True):
                 predicted = net(gray, 1)
-            distance = F.l1_loss(predicted.float(), truth)
+            l1 = F.l1_loss(predicted.float(), truth)
             adam.zero_grad()
-            distance.backward()
+            l1.backward()
             adam.step()
-            stats["distance"] = distance.item()
-            if step + 1 == end:  # without a second stage, what is served as it is the first
+            stats["l1"] = l1.item()
+            if step + 1 == end:  # without a second stage, the first is served as both
                 net.decoders[1].load_state_dict(net.decoders[0].state_dict())
 
         # --- second stage: colours that a critic takes for a photograph's ---
@@ -216,7 +218,7 @@ def train(options: Options, run: RunDir, corpus: Photographs) -> Path:
                 predicted = net.decoders[1](gray, activations)
             condition = F.interpolate(gray, size=truth.shape[2:], mode="area")
 
-            # The critic learns first, from the same pictures, by the hinge loss (Lim and Ye 2017).
+            # The critic is updated first, on the same batch, with the hinge loss (Lim and Ye 2017).
             with autocast(device, True):
                 real = critic(torch.cat([condition, truth], 1)).float()
                 fake = critic(torch.cat([condition, predicted.detach().float()], 1)).float()
@@ -226,47 +228,36 @@ def train(options: Options, run: RunDir, corpus: Photographs) -> Path:
             critic_adam.step()
 
             with autocast(device, True):
-                adversarial_loss = -critic(torch.cat([condition, predicted.float()], 1)).float().mean()
-            distance = F.l1_loss(predicted.float(), truth)
+                generator_loss = -critic(torch.cat([condition, predicted.float()], 1)).float().mean()
+            l1 = F.l1_loss(predicted.float(), truth)
             refine_adam.zero_grad()
-            (distance + options.critic_weight * adversarial_loss).backward()
+            (l1 + options.critic_weight * generator_loss).backward()
             refine_adam.step()
-            stats = {"distance": distance.item(), "critic": critic_loss.item(), "doubt": adversarial_loss.item()}
+            stats = {"l1": l1.item(), "critic_loss": critic_loss.item(), "generator_loss": generator_loss.item()}
 
-        # --- what it says ---
+        # --- logging ---
         line = ""
         if (step + 1) % 50 == 0 or step + 1 == end:
-            line = " ".join(f"{name} {value:.4f}" for name, value in stats.items())
+            line = " ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in stats.items())
         run.record(step, line, **stats)
         if (step + 1) % options.sample_every == 0 or step + 1 == end:
             save_samples(net, corpus, run.path / "samples" / f"{step + 1:06d}.png")
-        if run.terminated:
-            checkpoint(step + 1)
-            raise Stopped
-        if time.monotonic() - last_saved > 60 * options.checkpoint_minutes:
-            checkpoint(step + 1)
-            last_saved = time.monotonic()
-    checkpoint(end)
+
     rows, name = run.stats(), run.path.name
-    distances = [{key: row[key] for key in ("step", "distance")} for row in rows]
-    plots.save_convergence(distances, run.path / "convergence.png", title=name)
+    of_l1 = [{key: row[key] for key in ("step", "l1")} for row in rows]
+    plots.save_convergence(of_l1, run.path / "convergence.png", title=name)
     if options.refine_steps:
         refined = [row for row in rows if row["step"] >= options.steps]
         plots.save_convergence(refined, run.path / "critic.png", title=f"{name}: second stage")
     return run.last
 
 
-def lr_multiplier(done: float) -> float:
-    """Of the learning rate after that share of a stage: linear warm-up over a tenth, then half a cosine to zero."""
-    return min(10 * done, 0.5 + 0.5 * float(np.cos(np.pi * max(0.0, done - 0.1) / 0.9)))
-
-
 def sample_batch(
     images: Tensor, options: Options, rng: torch.Generator, device: torch.device, net: Colorizer
 ) -> tuple[Tensor, Tensor]:
-    """Gray (N, 1, S, S) in [0, 1], and what a decoder should make of it, (N, C, S, S) or half that size.
+    """Gray (N, 1, S, S) in [0, 1], and a decoder's ground truth, (N, C, S, S) or half that size.
 
-    Crops of other shapes come squeezed to a square, as pictures that are no squares do when they are served.
+    Crops that are not square are squeezed to a square, as such pictures are in serving.
     """
     chosen = torch.randint(len(images), (options.batch,), generator=rng)
     least = round(images.shape[1] / ROOM)
@@ -282,7 +273,7 @@ def sample_batch(
 
 
 def build_net(options: Options) -> tuple[Colorizer, str]:
-    """The network at its beginning, and what its encoder was before it."""
+    """The initial network, and the name of its encoder's pretrained weights."""
     if options.init:
         before = restore_net(Path(options.init))
         return before.net, before.features
@@ -292,7 +283,7 @@ def build_net(options: Options) -> tuple[Colorizer, str]:
 
 
 def pretrained(name: str) -> features.Vgg | resnet.ResNet18:
-    """By its name, or from a file of either kind. Raises BadInput as their loaders do."""
+    """Loads a pretrained encoder by name, or from a file of either kind. Raises BadInput as their loaders do."""
     if name == resnet.NAME or (Path(name).is_file() and "layer1.0.conv1.weight" in features.read(Path(name))):
         return resnet.load(name)
     return features.load(name)
@@ -300,19 +291,19 @@ def pretrained(name: str) -> features.Vgg | resnet.ResNet18:
 
 @torch.no_grad()
 def save_samples(net: Colorizer, corpus: Photographs, path: Path, *, count: int = 8) -> None:
-    """A sheet of the same held-out pictures each time: gray, first stage, second stage, truth."""
+    """Saves a sheet of the same held-out pictures each time: gray, first stage, second stage, ground truth."""
     eager = Served(net).to(next(net.parameters()).device)
     plots.save_grid(measures.side_by_side(eager, corpus.held_out[:count]), path, columns=8)
     net.train()
 
 
 def load_net(checkpoint: Path) -> Served:
-    """The network of a checkpoint, as it is served. BadInput if it holds another network."""
+    """Loads a checkpoint's network, as it is served. Raises BadInput if it holds another network."""
     return restore_net(checkpoint).packed()
 
 
 def restore_net(checkpoint: Path) -> Served:
-    """The same with its norms, to go on training."""
+    """The same, with its norms, to continue training."""
     state = load_checkpoint(checkpoint)
     try:
         return net_of(state)
@@ -321,44 +312,41 @@ def restore_net(checkpoint: Path) -> Served:
 
 
 def net_of(state: dict[str, Any]) -> Served:
-    """The same, of a checkpoint's content."""
+    """The same, from the contents of a checkpoint."""
     encoder = Encoder(features.Vgg(*state["vgg"]) if state["vgg"] else resnet.ResNet18())
     net = Colorizer(encoder, **state["network"])
     net.load_state_dict(state["net"])
     return Served(net, features=state["features"])
 
 
-def served(net: nn.Module) -> nn.Module:
+def served(net: Served) -> Served:
     """What is exported: uint8 gray and stage in, uint8 picture out."""
-    assert isinstance(net, Served)
     return net
 
 
-def backbone(net: nn.Module) -> dict[str, str]:
-    """What its encoder was before it learnt colours, for the card."""
-    assert isinstance(net, Served)
+def backbone(net: Served) -> dict[str, str]:
+    """The name of its encoder's pretrained weights, for the card."""
     return {"name": net.features}
 
 
 @torch.no_grad()
-def golden(net: nn.Module, corpus: Photographs) -> dict[str, np.ndarray]:
-    """Drawn pictures in gray, both stages and a mixture, and the eager model's colours.
+def golden(net: Served, corpus: Photographs) -> dict[str, np.ndarray]:
+    """The golden batch: drawn pictures in gray, both stages and a mixture, and the eager model's answers.
 
-    Drawn, since it is published, and the photographs may not be anyone's to publish.
+    Drawn, because the batch is published and there may be no right to publish the photographs.
     """
-    gray = computer_art.CORPORA["hommage_klee"](4, seed=0)[:, :61, :83, :1].copy()  # of no round size
+    gray = computer_art.CORPORA["hommage_klee"](4, seed=0)[:, :61, :83, :1].copy()  # sides that are not round numbers
     stage = np.array([[1], [2], [1.5], [2]], np.float32)
     image = net(torch.from_numpy(gray), torch.from_numpy(stage)).numpy()
     return {"gray": gray, "stage": stage, "image": image}
 
 
-def quantization(_net: nn.Module, corpus: Photographs) -> Quantization:
-    """All but what mixes colours, which is no part of the network."""
+def quantization(_net: Served, corpus: Photographs) -> Quantization:
+    """Quantizes every convolution but those that convert between colour spaces, which are not part of the network."""
     grays = [measures.gray_levels(corpus.images[k]) for k in spread(len(corpus.images))]
     return Quantization(inputs={"gray": grays, "stage": [np.array([2], np.float32)] * len(grays)}, floats=("/Conv",))
 
 
-def evaluate(net: nn.Module, corpus: Photographs, *, out: Path) -> dict[str, float]:
-    """Measures on photographs held out; writes colorized.png, gray, both stages and truth, into `out`."""
-    assert isinstance(net, Served)
+def evaluate(net: Served, corpus: Photographs, *, out: Path) -> dict[str, float]:
+    """Metrics on held-out photographs; writes colorized.png (gray, both stages, ground truth) into `out`."""
     return measures.evaluate(net, corpus.held_out, corpus.images, out=out)

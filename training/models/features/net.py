@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from training.data import files
 from training.errors import BadInput
@@ -194,18 +195,13 @@ class VggClassifier(nn.Module):
 
     @torch.no_grad()
     def folded(self) -> Vgg:
-        """The same network with each norm folded into its convolution."""
+        """In eval mode: the same network with each norm folded into its convolution."""
         net = Vgg(self.vgg.blocks, self.vgg.widths)
         for ours, learnt, norm in zip(
             net.convolutions.values(), self.vgg.convolutions.values(), self.norms, strict=True
         ):
             assert isinstance(norm, nn.BatchNorm2d)
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-            ours.weight.copy_(learnt.weight * scale[:, None, None, None])
-            assert ours.bias is not None
-            ours.bias.copy_(norm.bias - norm.running_mean * scale)
+            ours.load_state_dict(fuse_conv_bn_eval(learnt, norm).state_dict())
         return frozen(net)
 
 

@@ -1,6 +1,6 @@
-"""ResNet-18 by its stages' names, with torchvision's weights. Only nn.Modules and how to fill them.
+"""ResNet-18, its activations by stage name, with torchvision's weights. Only nn.Modules and how to load them.
 
-    backbone = resnet.load("resnet18")            fetched once; or a file in torchvision's form
+    backbone = resnet.load("resnet18")            fetched once; or a file in torchvision's format
     activations = backbone(picture, ("stem", "layer4"))
 
 A picture is float (N, 3, H, W), RGB in [0, 1]. A stage's activations are taken after its last ReLU, at 1/2 of
@@ -20,14 +20,14 @@ from training.errors import BadInput
 from training.models.features.net import MEAN, STD, fetched, read
 
 NAME = "resnet18"
-# torchvision's, whose file name carries the beginning of its SHA-256.
+# torchvision's, whose file name contains the beginning of its SHA-256.
 OFFICIAL = "https://download.pytorch.org/models/resnet18-f37072fd.pth"
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 WIDTHS = (64, 64, 128, 256, 512)
 
 
 class Block(nn.Module):
-    """(N, C, H, W) -> (N, width, H / stride, W / stride). Two convolutions, around which the input is added."""
+    """(N, C, H, W) -> (N, width, H / stride, W / stride). Two convolutions with a residual connection."""
 
     def __init__(self, c_in: int, width: int, stride: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        # What is added must be as large as what it is added to.
+        # The shortcut must have the shape of what it is added to.
         self.downsample = (
             nn.Sequential(nn.Conv2d(c_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
             if stride > 1 or c_in != width
@@ -66,7 +66,7 @@ class ResNet18(nn.Module):
         self.register_buffer("std", torch.tensor(STD)[:, None, None], persistent=False)
 
     def forward(self, picture: Tensor, stages: Iterable[str]) -> dict[str, Tensor]:
-        """The activations of `stages`, by name; no stage behind the last of them is computed."""
+        """The activations of `stages`, by name; stages after the last of them are not computed."""
         wanted = set(stages)
         assert set() < wanted <= set(STAGES), (wanted, STAGES)
         x = F.relu(self.bn1(self.conv1((picture - self.mean) / self.std)))
@@ -87,9 +87,9 @@ def stage(c_in: int, width: int, *, stride: int) -> nn.Sequential:
 
 
 def load(name: str = NAME) -> ResNet18:
-    """A frozen network: resnet18 (torchvision's, fetched once), or a file's.
+    """A frozen network: resnet18 (torchvision's, fetched once), or from a file.
 
-    Raises BadInput for another name, or a file that is not in torchvision's form.
+    Raises BadInput for any other name, or a file that is not in torchvision's format.
     """
     if name == NAME:
         path = fetched(OFFICIAL)
@@ -99,7 +99,7 @@ def load(name: str = NAME) -> ResNet18:
 
 
 def from_file(path: Path) -> ResNet18:
-    """The network whose weights a file in torchvision's form holds; the classifier at their end is left out."""
+    """The network with the weights of a file in torchvision's format, without the classifier head."""
     weights = {key: value for key, value in read(path).items() if not key.startswith("fc.")}
     net = ResNet18()
     try:

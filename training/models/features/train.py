@@ -7,7 +7,6 @@ first, larger ones later: textures are learnt cheaply, and what is left of the t
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,9 @@ from training.data.natural import Natural
 from training.devices import autocast, check_seed, dropout_state, pick_device, restore_dropout
 from training.errors import BadInput
 from training.models.features.net import Vgg, VggClassifier, gram, random_weights
-from training.rundir import RunDir, Stopped, load_checkpoint
+from training.options import at_least, below_one, positive
+from training.rundir import RunDir, load_checkpoint
+from training.schedules import warm_up_cosine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,35 +29,36 @@ class Options:
     """Defaults are the run that ships. `batch` is in pictures; one step is one batch."""
 
     corpus: str = ""
-    """a folder with one folder of pictures for each class; left out: Imagenette, fetched into $ATELIER_DATA once"""
+    """folder with one folder of pictures for each class; left out: Imagenette, fetched into $ATELIER_DATA once"""
     pictures: int = 0
-    """the most to take; 0 takes all"""
+    """maximum number of pictures to take; 0 takes all"""
     seed: int = 0
+    """random seed of the initial weights, the order and the augmentation"""
     epochs: int = 20
+    """training epochs"""
     batch: int = 64
+    """pictures per batch"""
     lr: float = 3e-3
-    """AdamW's, at its highest"""
+    """AdamW learning rate at its highest"""
     weight_decay: float = 0.05
+    """weight decay of AdamW"""
     warm_up: float = 0.15
     """share of the steps in which the learning rate rises; then it falls to zero along a cosine"""
     label_smoothing: float = 0.1
+    """label smoothing of the cross-entropy"""
     first_size: int = 64
-    """pixels a side in the first epoch"""
+    """side of the pictures in the first epoch, in pixels"""
     last_size: int = 112
-    """and in the last ones; in memory pictures have the larger of both sizes, 128 at least"""
+    """side of the pictures in the last third of the epochs, in pixels; in memory pictures have the larger of both
+    sizes, 128 at least"""
     checkpoint_minutes: float = 5.0
+    """minutes between two checkpoints"""
 
     def __post_init__(self) -> None:
         check_seed(self.seed, self.seed + self.epochs)  # an epoch's order has a seed of its own
-        for name, least in [("pictures", 0), ("epochs", 1), ("batch", 2), ("first_size", 32), ("last_size", 32)]:
-            if getattr(self, name) < least:
-                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} is too few; give {least} or more")
-        for name in ("lr", "checkpoint_minutes"):
-            if not getattr(self, name) > 0:
-                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} must be above 0")
-        for name in ("weight_decay", "warm_up", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} must lie within 0 and 1, without 1")
+        at_least(self, pictures=0, epochs=1, batch=2, first_size=32, last_size=32)
+        positive(self, "lr", "checkpoint_minutes")
+        below_one(self, "weight_decay", "warm_up", "label_smoothing")
 
 
 PRESETS = {
@@ -99,14 +101,13 @@ def train(options: Options, run: RunDir, corpus: Natural) -> Path:
             **dropout_state(device), "step": step, "classes": list(corpus.classes),
         })  # fmt: skip
 
-    last_saved = time.monotonic()
-    for step in run.steps(first, steps):
+    for step in run.steps(first, steps, save=checkpoint, every_minutes=options.checkpoint_minutes):
         epoch, batch = divmod(step, batches)
         if batch == 0 or step == first:
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(options.seed + epoch))
         chosen = order[batch * options.batch : (batch + 1) * options.batch]
         for group in adam.param_groups:
-            group["lr"] = options.lr * lr_multiplier(step / steps, options.warm_up)
+            group["lr"] = options.lr * warm_up_cosine((step + 1) / steps, options.warm_up)
 
         # --- one step ---
         net.train()
@@ -126,19 +127,8 @@ def train(options: Options, run: RunDir, corpus: Natural) -> Path:
             stats["held_out_accuracy"] = accuracy(net, corpus, device)
             line = f"epoch {epoch + 1:3d} " + " ".join(f"{name.replace('_', ' ')} {v:.3f}" for name, v in stats.items())
         run.record(step, line, **stats)
-        if run.terminated:
-            checkpoint(step + 1)
-            raise Stopped
-        if time.monotonic() - last_saved > 60 * options.checkpoint_minutes:
-            checkpoint(step + 1)
-            last_saved = time.monotonic()
-    checkpoint(steps)
+
     return run.last
-
-
-def lr_multiplier(done: float, warm_up: float) -> float:
-    """Of the learning rate when that share of the steps is done: linear warm-up, then half a cosine to zero."""
-    return done / warm_up if done < warm_up else 0.5 + 0.5 * math.cos(math.pi * (done - warm_up) / (1 - warm_up))
 
 
 def size_at(epoch: int, options: Options) -> int:
@@ -195,15 +185,13 @@ def load_net(checkpoint: Path) -> VggClassifier:
     return net.eval()
 
 
-def weights(net: nn.Module) -> dict[str, Tensor]:
+def weights(net: VggClassifier) -> dict[str, Tensor]:
     """What is kept of it: the folded convolutions in torchvision's form, in half precision."""
-    assert isinstance(net, VggClassifier)
     return {key: value.half() for key, value in net.folded().state_dict().items()}
 
 
-def evaluate(net: nn.Module, corpus: Natural, *, out: Path) -> dict[str, float]:
+def evaluate(net: VggClassifier, corpus: Natural, *, out: Path) -> dict[str, float]:
     """Measures on the pictures held out, beside those of a network that has learnt nothing."""
-    assert isinstance(net, VggClassifier)
     held_out = torch.from_numpy(corpus.held_out).permute(0, 3, 1, 2)
     return {
         "held_out_accuracy": accuracy(net, corpus, torch.device("cpu")),

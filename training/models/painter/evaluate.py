@@ -14,12 +14,12 @@ from training.models.features.net import Vgg
 from training.models.painter.autograd import Closure, targets_of
 from training.models.painter.net import Objective
 
-# Round ones, odd ones, and so small that the deepest layer has one place left.
+# Round and odd ones, and one so small that a single place is left at the deepest layer.
 SIZES = ((64, 64), (61, 83), (95, 46), (16, 17))
 
 
 def gradient_error(net: Objective, vgg: Vgg, content: np.ndarray, style: np.ndarray) -> float:
-    """The largest relative error over SIZES, with every loss and every layer at work. Pictures uint8 (H, W, 3)."""
+    """The largest relative error over SIZES, with every loss and layer weighted. Pictures are uint8 (H, W, 3)."""
     knobs = replace(
         read({}),
         start="noise",
@@ -46,7 +46,7 @@ def gradient_error(net: Objective, vgg: Vgg, content: np.ndarray, style: np.ndar
 def inputs(
     net: Objective, canvas: np.ndarray, photo: np.ndarray, painted: np.ndarray, knobs: Knobs
 ) -> tuple[Tensor, ...]:
-    """What the graph takes, in spec.GRAPH's order. Pictures float (3, H, W)."""
+    """The graph's inputs, in spec.GRAPH's order. Pictures are float (3, H, W)."""
     targets = net.targets(*(torch.from_numpy(each)[None] for each in (photo, painted)))
     weights = (knobs.content_weight, knobs.style_weight, knobs.tv_weight)
     numbers = (torch.tensor([each]) for each in (knobs.content_layers, knobs.style_layers, weights))

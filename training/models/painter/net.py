@@ -3,9 +3,9 @@
     objective = net.Objective(features.load("vgg16-half"), name="vgg16-half")
     losses, total, gradient, *activations_and_grams = objective(canvas, *targets, content_layers, style_layers, weights)
 
-Gatys et al. 2015: the backbone stays as it is, and the canvas is what learns. What autograd would do is written out:
-the backward pass of a convolution is a convolution with its weights turned round, that of a ReLU a mask, that of an
-average pooling an equal share to each place. ONNX Runtime takes two thirds of autograd's time: 160 and 245 ms of a
+Gatys et al. 2015: the backbone is frozen, and the canvas is optimized. What autograd would do is written out: the
+backward pass of a convolution is a convolution with its weights flipped, that of a ReLU a mask, that of an average
+pooling an equal share to each place. ONNX Runtime takes two thirds of autograd's time: 160 instead of 245 ms on one
 core, at 256 x 256.
 """
 
@@ -20,7 +20,7 @@ from training.models.painter.spec import CONTENT_LAYERS, STYLE_LAYERS
 
 
 class Objective(nn.Module):
-    """Takes and gives what spec.GRAPH lists, in its order. `features` names the backbone, for the card."""
+    """Its inputs and outputs are those of spec.GRAPH, in that order. `features` names the backbone, for the card."""
 
     mean: Tensor
     std: Tensor
@@ -57,19 +57,19 @@ class Objective(nn.Module):
         losses = torch.stack([(content * content_layers).sum(1), (style * style_layers).sum(1), tv], 1)
         objective = (losses * weights).sum(1, keepdim=True)
 
-        # --- their gradients at the activations that they look at ---
+        # --- their gradients with respect to the activations ---
         gradients: dict[str, Tensor] = {}
         for k, (layer, target) in enumerate(content_targets.items()):
             scale = content_weight * content_layers[:, k] * 2 / squared_norm(target)
             gradients[layer] = (activations[layer] - target) * scale
         for k, (layer, target) in enumerate(gram_targets.items()):
             n, c, h, w = activations[layer].shape
-            # A Gram matrix is symmetric, so that its two factors have the same gradient: 4, not 2.
+            # A Gram matrix is symmetric, so its two factors have the same gradient: 4, not 2.
             scale = style_weight * style_layers[:, k] * 4 / (squared_norm(target) * (h * w))
             at_gram = (grams[layer] - target) * scale
             gradients[layer] = (at_gram @ activations[layer].reshape(n, c, h * w)).reshape(n, c, h, w)
 
-        # --- and, back through the network, at the canvas ---
+        # --- and, back through the network, with respect to the canvas ---
         gradient = self.backward(activations, gradients) / self.std + tv_weight * tv_gradient(canvas)
         return losses, objective, gradient, *(activations[layer] for layer in CONTENT_LAYERS), *grams.values()
 
@@ -79,7 +79,7 @@ class Objective(nn.Module):
         return *(content[layer] for layer in CONTENT_LAYERS), *(gram(style[layer]) for layer in STYLE_LAYERS)
 
     def activations(self, canvas: Tensor) -> dict[str, Tensor]:
-        """By layer, after its ReLU."""
+        """The activations by layer, each after its ReLU."""
         x = (canvas - self.mean) / self.std
         activations: dict[str, Tensor] = {}
         for layer, weight, bias in zip(self.layers, self.weights, self.biases, strict=True):
@@ -89,13 +89,13 @@ class Objective(nn.Module):
         return activations
 
     def backward(self, activations: dict[str, Tensor], gradients: dict[str, Tensor]) -> Tensor:
-        """From the losses' gradients at the activations to the one at the normalised canvas, (1, 3, H, W)."""
+        """Backpropagates the losses' gradients from the activations to the normalised canvas, (1, 3, H, W)."""
         gradient = gradients[self.layers[-1]]
         for k in reversed(range(len(self.layers))):
             layer = self.layers[k]
-            # Turned round it is a constant, so that it lies in the file once and is made where that is loaded.
+            # Flipped weights are a constant expression: the file stores them once, and loading it computes the flip.
             weight = self.weights[k].float().flip(2, 3).transpose(0, 1)
-            # A ReLU's mask by comparing: ONNX Runtime takes seven times as long for Sign as for Greater.
+            # The ReLU's mask by comparison: in ONNX Runtime, Sign takes seven times as long as Greater.
             gradient = gradient * (activations[layer] > 0)
             if k == 0:
                 return F.conv2d(gradient, weight, padding=1)
@@ -110,7 +110,7 @@ class Objective(nn.Module):
 
 
 def _half_if_exact(weight: Tensor) -> Tensor:
-    """In half precision if nothing is lost by it: our own backbone is kept so."""
+    """Converts to half precision if that is lossless, as it is for our own backbone, which is stored so."""
     half = weight.half()
     return half if torch.equal(half.float(), weight) else weight.clone()
 
@@ -120,23 +120,24 @@ def _opens_block(layer: str) -> bool:
 
 
 def squared_norm(target: Tensor) -> Tensor:
-    """(1,): what features.net.relative_error divides by."""
+    """(1,): the denominator of features.net.relative_error."""
     return target.square().flatten(1).sum(1).clamp_min(1e-12)
 
 
 def unpooled(pooled: Tensor, *, like: Tensor) -> Tensor:
-    """Each number at the four places whose mean it was; zeros where pooling cut an odd side off. `backward` divides."""
+    """Copies each value to the four places whose mean it was; zeros where pooling dropped the last row or column of an
+    odd side. `backward` divides by four."""
     wide = F.interpolate(pooled, scale_factor=2.0, mode="nearest")
     return F.pad(wide, (0, like.shape[3] - wide.shape[3], 0, like.shape[2] - wide.shape[2]))
 
 
 def differences(canvas: Tensor) -> tuple[Tensor, Tensor]:
-    """Of neighbours, across and down. ONNX has no diff."""
+    """Differences of neighbours, across and down. ONNX has no diff."""
     return canvas[:, :, :, 1:] - canvas[:, :, :, :-1], canvas[:, :, 1:] - canvas[:, :, :-1]
 
 
 def tv_gradient(canvas: Tensor) -> Tensor:
-    """Of the total variation: every squared difference pulls at both of its neighbours, with opposite signs."""
+    """The gradient of the total variation: each squared difference acts on both neighbours, with opposite signs."""
     across, down = differences(canvas)
     _, c, h, w = canvas.shape
     from_across = F.pad(across, (1, 0)) - F.pad(across, (0, 1))

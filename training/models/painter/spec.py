@@ -1,9 +1,10 @@
-"""The painter, as it is served and as its Job asks for it. Torch-free."""
+"""The painter's spec, for serving it and for its training Job. Torch-free."""
 
 from serving.backends.painter.knobs import KNOBS
 from serving.spec import ANY, Graph, ModelSpec, Tensor, Threshold
 
-# Gatys et al. 2015 paint with conv4_2 and these five; every block's second convolution can be asked for content.
+# Gatys et al. 2015 use conv4_2 for content, and these five for style. Here a request may take the content from the
+# second convolution of any of the blocks 2 to 5.
 CONTENT_LAYERS = ("conv2_2", "conv3_2", "conv4_2", "conv5_2")
 STYLE_LAYERS = ("conv1_1", "conv2_1", "conv3_1", "conv4_1", "conv5_1")
 
@@ -12,7 +13,7 @@ def _numbers(name: str, *shape: int) -> Tensor:
     return Tensor(name=name, dtype="FP32", shape=shape)
 
 
-# One picture at a time. Channels are free, too: another backbone has other widths.
+# One picture at a time. Channel dimensions are dynamic, too: another backbone has other widths.
 GRAPH = Graph(
     inputs=(
         _numbers("canvas", 1, 3, ANY, ANY),
@@ -53,10 +54,10 @@ SPEC = ModelSpec(
     batching=None,
     decoupled=True,
     graph=GRAPH,
-    max_pixels=1 << 20,  # an evaluation of so many takes 1.3 GB
+    max_pixels=1 << 20,  # evaluating a picture of that many takes 1.3 GB
     threads=2,
-    # Of losses, which are shares of what is wanted; of the graph's tensors, a share of their largest number.
+    # For the losses, which are relative errors. For the graph's tensors, relative to each one's largest magnitude.
     golden_atol=1e-3,
-    # The backward pass is written by hand: an error in it would still paint something.
+    # The backward pass is written by hand, and a bug in it would still paint something.
     thresholds=(Threshold(metric="gradient_error", at_most=1e-4, may_worsen_by=1e-4),),
 )

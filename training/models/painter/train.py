@@ -1,14 +1,13 @@
 """Paint a picture slowly, offline. Run: python -m training.run painter --content PHOTO --style PAINTING --dry-run
 
-Gatys et al. 2015 with torch's autograd, on a GPU where there is one: the canvas is what learns. It is painted coarse to
-fine, as the served painter does, with the same knobs. What is exported is the objective that it minimised, with its
-gradient; around that graph serving/backends/painter paints without torch.
+Gatys et al. 2015 with torch's autograd, on a GPU if there is one: the canvas is optimized coarse to fine, as by the
+served painter, with the same knobs. What is exported is the objective that was minimised, with its gradient, as a graph
+with which serving/backends/painter paints without torch.
 """
 
 from __future__ import annotations
 
 import hashlib
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor, nn
+from torch import Tensor
 
 from serving.backends.painter import painting
 from serving.backends.painter.knobs import KNOBS, OPTIMIZERS, STARTS, BadRequest, Knobs, read
@@ -29,11 +28,12 @@ from training.models.painter import evaluate as measures
 from training.models.painter.autograd import Closure, make_optimizer, targets_of
 from training.models.painter.net import Objective
 from training.models.painter.spec import GRAPH
-from training.rundir import RunDir, Stopped, load_checkpoint
+from training.options import one_of, positive
+from training.rundir import RunDir, load_checkpoint
 
 
 def _default(knob: str) -> Any:
-    """What the served painter does when it is not told."""
+    """The served painter's default for a knob."""
     value = KNOBS[knob].default
     return value if len(value) > 1 else value[0]
 
@@ -43,46 +43,47 @@ class Options:
     """Defaults are the served painter's. One step is one iteration of the optimizer."""
 
     content: str = ""
-    """the photograph: a file, or a corpus that is drawn, whose first picture is taken"""
+    """photograph to paint: a file, or a drawn corpus, whose first picture is taken"""
     style: str = ""
-    """the painting, likewise"""
+    """painting whose style is taken: a file, or a drawn corpus, whose first picture is taken"""
     size: int = 512
-    """pixels of the photograph's longer side; 0 keeps it as it is"""
+    """longer side of the photograph in pixels; 0 keeps it as it is"""
     features: str = features.OWN
-    """the backbone: vgg16-half, vgg16, vgg19, random, or a file in torchvision's form"""
+    """backbone of the content and style losses: vgg16-half, vgg16, vgg19, random, or a file in torchvision's form"""
     iterations: int = _default("iterations")
-    """over all scales"""
+    """iterations of the optimizer, over all scales"""
     content_weight: float = _default("content_weight")
+    """weight of the content loss"""
     style_weight: float = _default("style_weight")
+    """weight of the style loss"""
     tv_weight: float = _default("tv_weight")
+    """weight of the total variation loss"""
     content_layers: tuple[float, float, float, float] = _default("content_layers")
-    """weights of conv2_2, conv3_2, conv4_2, conv5_2"""
+    """weights of conv2_2, conv3_2, conv4_2, conv5_2 in the content loss"""
     style_layers: tuple[float, float, float, float, float] = _default("style_layers")
-    """weights of conv1_1, conv2_1, conv3_1, conv4_1, conv5_1"""
+    """weights of conv1_1, conv2_1, conv3_1, conv4_1, conv5_1 in the style loss"""
     start: str = STARTS[_default("start")]
-    """content or noise"""
+    """what the canvas shows at first: content or noise"""
     seed: int = _default("seed")
-    """of the noise"""
+    """random seed of the noise that --start noise begins with"""
     scales: int = _default("scales")
-    """sizes from coarse to fine, each twice the one before; 0 is as many as the size asks for"""
+    """number of sizes from coarse to fine, each twice the one before; 0 is as many as the size asks for"""
     optimizer: str = OPTIMIZERS[_default("optimizer")]
-    """l-bfgs or adam"""
+    """optimizer of the canvas: l-bfgs or adam"""
     every: int = _default("every")
     """iterations between two pictures in samples/"""
     film: bool = False
     """write film.webp, too: the painting coming into being"""
     checkpoint_minutes: float = 5.0
+    """minutes between two checkpoints"""
 
     def __post_init__(self) -> None:
-        for name, choices in [("start", STARTS), ("optimizer", OPTIMIZERS)]:
-            if getattr(self, name) not in choices:
-                raise BadInput(f"--{name}: no {getattr(self, name)!r}; there are {', '.join(choices)}")
+        one_of(self, start=STARTS, optimizer=OPTIMIZERS)
+        positive(self, "checkpoint_minutes")
         if self.size != 0 and self.size < painting.SMALLEST_SIDE:
             raise BadInput(f"--size: {self.size} is too small; give {painting.SMALLEST_SIDE} or more, or 0")
-        if not self.checkpoint_minutes > 0:
-            raise BadInput(f"--checkpoint-minutes: {self.checkpoint_minutes} must be above 0")
         try:
-            # As they are given first: int32 would wrap.
+            # Check the values as given first: int32 would wrap.
             read({name: np.array(value, object) for name, value in self._chosen().items()})
             read(self.on_the_wire())
         except BadRequest as error:
@@ -93,7 +94,7 @@ class Options:
         return chosen | {"start": STARTS.index(self.start), "optimizer": OPTIMIZERS.index(self.optimizer)}
 
     def on_the_wire(self) -> dict[str, np.ndarray]:
-        """The knobs among them, as a request has them."""
+        """The options that are knobs, as the tensors of a request."""
         types = {"INT32": np.int32, "FP32": np.float32}
         return {name: np.array(value, types[KNOBS[name].dtype]).reshape(-1) for name, value in self._chosen().items()}
 
@@ -104,7 +105,7 @@ class Options:
 
 PRESETS = {
     "default": Options(),
-    # Seconds on a CPU: that the path works, not that anything is worth looking at.
+    # A smoke test: seconds on a CPU, with nothing worth looking at.
     "tiny": Options(
         content="hommage_klee", style="schotter", size=64, features=features.RANDOM, iterations=4, every=2, scales=2,
         film=True,
@@ -112,7 +113,7 @@ PRESETS = {
 }  # fmt: skip
 
 FILM_SIDE = 16_383
-"""Pixels that a side of a WebP has at most."""
+"""Maximum side of a WebP picture in pixels."""
 
 
 @dataclass(frozen=True)
@@ -139,11 +140,8 @@ def load_corpus(options: Options) -> Pictures:
         raise BadInput(f"--film: WebP has {FILM_SIDE} pixels a side at most, not {longer}; give a --size, or --no-film")
     if options.scales > (most := painting.max_scales(_size(content))):
         raise BadInput(f"--scales: {options.scales} are too many for this photograph at its size; give {most} or less")
-    digests = corpus.checksum(content) + corpus.checksum(style)
-    return Pictures(
-        f"{Path(options.content).name} in the manner of {Path(options.style).name}",
-        content, style, hashlib.sha256(digests.encode()).hexdigest(),
-    )  # fmt: skip
+    name = f"{Path(options.content).name} in the manner of {Path(options.style).name}"
+    return Pictures(name, content, style, corpus.checksum_of_all([content, style]))
 
 
 def picture(flag: str, source: str) -> np.ndarray:
@@ -175,7 +173,8 @@ def _size(picture: np.ndarray) -> painting.Size:
 
 
 def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
-    """Paint, and return the last checkpoint; the painting is painting.png beside it. Raises Stopped, with one."""
+    """Paints, and returns the last checkpoint's path; the painting is painting.png beside it. Raises Stopped, after
+    saving a checkpoint."""
     device, knobs = pick_device(), options.knobs
     vgg = features.load(options.features).to(device)
     sizes = painting.scales(_size(corpus.content), knobs.scales)
@@ -183,7 +182,7 @@ def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
     scale_of = [scale for scale, share in enumerate(shares) for _ in range(share)]  # iteration -> scale
 
     def begin(scale: int, canvas: Tensor | None) -> tuple[Tensor, torch.optim.Optimizer, Closure]:
-        """A scale with its canvas: the start, the one of the scale before, enlarged, or a checkpoint's as it is."""
+        """Begins a scale. Its canvas is the initial one, the previous scale's, enlarged, or a checkpoint's as it is."""
         photo = painting.planes(painting.resized(corpus.content, sizes[scale]))
         style = painting.planes(painting.resized(corpus.style, painting.fitted(_size(corpus.style), sizes[scale])))
         if canvas is None:
@@ -201,7 +200,7 @@ def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
             canvas, optimizer, closure = begin(scale, state["canvas"])
             optimizer.load_state_dict(state["optimizer"])
             evaluations = state["evaluations"]
-        closure()  # it remembers its last canvas again, which cost the unbroken run nothing
+        closure()  # refills its cache for the last canvas, which an uninterrupted run still has: not counted
         closure.evaluations = evaluations
     else:
         scale = scale_of[0] if scale_of else len(sizes) - 1
@@ -214,17 +213,16 @@ def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
             "scale": scale, "step": step, "features": options.features,
         })  # fmt: skip
 
-    last_saved = time.monotonic()
-    for step in run.steps(first, knobs.iterations):
+    for step in run.steps(first, knobs.iterations, save=checkpoint, every_minutes=options.checkpoint_minutes):
         if scale_of[step] != scale:
             scale, evaluations = scale_of[step], closure.evaluations
             canvas, optimizer, closure = begin(scale, canvas.detach())
             closure.evaluations = evaluations
 
-        # --- one iteration, and what came of it ---
+        # --- one iteration, and its losses ---
         optimizer.step(closure)
         if knobs.optimizer == "adam":
-            canvas.detach().clamp_(0, 1)  # as the served painter's; L-BFGS is free there as here
+            canvas.detach().clamp_(0, 1)  # as in the served painter; with L-BFGS neither clamps
         objective = closure()
         content, style, tv = closure.losses.tolist()
         stats = {"objective": objective, "content": content, "style": style, "total_variation": tv}
@@ -233,14 +231,7 @@ def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
             line = " ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in stats.items())
             save_canvas(canvas, run.path / "samples" / f"{step + 1:06d}.png")
         run.record(step, line, **stats, evaluations=closure.evaluations, pixels=canvas[0, 0].numel())
-        if run.terminated:
-            checkpoint(step + 1)
-            raise Stopped
-        if time.monotonic() - last_saved > 60 * options.checkpoint_minutes:
-            checkpoint(step + 1)
-            last_saved = time.monotonic()
 
-    checkpoint(knobs.iterations)
     save_canvas(canvas, run.path / "painting.png")
     if options.film:
         save_film(run.path)
@@ -253,7 +244,7 @@ def save_canvas(canvas: Tensor, path: Path) -> None:
 
 
 def save_film(run: Path, *, frame_ms: int = 100, last_ms: int = 2000) -> None:
-    """All samples at the painting's size, as run/film.webp."""
+    """Writes all samples, resized to the painting's size, as run/film.webp."""
     with Image.open(run / "painting.png") as painted:
         size = painted.size
     frames = [Image.open(path).resize(size, Image.Resampling.BICUBIC) for path in sorted(run.glob("samples/*.png"))]
@@ -266,39 +257,35 @@ def save_film(run: Path, *, frame_ms: int = 100, last_ms: int = 2000) -> None:
 
 
 def load_net(checkpoint: Path) -> Objective:
-    """The objective that a checkpoint's painting was painted with. BadInput if it holds something else."""
+    """The objective with which a checkpoint's canvas was painted. Raises BadInput if it holds something else."""
     state = load_checkpoint(checkpoint)
     if "canvas" not in state or "features" not in state:
         raise BadInput(f"checkpoint {checkpoint}: not painter's; `training.run painter` writes those")
     return Objective(features.load(state["features"]), name=state["features"]).eval()
 
 
-def served(net: nn.Module) -> nn.Module:
+def served(net: Objective) -> Objective:
     """What is exported: canvas and targets in, losses and gradient out."""
-    assert isinstance(net, Objective)
     return net
 
 
-def backbone(net: nn.Module) -> dict[str, str]:
-    """Which weights it sees with, for the card."""
-    assert isinstance(net, Objective)
+def backbone(net: Objective) -> dict[str, str]:
+    """The backbone's name and the SHA-256 of its weights, for the card."""
     digest = hashlib.sha256()
     for weights in (*net.weights, *net.biases):
         digest.update(weights.float().numpy().tobytes())
     return {"name": net.features, "sha256": digest.hexdigest()}
 
 
-def evaluate(net: nn.Module, corpus: Pictures, *, out: Path) -> dict[str, float]:
-    """How far the gradient written by hand is from autograd's, at the worst of several sizes."""
-    assert isinstance(net, Objective)
+def evaluate(net: Objective, corpus: Pictures, *, out: Path) -> dict[str, float]:
+    """The relative error of the hand-written gradient against autograd's, at the worst of several sizes."""
     vgg = features.load(net.features)
     return {"gradient_error": measures.gradient_error(net, vgg, corpus.content, corpus.style)}
 
 
 @torch.no_grad()
-def golden(net: nn.Module, corpus: Pictures) -> dict[str, np.ndarray]:
-    """A request for no iterations, and its one answer: noise, and what the eager objective says of it."""
-    assert isinstance(net, Objective)
+def golden(net: Objective, corpus: Pictures) -> dict[str, np.ndarray]:
+    """A request for zero iterations and its one answer: noise, and the eager objective's losses for it."""
     content, style = painting.resized(corpus.content, (61, 83)), painting.resized(corpus.style, (48, 40))
     asked = Options(iterations=0, start="noise", scales=1, content_layers=(0.25, 0, 1, 0.5), tv_weight=2)
     canvas = painting.initial_canvas(painting.planes(content), asked.knobs)
@@ -313,9 +300,8 @@ def golden(net: nn.Module, corpus: Pictures) -> dict[str, np.ndarray]:
 
 
 @torch.no_grad()
-def graph_golden(net: nn.Module, corpus: Pictures) -> dict[str, np.ndarray]:
-    """What the graph takes and gives, by the eager objective, at an odd size."""
-    assert isinstance(net, Objective)
+def graph_golden(net: Objective, corpus: Pictures) -> dict[str, np.ndarray]:
+    """The graph's inputs, at an odd size, and its outputs as the eager objective computes them."""
     content, style = (painting.planes(painting.resized(each, (37, 50))) for each in (corpus.content, corpus.style))
     asked = Options(start="noise", content_layers=(0.25, 0.5, 1, 0.5), tv_weight=2).knobs
     given = measures.inputs(net, painting.initial_canvas(content, asked), content, style, asked)

@@ -1,7 +1,7 @@
 """Evaluate a network of styles. Run: python -m training.run style --styles DIR --evaluate CHECKPOINT
 
-By the objective that it was trained for, on photographs that it has not seen; and by whether each painting can be told
-by what was made in its manner.
+On held-out photographs: by its training objective, and by whether the pictures in a painting's style can be matched to
+that painting.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def evaluate(net: Served, photos: np.ndarray, paintings: dict[str, np.ndarray], 
     """Means over photographs uint8 (N, H, W, 3) and the paintings' styles, and each style's own style loss.
 
     `recognised` is the share of painted pictures whose Gram matrices are nearer to their own painting's than to any
-    other's, and is left out of one painting, which has no other; `photos_style` is what the style loss of the bare
-    photographs is, from which painting sets out.
+    other's, and is left out if there is only one painting; `photos_style` is the style loss of the unpainted
+    photographs, the starting point.
     """
     objective = net.objective
     vgg = features.load(objective["features"])
@@ -65,8 +65,8 @@ def _picture(painting: np.ndarray) -> Tensor:
 
 
 def _recognised(activations: dict[str, Tensor], grams: dict[str, dict[str, Tensor]], style: str) -> float:
-    """The share of pictures that are nearest to `style`; distances are relative to the picture's own, so that a dark
-    painting is not far from everything."""
+    """The share of pictures that are nearest to `style`; distances are relative to the norm of the picture's own Gram
+    matrices, so that a dark painting is not far from everything."""
     own = {name: gram(activations[name]) for name in grams[style]}
     distances = {
         other: torch.stack([relative_error(of_other[name].expand_as(own[name]), own[name]) for name in own]).sum(0)
@@ -77,7 +77,7 @@ def _recognised(activations: dict[str, Tensor], grams: dict[str, dict[str, Tenso
 
 
 def save_sheet(photos: np.ndarray, paintings: list[np.ndarray], rows: list[np.ndarray], path: Path) -> None:
-    """The photographs in the first column, each style in one of its own under its painting."""
+    """The photographs in the first column, then a column for each style, headed by its painting."""
     side = photos.shape[1]
     heads = [np.asarray(ImageOps.pad(Image.fromarray(painting), (side, side))) for painting in paintings]
     columns = [np.concatenate([np.zeros_like(photos[:1]), photos])]

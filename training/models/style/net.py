@@ -1,6 +1,6 @@
 """The network of fast neural style: one for many styles. Only nn.Modules.
 
-A picture is float (N, 3, H, W), RGB in [0, 1], of any size from 16; `weights` (N, S) say how much of each style.
+A picture is float (N, 3, H, W), RGB in [0, 1], with sides of 16 or more; `weights` (N, S) are the styles' shares.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# A sigmoid that is this steep in the middle keeps [0, 1] within 0.08 and 0.92.
+# Scale of the sigmoid's input: at this one, the sigmoid maps [0, 1], centred, to [0.08, 0.92].
 CONTRAST = 5.0
 
-# Standard deviations that an activation of a residual block may be from its channel's mean. Left free, block after
-# block lets one spot of a smooth area grow until nothing else counts for the statistics, and it ends as a pale blot:
-# the droplets of Karras et al. 2020. About ninety-nine activations in a hundred lie within this anyhow.
+# Activations of residual blocks are clamped to this many standard deviations from their channel's mean. Unclamped, one
+# spot of a smooth area grows from block to block until it dominates the statistics, and ends as a pale blot: the
+# droplets of Karras et al. 2020. About 99 % of activations lie within the limit anyway.
 LIMIT = 3.0
 
 
 class ConditionalNorm(nn.Module):
     """Conditional instance norm: scale and shift are a style's own, or a mixture of several (Dumoulin et al. 2017).
 
-    `limit` is in standard deviations: what is normalised ends there.
+    Normalised activations are clamped to `limit`, in standard deviations.
     """
 
     def __init__(self, styles: int, channels: int, limit: float = math.inf) -> None:
@@ -35,7 +35,7 @@ class ConditionalNorm(nn.Module):
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         scale, shift = weights @ self.scale, weights @ self.shift  # (N, S) @ (S, C)
-        # Not F.instance_norm, which looks at sizes that are not known yet while the graph is exported.
+        # Not F.instance_norm, which checks sizes that are unknown while the graph is exported.
         x = torch.instance_norm(x, None, None, None, None, True, 0.0, 1e-5, False)
         if self.limit < math.inf:
             x = x.clamp(-self.limit, self.limit)
@@ -45,7 +45,7 @@ class ConditionalNorm(nn.Module):
 class Palette(nn.Module):
     """An affine map of colours for each style: photograph (N, 3, H, W) in [0, 1] -> (N, 3, H, W) around 0.
 
-    It begins as the photograph itself. What differs most between a photograph and a painting is learnt here, at once.
+    Starts as the photograph itself. Quickly learns the largest difference between a photograph and a painting.
     """
 
     def __init__(self, styles: int) -> None:
@@ -60,7 +60,7 @@ class Palette(nn.Module):
 
 
 class Convolution(nn.Module):
-    """Reflection padding, convolution, norm; ReLU, unless it is the last of a residual block."""
+    """Reflection padding, convolution, norm, and a ReLU unless it is the last of a residual block."""
 
     def __init__(
         self, styles: int, c_in: int, c_out: int, kernel: int, *,
@@ -68,7 +68,7 @@ class Convolution(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.pad = nn.ReflectionPad2d(kernel // 2)
-        self.convolution = nn.Conv2d(c_in, c_out, kernel, stride, bias=False)  # the norm brings its own
+        self.convolution = nn.Conv2d(c_in, c_out, kernel, stride, bias=False)  # the norm has its own
         self.norm = ConditionalNorm(styles, c_out, limit)
         self.relu = relu
 
@@ -90,8 +90,9 @@ class Residual(nn.Module):
 class StyleNet(nn.Module):
     """Picture (N, 3, H, W) and weights (N, S), which add up to 1 -> picture (N, 3, H, W). After Johnson et al. 2016.
 
-    Enlarges by doubling pixels and a convolution, where transposed convolutions leave a checkerboard. `outer` is the
-    kernel of the first and the last layer: the paper's are 9, and the last one, which makes 3 channels, is slow then.
+    Upsamples by nearest neighbour and a convolution, because transposed convolutions leave a checkerboard. `outer` is
+    the kernel size of the last layer, and of the first if above 5: the paper's are 9, with which the last one, of 3
+    channels, is slow.
     """
 
     def __init__(self, styles: int, widths: tuple[int, int, int] = (24, 48, 96), blocks: int = 5, outer: int = 3):
@@ -116,10 +117,10 @@ class StyleNet(nn.Module):
             x = layer(x, weights)
         for layer in self.up:
             x = layer(F.interpolate(x, scale_factor=2.0, mode="nearest"), weights)
-        # Halving rounds up, so that what comes back is as large or up to three pixels larger.
+        # Halving rounds up, so the output is as large as the input or up to three pixels larger.
         x = x[:, :, : picture.shape[2], : picture.shape[3]]
-        # What is learnt is the difference: the untrained network gives the photograph back, a little paler. Without,
-        # 600 steps taught ten styles' colours and one pattern of tiles, and nothing of any photograph.
+        # The network learns the difference: untrained, it returns the photograph, a little paler. Without this, it
+        # learnt ten styles' colours and one pattern of tiles in 600 steps, and nothing of any photograph.
         return torch.sigmoid(self.last(x) + self.palette(picture, weights))
 
     @property
@@ -128,7 +129,7 @@ class StyleNet(nn.Module):
 
     @torch.no_grad()
     def with_another(self) -> StyleNet:
-        """The same network with one style more, which begins as the mean of the others."""
+        """A copy of the network with one more style, initialized to the mean of the others."""
         more = StyleNet(**{**self.options, "styles": self.styles + 1})  # type: ignore[arg-type]
         state = self.state_dict()
         for key in state:
@@ -139,7 +140,7 @@ class StyleNet(nn.Module):
 
 
 class Served(nn.Module):
-    """As it is served: content uint8 (N, H, W, 3) and weights (N, S) of any sum -> image uint8 (N, H, W, 3)."""
+    """The network as served: content uint8 (N, H, W, 3), weights (N, S) of any sum -> image uint8 (N, H, W, 3)."""
 
     def __init__(self, net: StyleNet, names: tuple[str, ...], objective: dict[str, Any]) -> None:
         super().__init__()

@@ -1,13 +1,12 @@
 """Train one network for many painters' styles. Run: python -m training.run style --styles DIR --dry-run
 
-Johnson et al. 2016, with a norm for each style (Dumoulin et al. 2017): a frozen backbone says how far a painted
-photograph is from the photograph in what it shows, and from the painting in what it is made of.
+Johnson et al. 2016, with a norm for each style (Dumoulin et al. 2017): a frozen backbone measures how far a painted
+photograph is from the photograph in content, and from the painting in style.
 """
 
 from __future__ import annotations
 
 import re
-import time
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,71 +25,76 @@ from training.models.features import net as features
 from training.models.features.net import Vgg, content_loss, gram, relative_error, total_variation
 from training.models.style import evaluate as measures
 from training.models.style.net import Served, StyleNet
+from training.options import at_least, not_negative, positive
 from training.quantize import Quantization, spread
-from training.rundir import RunDir, Stopped, load_checkpoint
+from training.rundir import RunDir, load_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """`batch` is in photographs; one step is one batch. What ships took more than one run: its card tells them."""
+    """`batch` is in photographs; one step is one batch. What ships took more than one run: its card lists them."""
 
     styles: str = ""
-    """a folder of paintings, or one painting; a style is named after its file"""
+    """folder of paintings, or one painting; each style is named after its file"""
     add_style: str = ""
-    """a painting to add to the network of --init: only its own norms are trained"""
+    """painting to add as a style to the network of --init: only its own norms are trained"""
     init: str = ""
-    """a checkpoint to start from, which brings its network along; --widths and --outer have to be as they were"""
+    """checkpoint to start from, which brings its network along; --widths and --outer have to be as they were"""
     content: str = ""
-    """a folder or zip of photographs; left out: Imagenette, fetched into $ATELIER_DATA once"""
+    """folder or zip of photographs; left out: Imagenette, fetched into $ATELIER_DATA once"""
     photos: int = 0
-    """the most to take; 0 takes all"""
+    """maximum number of photographs to take; 0 takes all"""
     seed: int = 0
+    """random seed of the initial weights and the batches"""
     features: str = features.OWN
-    """the backbone: vgg16-half, vgg16, vgg19, random, or a file in torchvision's form"""
+    """backbone of the content and style losses: vgg16-half, vgg16, vgg19, random, or a file in torchvision's form"""
     content_layers: tuple[str, ...] = ("conv2_2",)
+    """backbone layers of the content loss"""
     style_layers: tuple[str, ...] = ("conv1_1", "conv2_1", "conv3_1", "conv4_1")
+    """backbone layers of the style loss, which compares their Gram matrices"""
     content_weight: float = 1.0
-    """this one and the next two are as the painter's by default; the layers are others"""
+    """weight of the content loss; by default the painter's, as --style-weight and --tv-weight are"""
     style_weight: float = 5.0
+    """weight of the style loss"""
     tv_weight: float = 10.0
+    """weight of the total variation loss"""
     widths: tuple[int, int, int] = (24, 48, 96)
-    """channels at full, half and quarter size"""
+    """channels at full, half and quarter resolution"""
     outer: int = 3
-    """kernel of the last layer, and of the first one if it is larger than 5"""
+    """kernel size of the last layer, an odd number, and of the first one if it is larger than 5"""
     size: int = 128
-    """pixels a side of a photograph"""
+    """side of a training photograph in pixels"""
     style_size: int = 384
-    """pixels of the longer side of a painting: larger ones give larger strokes"""
+    """longer side of a painting in pixels; larger ones give larger strokes"""
     batch: int = 4
+    """photographs per batch"""
     steps: int = 11_000
+    """training steps; one step is one batch"""
     lr: float = 1e-3
-    """Adam's, three times that for what is a style's own; falls to a twentieth in the last third"""
+    """Adam learning rate of the weights that all styles share; a style's own have three times that. It falls to a
+    twentieth in the last third of the steps"""
     sample_every: int = 500
+    """steps between two sheets of samples"""
     checkpoint_minutes: float = 5.0
+    """minutes between two checkpoints"""
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        for name, least in [("photos", 0), ("size", 32), ("style_size", 32), ("batch", 1), ("steps", 1)]:
-            if getattr(self, name) < least:
-                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} is too few; give {least} or more")
-        for name in ("lr", "checkpoint_minutes", "sample_every"):
-            if not getattr(self, name) > 0:
-                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} must be above 0")
-        for name in ("content_weight", "style_weight", "tv_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} must be 0 or more")
+        at_least(self, photos=0, size=32, style_size=32, batch=1, steps=1, sample_every=1)
+        positive(self, "lr", "checkpoint_minutes")
+        not_negative(self, "content_weight", "style_weight", "tv_weight")
         if self.outer % 2 == 0 or self.outer < 1 or min(self.widths) < 1:
             raise BadInput(f"--outer: {self.outer}, --widths: {self.widths}; give an odd kernel and widths above 0")
 
 
-# The paper's network, but for the norms' limit, and its layers. Its weights are for losses that are no shares of
-# anything, and are not to be had here.
+# The paper's network, except for the norms' limit, and its loss layers. Its loss weights are not taken over: they are
+# for losses that are not relative errors.
 JOHNSON: dict[str, Any] = {
     "features": "vgg16", "content_layers": ("conv2_2",),
     "style_layers": ("conv1_2", "conv2_2", "conv3_3", "conv4_3"),
     "widths": (32, 64, 128), "outer": 9, "size": 256, "style_size": 256, "batch": 4, "steps": 40_000, "lr": 1e-3,
 }  # fmt: skip
-# Seconds on a CPU: that the path works, not that anything is painted.
+# A smoke test: seconds on a CPU, too few steps to paint anything.
 TINY: dict[str, Any] = {
     "photos": 32, "widths": (4, 8, 8), "size": 32, "style_size": 48, "batch": 2, "steps": 4, "sample_every": 2,
     "features": features.RANDOM,
@@ -100,7 +104,7 @@ PRESETS = {"default": Options(), "johnson": Options(**JOHNSON), "tiny": Options(
 
 @dataclass(frozen=True)
 class Gallery:
-    """Photographs uint8 (N, size, size, 3), some held out, and paintings uint8 (H, W, 3) by their styles' names."""
+    """Photographs uint8 (N, size, size, 3), some held out, and paintings uint8 (H, W, 3) by style name."""
 
     name: str
     images: np.ndarray
@@ -124,17 +128,16 @@ def load_corpus(options: Options) -> Gallery:
         raise BadInput(f"--content: {len(images)} pictures in {source} are too few; at least {corpus.LEAST}")
     held = min(16, len(images) // 4)
     order = np.random.default_rng(13).permutation(len(images))
-    digests = [corpus.checksum(images), *(corpus.checksum(painting) for painting in paintings.values())]
     return Gallery(
         f"{source.name}; paintings: {', '.join(paintings)}",
         images[np.sort(order[held:])], images[order[:held]], paintings,
-        corpus.checksum(np.frombuffer("".join(digests).encode(), np.uint8)),
+        corpus.checksum_of_all([images, *paintings.values()]),
     )  # fmt: skip
 
 
 def load_paintings(source: Path, *, side: int, flag: str = "--styles") -> dict[str, np.ndarray]:
-    """One painting, or those of a folder, by their files' names; the longer side is `side` pixels. Raises BadInput,
-    beginning with the flag that named it, for one that can't be used."""
+    """One painting, or those of a folder, by style name, from the file's name; the longer side is `side` pixels. Raises
+    BadInput, whose message begins with `flag`, for one that can't be used."""
     if not source.exists():
         raise BadInput(f"{flag}: {source} is not there; name a folder of paintings, or one")
     names = photos.find(source, flag=flag) if source.is_dir() else [source.name]
@@ -161,17 +164,17 @@ def load_paintings(source: Path, *, side: int, flag: str = "--styles") -> dict[s
 
 
 def style_name(stem: str) -> str:
-    """Café Terrace (1888) -> cafe-terrace-1888: what a style of a served model may be called. "" if nothing is left."""
+    """Café Terrace (1888) -> cafe-terrace-1888: a valid style name for a served model. "" if nothing is left."""
     plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
 
 
 def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
-    """Train for options.steps and return the last checkpoint. Raises Stopped, with a checkpoint."""
+    """Trains for options.steps and returns the last checkpoint's path. Raises Stopped, after saving a checkpoint."""
     device = pick_device()
     torch.manual_seed(options.seed)
     vgg = load_vgg(options).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    # What goes on is what the checkpoint says: --init may have gone since, or hold another network by now.
+    # Resumes with the network of the run's checkpoint: --init may be gone, or hold another network by now.
     if (state := run.restore()) is None:
         net, names, first_new = build_net(options, corpus)
     else:
@@ -179,10 +182,10 @@ def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
             before = net_of(state)
             net, names, first_new = before.net, before.names, len(before.names) - 1 if options.add_style else 0
     net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    # A style that is added changes nothing of the others: only rows of norms that are new are trained.
+    # Adding a style leaves the others unchanged: only the norms' new rows are trained.
     per_style = [parameter for name, parameter in net.named_parameters() if name.endswith((".scale", ".shift"))]
     shared = [parameter for name, parameter in net.named_parameters() if not name.endswith((".scale", ".shift"))]
-    # A style's own numbers see one photograph in as many as there are styles.
+    # A higher rate per style: with S styles, a style's own parameters see one photograph in S.
     groups: list[dict[str, Any]] = [{"params": per_style, "rate": 3.0}]
     if first_new == 0:
         groups.append({"params": shared, "rate": 1.0})
@@ -207,22 +210,21 @@ def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
             "network": net.options, "names": list(names), "objective": objective(options),
         })  # fmt: skip
 
-    last_saved = time.monotonic()
-    for step in run.steps(first, options.steps):
+    for step in run.steps(first, options.steps, save=checkpoint, every_minutes=options.checkpoint_minutes):
         for group in adam.param_groups:
             decay = 1.0 if 3 * step < 2 * options.steps else 0.05 ** (3 * step / options.steps - 2)
             group["lr"] = group["rate"] * options.lr * decay
 
-        # --- photographs, and a style for each: the whole batch's, and of these this worker's shard ---
+        # --- photographs, and a style for each: drawn for the whole batch, of which this worker takes its shard ---
         chosen = torch.randint(len(images), (options.batch,), generator=rng)[shard]
         style_index = torch.randint(len(paintings), (options.batch,), generator=rng)[shard].to(device)
         mirrored = (torch.rand(options.batch, generator=rng) < 0.5)[shard, None, None, None].to(device)
-        photo = images[chosen].to(device).permute(0, 3, 1, 2)  # as bytes: floats are made where they are needed
+        photo = images[chosen].to(device).permute(0, 3, 1, 2)  # copied as bytes, converted to floats on the device
         photo = torch.where(mirrored, photo.flip(3), photo).float() / 255
         photo = photo.contiguous(memory_format=torch.channels_last)
         weights = nn.functional.one_hot(first_new + style_index, len(names)).float()
 
-        # --- what is painted, and how far that is from both ---
+        # --- the painted batch, and its losses ---
         with autocast(device, True):
             painted = ddp_net(photo, weights)
             activations = vgg(painted, layers)
@@ -242,7 +244,7 @@ def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
             parameter.grad[:first_new] = 0
         adam.step()
 
-        # --- what it says ---
+        # --- logging ---
         losses = {"loss": loss, "content": content, "style": style, "tv": tv}
         stats = distributed.all_reduce_mean({name: value.item() for name, value in losses.items()})
         line = ""
@@ -251,19 +253,13 @@ def train(options: Options, run: RunDir, corpus: Gallery) -> Path:
         run.record(step, line, **stats)
         if (step + 1) % options.sample_every == 0 or step + 1 == options.steps:
             save_samples(net, names, corpus, run.path / "samples" / f"{step + 1:06d}.png")
-        if distributed.any_worker(run.terminated):
-            checkpoint(step + 1)
-            raise Stopped
-        if time.monotonic() - last_saved > 60 * options.checkpoint_minutes:
-            checkpoint(step + 1)
-            last_saved = time.monotonic()
-    checkpoint(options.steps)
+
     plots.save_convergence(run.stats(), run.path / "convergence.png", title=run.path.name)
     return run.last
 
 
 def load_vgg(options: Options) -> Vgg:
-    """The backbone of the perceptual losses. BadInput for a layer that it has not."""
+    """Loads the backbone of the perceptual losses. Raises BadInput for a layer that it doesn't have."""
     vgg = features.load(options.features)
     features.check_layers(vgg, options.content_layers, flag="--content-layers")
     features.check_layers(vgg, options.style_layers, flag="--style-layers")
@@ -271,21 +267,21 @@ def load_vgg(options: Options) -> Vgg:
 
 
 def style_warm_up(step: int, options: Options) -> float:
-    """The share of the style's weight at a step. At full weight from the first it would wipe the photograph away, and
-    what is lost is hard to find again; a network that has its styles already goes on with them."""
+    """The fraction of the style weight to apply at a step. At full weight from the first step it would erase the
+    photograph, which is hard to recover; a network that already has its styles continues at full weight."""
     begins = bool(options.add_style) or not options.init
     return min(1.0, (step + 1) / (0.1 * options.steps)) if begins else 1.0
 
 
 def huber_loss(x: Tensor, target: Tensor) -> Tensor:
-    """The mean of relative errors, squared up to 1 and linear beyond (Huber 1964): bare photographs are up to 18 times
-    as far from a painting as the painting is from nothing, and squared, the farthest would make all of the gradient."""
+    """The mean of relative errors, squared up to 1 and linear beyond (Huber 1964): unpainted photographs are up to 18
+    times as far from a painting as zero is, and squared, the farthest would dominate the gradient."""
     squared = relative_error(x, target)
     return torch.where(squared <= 1, squared, 2 * squared.clamp_min(1).sqrt() - 1).mean()
 
 
 def build_net(options: Options, corpus: Gallery) -> tuple[StyleNet, tuple[str, ...], int]:
-    """The network at its beginning, the names of its styles, and which of them is the first to be trained."""
+    """The initial network, the names of its styles, and the index of the first one to train."""
     names = tuple(corpus.paintings)
     if not options.init:
         return StyleNet(len(names), options.widths, outer=options.outer), names, 0
@@ -310,7 +306,7 @@ def objective(options: Options) -> dict[str, Any]:
 
 @torch.no_grad()
 def grams_of(vgg: Vgg, paintings: list[np.ndarray], layers: tuple[str, ...], device: torch.device) -> dict[str, Tensor]:
-    """By layer the Gram matrices (S, C, C) of all paintings."""
+    """The Gram matrices (S, C, C) of all paintings, by layer."""
     grams: dict[str, list[Tensor]] = {name: [] for name in layers}
     for painting in paintings:
         picture = torch.from_numpy(painting).permute(2, 0, 1)[None].float() / 255
@@ -321,7 +317,7 @@ def grams_of(vgg: Vgg, paintings: list[np.ndarray], layers: tuple[str, ...], dev
 
 @torch.no_grad()
 def save_samples(net: StyleNet, names: tuple[str, ...], corpus: Gallery, path: Path, *, count: int = 3) -> None:
-    """A sheet: photographs held out, and beneath each other what every style makes of them."""
+    """Saves a sheet with a row for each held-out photograph: the photograph, then its picture in each style."""
     device = next(net.parameters()).device
     photo = torch.from_numpy(corpus.held_out[:count]).permute(0, 3, 1, 2).float().to(device) / 255
     rows = [corpus.held_out[:count]]
@@ -332,7 +328,7 @@ def save_samples(net: StyleNet, names: tuple[str, ...], corpus: Gallery, path: P
 
 
 def load_net(checkpoint: Path) -> Served:
-    """The network of a checkpoint, with the names of its styles. BadInput if it holds another network."""
+    """Loads a checkpoint's network, with the names of its styles. Raises BadInput if it holds another network."""
     state = load_checkpoint(checkpoint)
     try:
         return net_of(state).eval()
@@ -341,41 +337,38 @@ def load_net(checkpoint: Path) -> Served:
 
 
 def net_of(state: dict[str, Any]) -> Served:
-    """The same, of a checkpoint's content."""
+    """The same, from the contents of a checkpoint."""
     net = StyleNet(**state["network"])
     net.load_state_dict(state["net"])
     return Served(net, tuple(state["names"]), state["objective"])
 
 
-def served(net: nn.Module) -> nn.Module:
+def served(net: Served) -> Served:
     """What is exported: uint8 photograph and weights in, uint8 painting out."""
-    assert isinstance(net, Served)
     return net
 
 
-def members(net: nn.Module) -> dict[str, list[str]]:
-    """Whose styles its weights are for."""
-    assert isinstance(net, Served)
+def members(net: Served) -> dict[str, list[str]]:
+    """The names of the styles that `style_weights` are for, in order."""
     return {"style_weights": list(net.names)}
 
 
 @torch.no_grad()
-def golden(net: nn.Module, corpus: Gallery) -> dict[str, np.ndarray]:
-    """Drawn pictures, each in a style of its own and the last in a mixture, and the eager model's paintings.
+def golden(net: Served, corpus: Gallery) -> dict[str, np.ndarray]:
+    """The golden batch: drawn pictures, each in another style and the last in a mixture, and the eager model's answers.
 
-    Drawn, since it is published, and the photographs may not be anyone's to publish.
+    Drawn, because the batch is published and there may be no right to publish the photographs.
     """
-    assert isinstance(net, Served)
-    content = computer_art.CORPORA["hommage_klee"](4, seed=0)[:, :61, :83].copy()  # of no round size
+    content = computer_art.CORPORA["hommage_klee"](4, seed=0)[:, :61, :83].copy()  # sides that are not round numbers
     weights = np.eye(len(net.names), dtype=np.float32)[np.arange(len(content)) % len(net.names)]
     weights[-1] = 1
     image = net(torch.from_numpy(content), torch.from_numpy(weights)).numpy()
     return {"content": content, "style_weights": weights, "image": image}
 
 
-def quantization(net: nn.Module, corpus: Gallery) -> Quantization:
-    """Photographs in each style in turn. What meets pixels stays in floats, for a few hundredths of the time."""
-    assert isinstance(net, Served)
+def quantization(net: Served, corpus: Gallery) -> Quantization:
+    """Calibrates on photographs in each style in turn. The first and last layers, which take and return pixels, stay in
+    floats, at a cost of a few per cent of the time."""
     count, places = max(32, len(net.names)), spread(len(corpus.images))
     photographs = [corpus.images[places[k % len(places)]] for k in range(count)]
     weights = np.eye(len(net.names), dtype=np.float32)[np.arange(count) % len(net.names)]
@@ -385,9 +378,8 @@ def quantization(net: nn.Module, corpus: Gallery) -> Quantization:
     )  # fmt: skip
 
 
-def evaluate(net: nn.Module, corpus: Gallery, *, out: Path) -> dict[str, float]:
-    """Measures on photographs held out; writes styles.png, each painting above what it makes of them, into `out`."""
-    assert isinstance(net, Served)
+def evaluate(net: Served, corpus: Gallery, *, out: Path) -> dict[str, float]:
+    """Metrics on held-out photographs; writes styles.png, each painting above the pictures in its style, into `out`."""
     if unknown := sorted(set(corpus.paintings) - set(net.names)):
         raise BadInput(f"--styles: the network knows {', '.join(net.names)}, not {', '.join(unknown)}; name its own")
     return measures.evaluate(net, corpus.held_out, corpus.paintings, out=out)

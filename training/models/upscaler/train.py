@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import math
 import sys
-import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from training import distributed, plots
 from training.data import computer_art, corpus, lines, natural, photos
@@ -29,8 +28,10 @@ from training.models.features.net import content_loss
 from training.models.upscaler import evaluate as measures
 from training.models.upscaler.net import Served, Upscaler
 from training.models.upscaler.spec import OVERLAP, SCALE
+from training.options import at_least, not_negative, positive, share
 from training.quantize import Quantization, spread
-from training.rundir import RunDir, Stopped, load_checkpoint
+from training.rundir import RunDir, load_checkpoint
+from training.schedules import warm_up_cosine
 
 HELD_OUT = 100
 """photographs at most, of a corpus that none are given for"""
@@ -41,68 +42,69 @@ class Options:
     """Defaults are what ships, in one run; version 1 took two, as its card tells. `batch` is in patches, a step's."""
 
     corpus: str = ""
-    """a folder or zip of photographs; left out: Imagenette, fetched into $ATELIER_DATA once"""
+    """folder or zip of photographs; left out: Imagenette, fetched into $ATELIER_DATA once"""
     test: str = ""
-    """a folder or zip of photographs to measure with; left out: one in ten of the corpus, 100 at most, which
-    are not trained on"""
+    """folder or zip of photographs to evaluate on, which are not trained on; left out: one in ten of the corpus, 100 at
+    most"""
     photos: int = 0
-    """the most to take; 0 takes all"""
+    """maximum number of photographs to take from the corpus; 0 takes all"""
     init: str = ""
-    """a checkpoint to start from, with its channels and layers"""
+    """checkpoint to start from, with its channels and layers"""
     seed: int = 0
+    """random seed of the initial weights, the drawings and the batches"""
     side: int = 1024
-    """pixels of the longer side of a photograph, at most"""
+    """maximum longer side of a photograph in pixels"""
     sizes: int = 3
-    """in how many sizes each photograph is kept: its own, and others down to a half, which are sharper"""
+    """number of sizes in which each photograph is kept: its own, and others down to a half, which are sharper"""
     drawings: int = 64
-    """how many are drawn of each kind, for each of two sizes"""
+    """number of drawings of each kind, at each of two sizes"""
     drawn: float = 0.25
     """share of the patches that are computer art"""
     degraded: float = 0.1
-    """share of the patches that are small by more than bicubic reduction"""
+    """share of the patches that are reduced by a random kernel and may be blurred, noisy or JPEG-compressed, too"""
     woven: float = 0.5
     """share of the computer art that is small as a generator draws it, with grain and a weave, for wgan_x4"""
     channels: int = 48
+    """channels of the convolutions"""
     layers: int = 12
-    """between the first and the last; more of them see farther, 14 as far as tiles overlap"""
+    """convolutions between the first and the last; more of them see farther, 14 as far as tiles overlap"""
     # 500 steps more, at 2e-4, with 0.05 took the photographs' gain from 1.08 dB to 0.69 and left a screen of dots on
     # them; with 0.005 it is 0.98, and no difference is to be seen.
     perceptual: float = 0.0
-    """weight of the difference that --features sees, beside the pixels' own"""
+    """weight of the perceptual loss, which --features gives, against 1 for the L1 loss"""
     features: str = features.OWN
-    """the backbone: vgg16-half, vgg16, vgg19, random, or a file in torchvision's form"""
+    """backbone of the perceptual loss: vgg16-half, vgg16, vgg19, random, or a file in torchvision's form"""
     feature_layers: tuple[str, ...] = ("conv2_2", "conv3_3")
+    """backbone layers of the perceptual loss"""
     size: int = 128
-    """pixels a side of a patch, after it is enlarged"""
+    """side of a patch after it is enlarged, in pixels"""
     batch: int = 16
+    """patches per batch"""
     steps: int = 10_000
+    """training steps; one step is one batch"""
     lr: float = 2e-3
-    """Adam's: rises over the first 2 % of the steps, then falls along half a cosine"""
+    """Adam learning rate; rises over the first 2 % of the steps, then falls to zero along a cosine"""
     ema: float = 0.999
-    """decay of the running average of the weights, which is what gets evaluated and served"""
+    """decay of the exponential moving average of the weights, which is evaluated and served; 0 serves the last
+    weights"""
     sample_every: int = 500
+    """steps between two sheets of samples"""
     checkpoint_minutes: float = 5.0
+    """minutes between two checkpoints"""
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        least = {"photos": 0, "seed": 0, "sizes": 1, "drawings": 1, "channels": 1, "layers": 1, "batch": 1, "steps": 1}
-        for name, few in {**least, "side": self.size, "size": 32, "sample_every": 1}.items():
-            if getattr(self, name) < few:
-                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} is too few; give {few} or more")
+        at_least(self, photos=0, seed=0, sizes=1, drawings=1, channels=1, layers=1, batch=1, steps=1)
+        at_least(self, side=self.size, size=32, sample_every=1)
+        positive(self, "lr", "checkpoint_minutes")
+        not_negative(self, "perceptual")
+        share(self, "drawn", "degraded", "woven", "ema")
         if self.size % SCALE or self.size > lines.SIZE:
             raise BadInput(f"--size: {self.size}; give a multiple of {SCALE}, {lines.SIZE} at most")
         if self.layers > OVERLAP - 2:
             raise BadInput(
                 f"--layers: {self.layers} see farther than the {OVERLAP} pixels that tiles overlap by; give 14"
             )
-        for name in ("lr", "checkpoint_minutes"):
-            if not getattr(self, name) > 0:
-                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} must be above 0")
-        for name in ("drawn", "degraded", "woven", "ema"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise BadInput(f"--{name}: {getattr(self, name)} must lie within 0 and 1")
-        if not 0 <= self.perceptual < math.inf:
-            raise BadInput(f"--perceptual: {self.perceptual} must be 0 or more")
 
 
 # Seconds on a CPU: that the path works, not that anything is sharp.
@@ -162,9 +164,8 @@ def load_corpus(options: Options) -> Pictures:
         "drawings": [pair(each, BOX) for each in draw_large(2, seed=corpus.HELD_OUT_SEED)],
     }
     everything = [high for each in (pairs, *held_out.values()) for _, high in each] + drawings
-    digests = "".join(corpus.checksum(each) for each in everything)
     name = f"{source.name}; computer art" + (f"; test: {Path(options.test).name}" if options.test else "")
-    return Pictures(name, pairs, drawings, held_out, corpus.checksum(np.frombuffer(digests.encode(), np.uint8)))
+    return Pictures(name, pairs, drawings, held_out, corpus.checksum_of_all(everything))
 
 
 def read(source: Path, names: list[str], options: Options, *, flag: str = "--corpus") -> list[np.ndarray]:
@@ -276,9 +277,8 @@ def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
             "upscaler": net.options,
         })  # fmt: skip
 
-    last_saved = time.monotonic()
-    for step in run.steps(first, options.steps):
-        adam.param_groups[0]["lr"] = options.lr * lr_multiplier((step + 1) / options.steps)
+    for step in run.steps(first, options.steps, save=checkpoint, every_minutes=options.checkpoint_minutes):
+        adam.param_groups[0]["lr"] = options.lr * warm_up_cosine((step + 1) / options.steps, 0.02)
 
         # --- patches, this worker's shard of them; a step's seed is its own, so that no state is kept to resume ---
         batch = sample_batch(corpus, options, np.random.default_rng((options.seed, step)))
@@ -312,13 +312,7 @@ def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
         run.record(step, line, **stats)
         if (step + 1) % options.sample_every == 0 or step + 1 == options.steps:
             save_samples(ema, corpus, run.path / "samples" / f"{step + 1:06d}.png")
-        if distributed.any_worker(run.terminated):
-            checkpoint(step + 1)
-            raise Stopped
-        if time.monotonic() - last_saved > 60 * options.checkpoint_minutes:
-            checkpoint(step + 1)
-            last_saved = time.monotonic()
-    checkpoint(options.steps)
+
     plots.save_convergence(run.stats(), run.path / "convergence.png", title=run.path.name)
     return run.last
 
@@ -328,11 +322,6 @@ def load_vgg(options: Options) -> features.Vgg:
     vgg = features.load(options.features)
     features.check_layers(vgg, options.feature_layers, flag="--feature-layers")
     return vgg
-
-
-def lr_multiplier(done: float, warm_up: float = 0.02) -> float:
-    """Of the learning rate when that share of the steps is done: linear warm-up, then half a cosine to zero."""
-    return done / warm_up if done < warm_up else 0.5 + 0.5 * math.cos(math.pi * (done - warm_up) / (1 - warm_up))
 
 
 def pixels(pictures: np.ndarray, device: torch.device) -> Tensor:
@@ -360,27 +349,25 @@ def load_net(checkpoint: Path) -> Served:
     return Served(net).eval()
 
 
-def served(net: nn.Module) -> nn.Module:
+def served(net: Served) -> Served:
     """What is exported: uint8 picture in, uint8 picture out."""
-    assert isinstance(net, Served)
     return net
 
 
 @torch.no_grad()
-def golden(net: nn.Module, _corpus: Pictures) -> dict[str, np.ndarray]:
+def golden(net: Served, _corpus: Pictures) -> dict[str, np.ndarray]:
     """Drawn pictures, since photographs may not be anyone's to publish, and what the eager model makes of them."""
     low_res = computer_art.CORPORA["hommage_klee"](3, seed=0)[:, :61, :83].copy()  # of no round size
     return {"low_res": low_res, "image": net(torch.from_numpy(low_res)).numpy()}
 
 
-def quantization(_net: nn.Module, corpus: Pictures) -> Quantization:
+def quantization(_net: Served, corpus: Pictures) -> Quantization:
     """Of photographs and drawings 32 each."""
     lows = [corpus.photos[k][0] for k in spread(len(corpus.photos))]
     lows += [reduced(corpus.drawings[k], SCALE, BICUBIC) for k in spread(len(corpus.drawings))]
     return Quantization(inputs={"low_res": lows})
 
 
-def evaluate(net: nn.Module, corpus: Pictures, *, out: Path) -> dict[str, float]:
+def evaluate(net: Served, corpus: Pictures, *, out: Path) -> dict[str, float]:
     """Measures on pictures held out; writes upscaled.png, beside bicubic and the truth, into `out`."""
-    assert isinstance(net, Served)
     return measures.evaluate(measures.enlarger(net), corpus.held_out, out=out)

@@ -26,6 +26,7 @@ import numpy as np
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 from scipy.stats import wasserstein_distance
+from skimage.color import rgb2lab
 
 from training import plots
 from training.data.corpus import Corpus
@@ -216,23 +217,14 @@ def find_lines(images: Images) -> Lines:
     return Lines(found, positions, colors, stray)
 
 
-def to_lab(rgb: Images) -> Floats:
-    """sRGB uint8 (N, 3) to CIELAB under D65 (N, 3)."""
-    c = rgb.astype(np.float32) / 255
-    linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
-    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
-    t = linear @ to_xyz.T / np.array([0.9505, 1, 1.089])
-    f = np.where(t > 216 / 24389, np.cbrt(t), (24389 / 27 * t + 16) / 116)
-    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1)
-
-
 def palette_share(images: Images) -> float:
     """Share of line pixels (above LINE_LEVEL) that are near one of the four colours; 0 where there are none."""
     pixels = images[strongest(images) > LINE_LEVEL]
     if not len(pixels):
         return 0.0
     pixels = pixels[:: -(-len(pixels) // 500_000)]  # of so many every few-th is enough: +- 0.1 %
-    away = np.stack([np.linalg.norm(to_lab(pixels) - color, axis=1) for color in to_lab(COLORS)])
+    lab = rgb2lab(pixels)
+    away = np.stack([np.linalg.norm(lab - color, axis=1) for color in rgb2lab(COLORS)])
     return float((away.min(0) <= PALETTE_DISTANCE).mean())
 
 

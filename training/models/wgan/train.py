@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +24,8 @@ from training.errors import BadInput
 from training.models.wgan import evaluate as measures
 from training.models.wgan.net import NETWORKS, Served
 from training.models.wgan.spec import LATENT, SIZE
-from training.rundir import RunDir, Stopped, load_checkpoint
+from training.options import at_least, below_one, not_negative, one_of, positive, share
+from training.rundir import RunDir, load_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,65 +33,64 @@ class Options:
     """Defaults are the run that ships. `batch` is in pictures; one step is one update of the generator."""
 
     corpus: str = "lines"
-    """lines, lines_uniform, schotter, interruptions, cubic_limit, hommage_klee, or a folder or zip of pictures"""
+    """drawn corpus (lines, lines_uniform, schotter, interruptions, cubic_limit or hommage_klee), or a folder or zip of
+    pictures"""
     pictures: int = 10_000
-    """how many to draw, or the most to take from a folder"""
+    """number of pictures to draw, or the most to take from a folder or zip"""
     fit: Literal["crop", "pad"] = "crop"
-    """how your own pictures become square"""
+    """how pictures of a folder or zip are made square: crop or pad"""
     skip_broken: bool = False
     """leave out files that can't be read, instead of stopping at the first"""
     init: str = ""
-    """a checkpoint to start from instead of random weights, of this corpus or of another"""
+    """checkpoint to start from instead of random weights; its corpus may be another"""
     seed: int = 0
+    """random seed of the corpus, the initial weights and the batches"""
     network: str = "strips"
-    """strips (small, for long lines) or source (the source program's)"""
+    """network: strips (small, for long lines) or source (the source program's)"""
     steps: int = 3_200
+    """training steps; one step is one update of the generator"""
     batch: int = 32
+    """pictures per batch"""
     critic_steps: int = 2
-    """critic updates to one of the generator; 5 in the paper, where the critic learns no faster than the generator"""
+    """critic updates per generator update; 5 in the paper, where the critic learns no faster than the generator"""
     generator_lr: float = 4e-4
+    """Adam learning rate of the generator"""
     critic_lr: float = 5e-4
-    """above the generator's (Heusel et al. 2017): where the critic lags, the penalty grows without end"""
+    """Adam learning rate of the critic, above the generator's (Heusel et al. 2017): where the critic lags, the penalty
+    grows without end"""
     decay_from: float = 0.5
-    """share of the steps after which both learning rates fall in a straight line to zero; 1 keeps them"""
+    """share of the steps after which both learning rates fall linearly to zero; 1 keeps them constant"""
     beta1: float = 0.0
+    """Adam's beta1 for generator and critic"""
     beta2: float = 0.99
+    """Adam's beta2 for generator and critic"""
     gradient_penalty: float = 10.0
+    """weight of the gradient penalty (Gulrajani et al. 2017)"""
     drift: float = 1e-3
     """weight of the squared critic score (Karras et al. 2018): keeps scores near zero, where bf16 is exact"""
     ema: float = 0.999
-    """decay of the generator's running average, which is what gets evaluated and served; 0 serves the last one"""
+    """decay of the exponential moving average of the generator's weights, which is evaluated and served; 0 serves the
+    last weights"""
     bf16: bool = True
     """bfloat16 autocast and channels-last memory; off: float32, which the convolutions of NVIDIA's GPUs from Ampere on
     round to TF32"""
     rows: int = 4
-    """of a grid of samples"""
+    """rows of a grid of samples"""
     columns: int = 8
+    """columns of a grid of samples"""
     samples_every: int = 100
-    """steps between two grids"""
+    """steps between two grids of samples"""
     checkpoint_minutes: float = 5.0
+    """minutes between two checkpoints"""
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        least = {"pictures": 1, "seed": 0, "steps": 1, "batch": 1, "critic_steps": 1, "rows": 1, "columns": 1}
-        for name, few in {**least, "samples_every": 1}.items():
-            if getattr(self, name) < few:
-                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} is too few; give {few} or more")
-        if self.fit not in ("crop", "pad"):
-            raise BadInput(f"--fit: no {self.fit!r}; there are crop and pad")
-        if self.network not in NETWORKS:
-            raise BadInput(f"--network: no {self.network!r}; there are {', '.join(NETWORKS)}")
-        for name in ("generator_lr", "critic_lr", "gradient_penalty", "checkpoint_minutes"):
-            if not getattr(self, name) > 0:
-                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} must be above 0")
-        for name in ("ema", "decay_from"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise BadInput(f"--{name.replace('_', '-')}: {getattr(self, name)} must lie within 0 and 1")
-        if not 0 <= self.drift < float("inf"):
-            raise BadInput(f"--drift: {self.drift} must be 0 or more")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise BadInput(f"--{name}: {getattr(self, name)} must lie within 0 and 1, without 1")
+        at_least(self, pictures=1, seed=0, steps=1, batch=1, critic_steps=1, rows=1, columns=1, samples_every=1)
+        one_of(self, fit=("crop", "pad"), network=NETWORKS)
+        positive(self, "generator_lr", "critic_lr", "gradient_penalty", "checkpoint_minutes")
+        not_negative(self, "drift")
+        share(self, "ema", "decay_from")
+        below_one(self, "beta1", "beta2")
 
 
 CORPUS_FROM_SEED = True
@@ -184,8 +183,7 @@ def train(options: Options, run: RunDir, corpus: Corpus) -> Path:
         batch = batch.float() / 127.5 - 1  # uint8 (N, 3, H, W) -> [-1, 1]
         return batch.contiguous(memory_format=torch.channels_last) if options.bf16 else batch.contiguous()
 
-    last_saved = time.monotonic()
-    for step in run.steps(first, options.steps):
+    for step in run.steps(first, options.steps, save=checkpoint, every_minutes=options.checkpoint_minutes):
         multiplier = lr_multiplier(step, options)
         generator_adam.param_groups[0]["lr"] = multiplier * options.generator_lr
         critic_adam.param_groups[0]["lr"] = multiplier * options.critic_lr
@@ -228,14 +226,7 @@ def train(options: Options, run: RunDir, corpus: Corpus) -> Path:
         if (step + 1) % options.samples_every == 0 or step + 1 == options.steps:
             pictures = generate(ema, grid_latents)
             plots.save_grid(pictures, run.path / "samples" / f"{step + 1:06d}.png", columns=options.columns)
-        if run.terminated:
-            checkpoint(step + 1)
-            raise Stopped
-        if time.monotonic() - last_saved > 60 * options.checkpoint_minutes:
-            checkpoint(step + 1)
-            last_saved = time.monotonic()
 
-    checkpoint(options.steps)
     plots.save_convergence(
         run.stats(), run.path / "convergence.png",
         title=f"{run.path.name}: {options.corpus}", losses="loss (difference of critic scores)",
@@ -279,7 +270,7 @@ def generate(generator: nn.Module, latents: Tensor, *, batch: int = 64) -> np.nd
     return pictures.numpy()
 
 
-def served(generator: nn.Module) -> nn.Module:
+def served(generator: nn.Module) -> Served:
     """What is exported: latent in, uint8 picture out."""
     return Served(generator).eval()
 

@@ -1,4 +1,4 @@
-"""The generator's pictures four times as large, as they are served: an ensemble, so there is nothing to train."""
+"""The spec for serving the generator's pictures four times as large: an ensemble, so there is nothing to train."""
 
 from serving.spec import Ensemble, Step, Tensor
 from training.models.upscaler.spec import SCALE
