@@ -14,15 +14,16 @@ try:
     from PIL import Image
 
     import atelier.cli as cli
-    from atelier import classification, errors, files, folders, garments, local, pictures, series, sheet, tasks
+    from atelier import classification, errors, files, folders, garments, pictures, series, sheet, tasks
 except ImportError as missing:
     why = f"is not installed, or is another version ({missing})"
     print(f"classify.py: Atelier's SDK {why}: pip install ./clients", file=sys.stderr)
     sys.exit(2)
+except KeyboardInterrupt:
+    sys.exit(130)
 
-Look = tuple[str, Image.Image, classification.Images]
+Garment = tuple[str, Image.Image, classification.Images]
 RAW = (garments.SIZE, garments.SIZE)
-CHECKOUT = Path(__file__).resolve().parents[1]
 EXAMPLES = """\
   classify.py boot.jpg                           the class, and the percentage of all ten
   classify.py --top 1 --language fr a.jpg b.jpg  a line for each, in French
@@ -48,16 +49,29 @@ def parser() -> cli.Parser:
     return made
 
 
-def named(given: Sequence[str], but: Path | None) -> list[str]:
-    """Each picture once, in order, a folder's in its place; an older sheet, `but`, is none of them."""
-    found: list[str] = []
+def named(given: Sequence[str], but: Path | None) -> dict[str, str]:
+    """Each picture once, in order, a folder's in its place; an older sheet, `but`, is none of them.
+
+    Each with "", or with why it is refused, as a folder without pictures is. Raises InvalidInput if nothing else was
+    given.
+    """
+    found: dict[str, str] = {}
     for path in given:
-        folder = Path(path)
-        found += map(str, folders.pictures_in(folder, but=but)) if files.is_dir(folder) else [path]
-    return list(dict.fromkeys(found))
+        try:
+            if not files.is_dir(Path(path)):
+                found[path] = ""
+                continue
+        except errors.InvalidInput as exc:
+            found[path] = str(exc)
+            continue
+        below, refused = folders.pictures_in(Path(path), but=but)
+        found |= dict.fromkeys(map(str, below), "") | {str(each): why for each, why in refused.items()}
+    if len(set(given)) == 1 and all(found.values()):
+        raise errors.InvalidInput(next(iter(found.values())))
+    return found
 
 
-def look(path: str, method: classification.Method) -> Look:
+def look(path: str, method: classification.Method) -> Garment:
     """A picture as it was given, small, and as the network is to see it."""
     picture = pictures.open_picture(path, say=cli.say)
     with cli.naming(path):
@@ -68,10 +82,12 @@ def look(path: str, method: classification.Method) -> Look:
     return path, picture, seen
 
 
-def looked(paths: Iterable[str], method: classification.Method, refused: dict[str, str]) -> Iterator[Look]:
-    """What `look` gives of each picture. Why it cannot is said at once, and kept in `refused`."""
+def looked(paths: Iterable[str], method: classification.Method, refused: dict[str, str]) -> Iterator[Garment]:
+    """What `look` gives of each picture that is not refused yet. Why there is none is said at once, and kept there."""
     for path in paths:
         try:
+            if refused[path]:
+                raise errors.InvalidInput(refused[path])
             seen = look(path, method)
         except errors.InvalidInput as exc:
             refused[path] = str(exc)
@@ -80,12 +96,11 @@ def looked(paths: Iterable[str], method: classification.Method, refused: dict[st
             yield seen
 
 
-def answered(looks: Iterator[Look], options: Namespace) -> list[sheet.Card]:
+def answered(looks: Iterator[Garment], options: Namespace) -> list[sheet.Card]:
     """A card for each picture. Looks at one before it asks for a server."""
-    where = {"checkout": CHECKOUT, "repository": options.repository, "in_process": options.in_process}
     if not (first := next(looks, None)):
         return []
-    with local.connect(options.url, task=tasks.CLASSIFY, model=options.model, say=cli.say, **where) as client:
+    with cli.connect(options, __file__, task=tasks.CLASSIFY) as client:
         found = [first, *looks]
         if options.method != "raw" and any(picture.size == RAW for _, picture, _ in found):
             cli.say("pictures of 28 x 28 that are Fashion-MNIST's own, white on black, want --method raw")
@@ -111,7 +126,8 @@ def as_json(card: sheet.Card, top: int | None) -> dict[str, object]:
 
 def classify(options: Namespace) -> cli.Outcome:
     """Answers for the pictures, in order, or why there is none."""
-    given, refused = named(options.pictures, options.sheet), dict[str, str]()
+    refused = named(options.pictures, options.sheet)
+    given = list(refused)
     if options.sheet:
         with cli.naming("--sheet"):
             sheet.check(options.sheet, len(given), given=given)

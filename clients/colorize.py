@@ -7,19 +7,19 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 try:
     from PIL import Image
 
     import atelier.cli as cli
-    from atelier import Client, colorizing, folders, local, series, sheet, sizing, tasks
+    from atelier import Client, colorizing, folders, series, sheet, sizing, tasks
 except ImportError as missing:
     why = f"is not installed, or is another version ({missing})"
     print(f"colorize.py: Atelier's SDK {why}: pip install ./clients", file=sys.stderr)
     sys.exit(2)
+except KeyboardInterrupt:
+    sys.exit(130)
 
-CHECKOUT = Path(__file__).resolve().parents[1]
 ABOUT = "{model} version {version}, stage {stage:g}"
 FIRST, LAST = colorizing.STAGES
 MOST = colorizing.MOST_SATURATION
@@ -39,7 +39,7 @@ def parser() -> cli.Parser:
     add = made.add_argument_group("what you get").add_argument
     add("--stage", type=cli.between(FIRST, LAST), default=LAST, metavar="S", help="1, 2, or a mixture such as 1.5 (2)")
     add("--saturation", type=cli.between(0, MOST), default=1.0, metavar="F", help=f"0 is gray, {MOST:g} the most (1)")
-    add("--size", type=cli.at_least(sizing.SMALLEST_SIDE), metavar="N", help="pixels of the long side (as given)")
+    add("--size", type=cli.at_least(sizing.SMALLEST_SENT), metavar="N", help="pixels of the long side (as given)")
     add("--compare", action="store_true", help="a sheet: before, after, and the truth if the photo has colour")
     add("--out", metavar="PATH", help="a .png .jpg .webp .tif, or a folder (out/PHOTO-color.png)")
     made.add_model("colorizer")
@@ -67,14 +67,13 @@ def compared(job: folders.Job, picture: Image.Image, after: Image.Image) -> Imag
 
 def colorize(options: Namespace) -> cli.Outcome:
     """Looks at a photo before it asks for a server."""
-    where = {"checkout": CHECKOUT, "repository": options.repository, "in_process": options.in_process}
     jobs = folders.plan(options.photos, out=options.out, tag="color-compare" if options.compare else "color")
     most = tasks.COLORIZE.contract(options.model).max_pixels
     return series.run(
         jobs,
-        local.connect(options.url, task=tasks.COLORIZE, model=options.model, say=cli.say, **where),
+        cli.connect(options, __file__, task=tasks.COLORIZE),
         title="colorize",
-        fitted=partial(sizing.sized, size=options.size, most=most, done="coloured"),
+        fitted=partial(sizing.sized, size=options.size, most=most, done="coloured", flag="--size"),
         made=partial(coloured, options=options),
         about=ABOUT,
         version=options.version,

@@ -16,15 +16,16 @@ try:
     from tqdm import tqdm
 
     import atelier.cli as cli
-    from atelier import Painting, Stroke, errors, files, folders, local, painting, pictures, saving, sizing, tasks
+    from atelier import Painting, Stroke, errors, files, folders, painting, pictures, saving, sizing, tasks
     from atelier.styling import slug
     from atelier.words import counted
 except ImportError as missing:
     why = f"is not installed, or is another version ({missing})"
     print(f"paint.py: Atelier's SDK {why}: pip install ./clients", file=sys.stderr)
     sys.exit(2)
+except KeyboardInterrupt:
+    sys.exit(130)
 
-CHECKOUT = Path(__file__).resolve().parents[1]
 SIZE = 512
 FRAMES = 50
 FILM_HOLDS_S = 1
@@ -49,7 +50,7 @@ def parser() -> cli.Parser:
     add("--film", metavar="PATH", help="how it came into being: a .mp4 .gif .webp .png .zip, or a folder of frames")
     add("--fps", type=cli.rate, default=10.0, metavar="N", help="frames of the film a second (10)")
     size = f"pixels of the long side ({SIZE}; a smaller photo stays as it is)"
-    add("--size", type=cli.at_least(sizing.SMALLEST_SIDE), metavar="N", help=size)
+    add("--size", type=cli.at_least(sizing.SMALLEST_SENT), metavar="N", help=size)
     add("--keep-color", action="store_true", help="keep the photo's colours, paint its brightness")
     add = made.add_argument_group("how it is painted").add_argument
     add("--iterations", type=int, metavar="N", help="steps towards the painting (100)")
@@ -86,11 +87,11 @@ def knobs(options: Namespace) -> dict[str, Any]:
 
 def opened(options: Namespace) -> tuple[Image.Image, Image.Image]:
     """The photo at the size it is to be painted at, and the painting."""
-    how = {"alpha": True, "least": sizing.SMALLEST_SIDE, "say": cli.say}
+    how = {"alpha": True, "least": sizing.SMALLEST_SENT, "say": cli.say}
     photo, style = (pictures.open_picture(path, **how) for path in (options.photo, options.painting))
     size = options.size or (SIZE if max(photo.size) > SIZE else None)
     most = tasks.PAINT.contract(options.model).max_pixels
-    sized = sizing.sized(photo, size=size, most=most, name=options.photo, done="painted")
+    sized = sizing.sized(photo, size=size, most=most, name=options.photo, done="painted", flag="--size")
     return sized, sizing.sized(style, name=options.painting, done=None)
 
 
@@ -137,16 +138,20 @@ def paint(options: Namespace) -> cli.Outcome:
         (job,) = folders.plan([options.photo], out=options.out, tag=slug(Path(options.painting).stem))
         files.check_apart(job.target, [options.painting])
         folders.check_holds(job.target, photo.size)
+    if options.film:
+        with cli.naming("--film"):
+            saving.format_of(options.film)
+        with cli.naming("--fps"):
+            saving.check_fps(options.film, options.fps)
     with cli.naming("--film"):
         if options.film:
             saving.check(options.film, fps=options.fps, sides=photo.size)
             files.check_apart(Path(options.film), [options.photo, options.painting])
             files.check_apart(Path(options.film), [job.target], what="the painting itself")
-    where = {"checkout": CHECKOUT, "repository": options.repository}
     given |= {"keep_color": options.keep_color, "model": options.model, "version": options.version}
     seen: deque[Stroke] = deque(maxlen=None if options.film else 1)
     try:
-        with local.connect(options.url, task=tasks.PAINT, model=options.model, say=cli.say, **where) as client:
+        with cli.connect(options, __file__, task=tasks.PAINT) as client:
             began = time.monotonic()
             with client.paint(photo, style, **given) as strokes:
                 collect(strokes, seen)

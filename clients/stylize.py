@@ -9,20 +9,20 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 
 try:
     from PIL import Image
 
     import atelier.cli as cli
-    from atelier import Client, errors, folders, local, series, sheet, sizing, styling, tasks
+    from atelier import Client, errors, folders, series, sheet, sizing, styling, tasks
     from atelier.words import counted
 except ImportError as missing:
     why = f"is not installed, or is another version ({missing})"
     print(f"stylize.py: Atelier's SDK {why}: pip install ./clients", file=sys.stderr)
     sys.exit(2)
+except KeyboardInterrupt:
+    sys.exit(130)
 
-CHECKOUT = Path(__file__).resolve().parents[1]
 SHEET_SIZE = 384
 ABOUT = "{style}; {model} version {version}"
 EXAMPLES = """\
@@ -47,7 +47,7 @@ def parser() -> cli.Parser:
     either("--list", action="store_true", help="only say which styles there are")
     add = made.add_argument_group("what you get").add_argument
     size = f"pixels of the long side (as given; {SHEET_SIZE} with --all)"
-    add("--size", type=cli.at_least(sizing.SMALLEST_SIDE), metavar="N", help=size)
+    add("--size", type=cli.at_least(sizing.SMALLEST_SENT), metavar="N", help=size)
     add("--strength", type=cli.between(0, 1), default=1.0, metavar="S", help="0 is the photo, 1 the painting (1)")
     add("--keep-color", action="store_true", help="keep the photo's colours, paint its brightness")
     add("--out", metavar="PATH", help="a .png .jpg .webp .tif, or a folder (out/PHOTO-STYLE.png)")
@@ -81,7 +81,8 @@ def painted(
         made = client.stylize([picture] * len(names), names, **how)
         info = {**made[0].info, "style": counted(len(names), "style")}
         cells = [(job.source.name, picture), *zip(names, made, strict=True)]
-        sheets.append(sheet.contact(cells, title=ABOUT.format(**info)))
+        with cli.naming(str(job.source)):
+            sheets.append(sheet.contact(cells, title=ABOUT.format(**info)))
         sheets[-1].info = info
     return sheets
 
@@ -99,8 +100,7 @@ def style_checked(server: contextlib.AbstractContextManager[Client], options: Na
 
 def stylize(options: Namespace) -> cli.Outcome:
     """Looks at a picture before it asks for a server."""
-    where = {"checkout": CHECKOUT, "repository": options.repository, "in_process": options.in_process}
-    server = local.connect(options.url, task=tasks.STYLIZE, model=options.model, say=cli.say, **where)
+    server = cli.connect(options, __file__, task=tasks.STYLIZE)
     if options.list:
         with server as client:
             return cli.Outcome("\n".join(client.styles(options.model)))
@@ -109,7 +109,7 @@ def stylize(options: Namespace) -> cli.Outcome:
         jobs,
         style_checked(server, options),
         title="stylize",
-        fitted=partial(sizing.sized, size=options.size, most=most),
+        fitted=partial(sizing.sized, size=options.size, most=most, done="stylised", flag="--size"),
         made=partial(painted, options=options),
         about=ABOUT,
         version=options.version,

@@ -7,20 +7,21 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 try:
     from PIL import Image
 
     import atelier.cli as cli
-    from atelier import Client, folders, local, series, sheet, tasks, upscaling
+    from atelier import Client, folders, series, sheet, tasks, upscaling
 except ImportError as missing:
     why = f"is not installed, or is another version ({missing})"
     print(f"upscale.py: Atelier's SDK {why}: pip install ./clients", file=sys.stderr)
     sys.exit(2)
+except KeyboardInterrupt:
+    sys.exit(130)
 
-CHECKOUT = Path(__file__).resolve().parents[1]
 ABOUT = "{model} version {version}"
+COMPARED = 2
 EXAMPLES = """\
   upscale.py photo.jpg                           out/photo-x4.png
   upscale.py photo.jpg --out large.webp          in a format, and to a place, of one's own
@@ -40,6 +41,16 @@ def parser() -> cli.Parser:
     return made
 
 
+def checked(picture: Image.Image, *, name: str, compare: bool) -> Image.Image:
+    """A picture as it is enlarged. Raises InvalidInput, also if the sheet that compares it would be too large."""
+    fit = upscaling.checked(picture, name=name)
+    if compare:
+        with cli.naming(name):
+            sides = upscaling.SCALE * fit.width, upscaling.SCALE * fit.height
+            sheet.check_contact(sides, COMPARED, columns=COMPARED)
+    return fit
+
+
 def enlarged(
     client: Client, looks: Sequence[series.Look], version: int | None, *, options: Namespace
 ) -> list[Image.Image]:
@@ -52,19 +63,18 @@ def compared(job: folders.Job, picture: Image.Image, large: Image.Image) -> Imag
     bicubic = picture.resize(large.size, Image.Resampling.BICUBIC)
     cells = [("bicubic interpolation", bicubic), (ABOUT.format(**large.info), large)]
     title = f"{job.source.name}, {upscaling.SCALE} times as wide and as high"
-    drawn = sheet.contact(cells, title=title, columns=len(cells))
+    drawn = sheet.contact(cells, title=title, columns=COMPARED)
     drawn.info = large.info
     return drawn
 
 
 def upscale(options: Namespace) -> cli.Outcome:
     """Looks at a picture before it asks for a server."""
-    where = {"checkout": CHECKOUT, "repository": options.repository, "in_process": options.in_process}
     return series.run(
         folders.plan(options.pictures, out=options.out, tag="x4-compare" if options.compare else "x4"),
-        local.connect(options.url, task=tasks.UPSCALE, model=options.model, say=cli.say, **where),
+        cli.connect(options, __file__, task=tasks.UPSCALE),
         title="upscale",
-        fitted=upscaling.checked,
+        fitted=partial(checked, compare=options.compare),
         made=partial(enlarged, options=options),
         about=ABOUT,
         version=options.version,

@@ -9,14 +9,15 @@ try:
     from tqdm import tqdm
 
     import atelier.cli as cli
-    from atelier import errors, files, latents, local, paths, saving, tasks
+    from atelier import errors, files, latents, paths, saving, tasks
     from atelier.recipe import Recipe
 except ImportError as missing:
     why = f"is not installed, or is another version ({missing})"
     print(f"walk.py: Atelier's SDK {why}: pip install ./clients", file=sys.stderr)
     sys.exit(2)
+except KeyboardInterrupt:
+    sys.exit(130)
 
-CHECKOUT = Path(__file__).resolve().parents[1]
 # With 20 steps at 20 frames a second, which a GIF can keep exactly: a loop of 4 seconds, without a seam.
 KEYFRAMES, SEED = 4, 1
 MOST = paths.MOST_FRAMES
@@ -64,8 +65,8 @@ def recipe(options: Namespace) -> Recipe:
     given = {name: value for name, value in vars(options).items() if name in names and value is not None}
     count, pairs = options.keyframes, options.pairs
     if (options.again or options.vectors) and (count or options.seed is not None or (options.again and pairs)):
-        source = "--again" if options.again else "--vectors"
-        raise errors.InvalidInput(f"{source}: brings its own keyframes; leave out --keyframes, --seed and --pairs")
+        source, others = ("--again", ", --seed and --pairs") if options.again else ("--vectors", " and --seed")
+        raise errors.InvalidInput(f"{source}: brings its own keyframes; leave out --keyframes{others}")
     if options.again:
         with cli.naming("--again"):
             saved = saving.read(options.again)
@@ -88,7 +89,10 @@ def recipe(options: Namespace) -> Recipe:
 
 
 def check_vectors(path: Path, out: str, again: str | None) -> None:
-    """Whether the keyframes can be written there, and neither walk is in the way; they may lie beside its frames."""
+    """Raises InvalidInput, before any work is done, if the keyframes cannot be written there or a walk is in the way.
+
+    They may lie beside the frames of either.
+    """
     here = files.resolved(path)
     walks = {again: files.is_dir(Path(again))} if again else {}
     walks[out] = saving.format_of(out) == saving.FOLDER
@@ -111,14 +115,17 @@ def walk(options: Namespace) -> cli.Outcome:
     height, width, _ = tasks.GENERATE.contract(wanted.model).outputs[0].shape
     out = options.out or ("out/walk.png" if wanted.strip else "out/walk.gif")
     with cli.naming("--out"):
+        saving.format_of(out)
+    with cli.naming("--fps"):
+        saving.check_fps(out, wanted.fps)
+    with cli.naming("--out"):
         saving.check(out, fps=wanted.fps, still=wanted.strip, sides=wanted.sides((width, height)))
     with cli.naming("--save-vectors"):
         if options.save_vectors:
             check_vectors(Path(options.save_vectors), out, options.again)
             given = filter(None, [options.vectors])  # with its comments
             files.check_apart(Path(options.save_vectors), given, what="the vectors that were given")
-    where = {"checkout": CHECKOUT, "repository": options.repository, "in_process": options.in_process}
-    with local.connect(options.url, task=tasks.GENERATE, model=wanted.model, say=cli.say, **where) as client:
+    with cli.connect(options, __file__, task=tasks.GENERATE, model=wanted.model) as client:
         frames = client.stream(wanted.latents(), model=wanted.model, version=wanted.version)
         pictures = list(tqdm(frames, desc="walk", unit="frame", disable=None))
     source = "own vectors" if wanted.seed is None else f"seed {wanted.seed}"

@@ -1,7 +1,7 @@
-"""config.pbtxt as it stands in a model repository, and how it follows the versions that are in service.
+"""Reads the config.pbtxt files of a model repository, and adapts them to the versions that are in service.
 
-It is one file for all versions of a model, and what it says may be true of one of them alone: the names of that
-version's styles, and with how many weights it is warmed up.
+One file covers all versions of a model, but some of it may hold for one version only: the names of that version's
+styles, and the number of weights in its warm-up requests.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from serving.errors import RepositoryError
 
 NAME = "config.pbtxt"
 MEMBERS = "members"
-"""In a version's card: names of the elements of an input that are its own, by the input's name."""
+"""Key in a version's card: the version's own names for an input's elements, by the input's name."""
 VERSIONS_SERVED = 2
 """The newest version and the one before it, so that a client pinned to N-1 is answered at once."""
 
@@ -24,7 +24,7 @@ Members = Mapping[str, Sequence[str]]
 
 
 def read(folder: Path) -> pb.ModelConfig:
-    """What a model's config.pbtxt says; nothing if it cannot be read, as tritonserver says better why."""
+    """A model's config.pbtxt, parsed; empty if it cannot be read, as tritonserver gives a better reason."""
     try:
         return _parsed((folder / NAME).read_text(encoding="utf-8")) or pb.ModelConfig()
     except (OSError, ValueError):
@@ -32,7 +32,7 @@ def read(folder: Path) -> pb.ModelConfig:
 
 
 def check(folder: Path) -> None:
-    """Raises RepositoryError, with the reason, where a model's config.pbtxt cannot be read."""
+    """Raises RepositoryError, with the reason, if a model's config.pbtxt cannot be read."""
     try:
         text_format.Parse((folder / NAME).read_text(encoding="utf-8"), pb.ModelConfig())
     except OSError as exc:
@@ -42,10 +42,11 @@ def check(folder: Path) -> None:
 
 
 def fitted(text: str, members: Members, previous: Members | None) -> str:
-    """The text for a newest version with these members; `previous` are those of the version before, None for no such.
+    """Adapts the text to a newest version with `members`; `previous` are those of the version before, None if there is
+    none.
 
-    Versions whose members differ are not served side by side: one would be asked by the names of the other, and could
-    not be warmed up. Where no version has members of its own, the text stays as it is.
+    Versions whose members differ are not served side by side: requests to one would use the names of the other, and it
+    could not be warmed up. If neither version has members of its own, the text is returned unchanged.
     """
     config = _parsed(text)
     if config is None or not (members or previous):
@@ -62,9 +63,10 @@ def fitted(text: str, members: Members, previous: Members | None) -> str:
 
 
 def transitional(text: str) -> str:
-    """The text while the newest version changes: a server that starts then serves either, and warms neither up.
+    """The text to use while the newest version changes: a server started then serves either version, and warms up
+    neither.
 
-    A publisher that is killed meanwhile leaves it; the next publication puts it right.
+    A publisher that is killed meanwhile leaves it behind; the next publication replaces it.
     """
     if (config := _parsed(text)) is None:
         return text
@@ -81,6 +83,6 @@ def _parsed(text: str) -> pb.ModelConfig | None:
 
 
 def _text(config: pb.ModelConfig, like: str) -> str:
-    """Its text, with the comments at the head of `like`."""
+    """The text of `config`, with the header comments of `like`."""
     head = [line for line in like.splitlines(keepends=True) if line.startswith("#")]
     return "".join(head) + str(text_format.MessageToString(config))

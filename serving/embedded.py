@@ -20,8 +20,8 @@ from serving.errors import ServerError
 from serving.local import EVERY_INTERFACE, START_TIMEOUT_S, LocalServer, Ports, Run, port_taken, servable
 from serving.repository import CONTROL_HEADER, REPOSITORY, control_key
 
-EXIT_TIMEOUT_S = 15  # for requests that run; shorter than the keeper's grace period
-REASONS = (  # in tritonserver's log, the most telling first
+EXIT_TIMEOUT_S = 15  # for requests in flight to finish; shorter than the keeper's grace period
+REASONS = (  # patterns in tritonserver's log, the most informative first
     r"(failed to load '.+' version \d+: .*)\"",
     r'(Poll failed .*)"',
     r"error: creating server: (.+)",
@@ -29,10 +29,10 @@ REASONS = (  # in tritonserver's log, the most telling first
 )
 MODELS = "models"
 SPECIAL = re.compile(r"[^\w/.,:@%+=~#-]", re.ASCII)
-"""What a shell may take for more than a part of a path, or what a model's process, which knows ASCII, can't name."""
+"""Characters that a shell may interpret, or that a model's process, limited to ASCII, can't have in a path."""
 RESTRICTED_APIS = "model-repository,shared-memory,trace,logging"
-"""APIs for which a control key is needed: what changes the server or reaches into its memory. Who may load models may
-run Python of their own in it."""
+"""APIs that require a control key: those that change the server or reach into its memory. Whoever may load models may
+run Python code of their own in the server."""
 
 
 FREE = Ports(0, 0, 0)
@@ -47,22 +47,22 @@ INSTEAD = {
     "grpc-port": "--grpc-port",
     "metrics-port": "--metrics-port",
 }
-"""What to give in the place of tritonserver's own option."""
+"""The option to give instead of tritonserver's own."""
 KEPT = ("allow-http", "allow-grpc", "allow-metrics", "allow-sagemaker", "allow-vertex-ai")
-"""Options that stay as they are by default: SageMaker's API loads models for whoever asks, on every interface."""
+"""Options that must keep their defaults: SageMaker's API loads models for anyone, on every interface."""
 ADDED = ("backend-config", "metrics-config")
-"""Options that may be given again, and add to what was said before."""
+"""Options that may be repeated, and add to the values given before."""
 
 
 class Embedded(LocalServer[Ports]):
     """A tritonserver that serves `repository`: `with Embedded(path) as server: connect(server.grpc)`.
 
-    `models` names what to load, all by default. `http`, `grpc`, `metrics` are addresses ("127.0.0.1:8001"),
-    open and with every model ready once entered. With a `control_key` only who sends it may load models; without one,
-    whoever reaches gRPC on a loopback `host`, and nobody on another. `options` are tritonserver's own
-    (--grpc-use-ssl=true) but for those that are decided here; `show_log` copies its log to stderr. Raises ServerError
-    with the server's own reason, PortTaken for a port that was asked for by its number, RepositoryError where there is
-    nothing to serve.
+    `models` names what to load, all by default. `http`, `grpc`, `metrics` are addresses ("127.0.0.1:8001"); inside the
+    `with` block they are open and every model is ready. With a `control_key` only clients that send it may load models;
+    without one, anyone who reaches gRPC on a loopback `host` may, and nobody on any other host. `options` are
+    tritonserver's own (--grpc-use-ssl=true), except those set here; `show_log` copies its log to stderr. Raises
+    ServerError with the server's own reason, PortTaken if a port requested by number is in use, RepositoryError if
+    there is nothing to serve.
     """
 
     program = "tritonserver"
@@ -88,7 +88,7 @@ class Embedded(LocalServer[Ports]):
 
     def command(self, run: Run[Ports]) -> tuple[list[str], dict[str, str]]:
         found = wheel.find()
-        # Triton's Python backend starts its processes through a shell, and quotes nothing: they get paths of ours.
+        # Triton's Python backend starts its processes through a shell and quotes nothing, so it only sees our paths.
         if found_one := SPECIAL.search(str(run.folder)):
             without = f"name a folder without {found_one[0]!r} in its path"
             raise ServerError(f"TMPDIR: tritonserver can't run in {run.folder.parent}; {without}")
@@ -109,6 +109,9 @@ class Embedded(LocalServer[Ports]):
         text = run.log.read_text(errors="replace")
         if lost := re.search(r"failed to start (\w+) service: Unavailable - Socket", text):
             name = lost[1].lower()
+            if self.options and _are_free(run.ports, self.host):
+                why = f"can't open its {lost[1]} port with the options {' '.join(self.options)}"
+                return ServerError(f"{self.program} {why}; its log: {run.log}")
             run.log.unlink(missing_ok=True)
             return port_taken(name, vars(run.ports)[name])
         for pattern in REASONS:
@@ -118,14 +121,22 @@ class Embedded(LocalServer[Ports]):
         return None
 
 
+def _are_free(ports: Ports, host: str) -> bool:
+    try:
+        ports.resolved(host)
+    except ServerError:
+        return False
+    return True
+
+
 def _check_options(server: Embedded) -> None:
-    """Raises ServerError for one that would undo what is decided here: an address, a guard, the models to load."""
+    """Raises ServerError for an option that would override one set here: an address, a guard, the models to load."""
     decided = [*INSTEAD, *KEPT, *_settings(server, FREE, "", Path(), Path())]
     ours = [f"--{name}" for name in decided if name not in ADDED]
     for option in server.options:
         given = option.partition("=")[0]
         for name in ours:
-            if len(given) > len("--") and name.startswith(given):  # tritonserver takes a name that is cut short as well
+            if len(given) > len("--") and name.startswith(given):  # tritonserver accepts abbreviated names, too
                 own = INSTEAD.get(name.removeprefix("--"))
                 instead = f"give {own} before the --" if own else "leave it out"
                 raise ServerError(f"{option}: serving.embedded decides on {name} itself; {instead}")
@@ -146,7 +157,7 @@ def _settings(server: Embedded, ports: Ports, run_id: str, backends: Path, repos
         "http-port": ports.http,
         "grpc-port": ports.grpc,
         "metrics-port": ports.metrics,
-        "metrics-config": "summary_latencies=true",  # its only quantiles; 146 µs of CPU a request, 144 without
+        "metrics-config": "summary_latencies=true",  # its only quantiles; 146 µs of CPU per request, 144 without
         "allow-gpu-metrics": "false",
         "pinned-memory-pool-byte-size": 0,
     }
@@ -160,8 +171,8 @@ def _arguments(server: Embedded, ports: Ports, run_id: str, backends: Path, repo
 
 
 def _restricted(server: Embedded) -> list[str]:
-    """HTTP is never left open, as any page in a browser can post to it, nor is gRPC beyond this machine. Without a
-    control key these APIs need a random one, which nobody has."""
+    """The options that restrict RESTRICTED_APIS: always over HTTP, as any page in a browser can post to it, and over
+    gRPC beyond this machine. Without a control key these APIs require a random one, which nobody has."""
     rule = f"{RESTRICTED_APIS}:{CONTROL_HEADER}={server.control_key or secrets.token_hex(32)}"
     arguments = [f"--http-restricted-api={rule}"]
     if server.control_key or not ipaddress.ip_address(server.host).is_loopback:

@@ -1,14 +1,14 @@
-"""What serving raises. Each message is one line for a person: flag, file or address, and the next step."""
+"""The exceptions of `serving`. Each message is one line for the user: flag, file or address, and the next step."""
 
 from __future__ import annotations
 
 
 class ServingError(Exception):
-    """The root. A command-line entry point prints it as its only line and exits with status 2."""
+    """The base class. A command-line entry point prints it as its only line and exits with status 2."""
 
 
 class RepositoryError(ServingError):
-    """A model repository, a version or a candidate is not as it must be; it was left as it was."""
+    """A model repository, a version or a candidate is invalid; it was left unchanged."""
 
 
 class ServerError(ServingError):
@@ -16,7 +16,7 @@ class ServerError(ServingError):
 
 
 class PortTaken(ServerError):
-    """Something else listens on a port that a server was to open."""
+    """Something else already listens on a port that a server was meant to open."""
 
 
 class Unreachable(ServerError):
@@ -24,19 +24,20 @@ class Unreachable(ServerError):
 
 
 class Unlisted(Unreachable):
-    """Which replicas there are can't be looked up: DNS does not answer."""
+    """The replicas can't be looked up: DNS does not answer."""
 
 
 class Elsewhere(ServerError):
-    """A server has not got the version that it was told to load: it serves another folder, or sees this one late."""
+    """A server lacks the version that it was told to load: it serves another folder, or sees this one with a delay."""
 
 
 class Disagreement(ServingError):
-    """A live model does not answer as its golden batch says."""
+    """A live model's answers do not match its golden batch."""
 
 
 class Refused(ServingError):
-    """A replica that does well with the version before would not load this one, or disagrees with its golden batch."""
+    """A replica that works with the previous version can't load this one, or its answers don't match the golden
+    batch."""
 
 
 class Withdrawn(ServingError):
@@ -44,4 +45,4 @@ class Withdrawn(ServingError):
 
 
 class PlanError(ServingError):
-    """A TensorRT plan can't be built; a line for each reason."""
+    """A TensorRT plan can't be built; one line per reason."""

@@ -1,4 +1,6 @@
-"""Atomic and durable writes, whole or not at all and on disk when the call returns; and which folders are versions."""
+"""Atomic and durable writes (all or nothing, on disk when the call returns), which folders are versions, and the names
+of the files in them.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,13 @@ import re
 import uuid
 from pathlib import Path
 
+MODEL, CARD, GOLDEN = "model.onnx", "card.json", "golden.npz"
 VERSION = re.compile(r"[1-9][0-9]*")
-"""The name of a folder that tritonserver takes for a version, and for that one alone."""
+"""Folder names that tritonserver takes for versions, exactly one for each version."""
 
 
 def numbered(folder: Path) -> list[int]:
-    """The versions that lie in a model's folder, oldest first."""
+    """The versions in a model's folder, oldest first."""
     found = folder.iterdir() if folder.is_dir() else ()
     return sorted(int(path.name) for path in found if VERSION.fullmatch(path.name) and path.is_dir())
 
@@ -28,7 +31,7 @@ def write_atomically(path: Path, content: str | bytes, mode: int = 0o666) -> Non
             temporary.write_bytes(content)
         fsync(temporary)
         temporary.replace(path)
-        if os.name != "nt":  # Windows opens no folder
+        if os.name != "nt":  # Windows can't open folders
             fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,9 +1,9 @@
-"""Supervises one server: whichever of parent, keeper and server ends first, nothing of it stays behind.
+"""Supervises one server: whichever of parent, keeper and server ends first, nothing of it is left behind.
 
 Run by serving.local: python -I -S serving/keeper.py SHM_PREFIX FOLDER COMMAND...   (ends the server when
 standard input closes; then removes its process group, /dev/shm/SHM_PREFIX* and FOLDER)
 
-Where keeper and server are killed at once, as by the kernel when memory runs out, shared memory, folder and log stay.
+If keeper and server are killed together, for example by the kernel's OOM killer, shared memory, folder and log stay.
 The next keeper removes them: a pod's /dev/shm and /tmp outlive its containers, and would fill up.
 """
 
@@ -26,7 +26,7 @@ from typing import TextIO
 GRACE_S = 20
 SHM = Path("/dev/shm")
 LOCK = ".lock"
-"""Suffix of a file that a keeper has locked as long as it lives, with the name of the run's folder in it."""
+"""Suffix of a file that a keeper locks for as long as it lives; it contains the name of the run's folder."""
 PR_SET_PDEATHSIG = 1
 _told = threading.Lock()
 """Held once the server has been told to end."""
@@ -42,7 +42,7 @@ def main(prefix: str, folder: str, *command: str) -> int:
 
 
 def _locked(path: Path) -> TextIO:
-    """A new file by that name, ours alone. Another keeper that finds it unlocked yet takes it for an abandoned one."""
+    """Creates a file and locks it. Tries again if another keeper found it unlocked and removed it as abandoned."""
     while True:
         lock = path.open("w")
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -57,7 +57,7 @@ def _supervise(prefix: str, folder: str, command: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: _in_thread(_terminate, server.pid))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     _in_thread(_terminate_at_eof, server.pid)
-    os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)  # not reaped yet, so its number stays its own
+    os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)  # not reaped yet, so its PID is not reused
     with contextlib.suppress(ProcessLookupError):
         os.killpg(server.pid, signal.SIGKILL)
     _remove(prefix)
@@ -68,7 +68,7 @@ def _supervise(prefix: str, folder: str, command: Sequence[str]) -> int:
 
 def _remove_abandoned() -> None:
     for path in SHM.glob(f"atelier-*{LOCK}"):
-        with contextlib.suppress(OSError), path.open() as lock:  # its keeper lives, or it can't be read
+        with contextlib.suppress(OSError), path.open() as lock:  # its keeper is alive, or it can't be read
             if os.fstat(lock.fileno()).st_uid != os.getuid():
                 continue
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -84,10 +84,10 @@ def _remove(prefix: str) -> None:
 
 
 def _before_exec() -> None:
-    """In the server's process: should the keeper itself be killed, the kernel sends the server SIGTERM.
+    """Runs in the server's process: has the kernel send it SIGTERM if the keeper itself is killed.
 
-    By SCHED_BATCH a thread that is woken does not preempt the one that wakes it. Triton's batcher is woken just before
-    an instance is free: if it looked at once it would find none, and sleep until the next request, or for 500 ms.
+    Under SCHED_BATCH a woken thread does not preempt the one that woke it. Triton's batcher is woken just before an
+    instance is free: if it ran at once it would find none, and sleep until the next request, or for 500 ms.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     with contextlib.suppress(OSError):  # a sandbox may forbid it
@@ -102,7 +102,7 @@ def _terminate_at_eof(pid: int) -> None:
 
 
 def _terminate(pid: int) -> None:
-    if not _told.acquire(blocking=False):  # the end of the input and SIGTERM come together
+    if not _told.acquire(blocking=False):  # end of input and SIGTERM come together
         return
     os.kill(pid, signal.SIGTERM)
     time.sleep(GRACE_S)

@@ -1,4 +1,5 @@
-"""A server program on this machine, under a keeper: it starts ready or says why not, and leaves nothing behind."""
+"""Runs a server program on this machine under a keeper: it is ready once started or says why not, and leaves nothing
+behind."""
 
 from __future__ import annotations
 
@@ -39,9 +40,9 @@ POLL_S = 0.02
 POLL_TIMEOUT_S = 1.0
 WATCH_S = 0.5
 LOG_BYTES = 16 << 20
-"""Of a log that is shown, so many are on the disk, and what was before them no more."""
+"""About how much of a log that is shown stays on disk; older parts are discarded."""
 KEEP_SIZE, PUNCH_HOLE = 1, 2
-"""fallocate's, of linux/falloc.h"""
+"""Flags of fallocate, from linux/falloc.h."""
 EVERY_INTERFACE = "0.0.0.0"
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
@@ -64,8 +65,8 @@ class Ports:
             raise ServerError(f"ports {astuple(self)}: {', '.join(others)} and {last} must differ")
 
     def resolved(self, host: str) -> Self:
-        """These, with a free port in place of each 0. Raises PortTaken for one that something listens on."""
-        with contextlib.ExitStack() as held:  # all at once, so that they differ
+        """These ports, with a free one in place of each 0. Raises PortTaken if something listens on one of them."""
+        with contextlib.ExitStack() as held:  # all held open together, so that they differ
             return type(self)(*(_free_port(held, name, host, port) for name, port in vars(self).items()))
 
 
@@ -73,10 +74,10 @@ P = TypeVar("P", bound=Ports)
 
 
 class LocalServer(ABC, Generic[P]):
-    """A server that `with` starts and ends; derived classes say what it runs, and when that is ready."""
+    """A server that `with` starts and stops; subclasses define what it runs and when it is ready."""
 
     program: ClassVar[str]
-    """What messages call it."""
+    """Its name in messages."""
     writes_to_cwd: ClassVar[bool] = False
     """Whether it writes files into its working directory, which is then `Run.folder`."""
 
@@ -89,15 +90,15 @@ class LocalServer(ABC, Generic[P]):
 
     @abstractmethod
     def command(self, run: Run[P]) -> tuple[list[str], dict[str, str]]:
-        """The command line and the environment variables. What it writes into `run.folder` goes with the server."""
+        """The command line and the environment variables. `run.folder` takes files; it is removed with the server."""
 
     @abstractmethod
     def is_ready(self, run: Run[P]) -> bool:
-        """Whether the server on these ports is this one (a stranger may answer there), complete and ready."""
+        """Whether the server on these ports is this one (another program may answer there) and is fully ready."""
 
     @abstractmethod
     def failure(self, run: Run[P]) -> ServerError | None:
-        """Why it did not start, in its own words, from its log."""
+        """The server's own reason for not starting, from its log; None if the log has none."""
 
     def __enter__(self) -> Self:
         self.start()
@@ -134,7 +135,7 @@ class LocalServer(ABC, Generic[P]):
         for left in reversed(range(attempts)):
             run = None
             try:
-                # A signal that comes while the keeper starts is handled when there is a run to stop.
+                # A signal that arrives while the keeper starts is handled once there is a run to stop.
                 with _deferred_signals():
                     run = Run(self, self.ports.resolved(self.host))
                 run.wait_until_ready(time.monotonic() + self.timeout_s)
@@ -143,13 +144,13 @@ class LocalServer(ABC, Generic[P]):
                     run.stop(keep_log=isinstance(exc, ServerError))
                 if not (isinstance(exc, PortTaken) and left):
                     raise
-                # Another program was quicker to open what was a free port: choose again.
+                # Another program took a free port first: choose again.
             else:
                 self._run = run
                 return
 
     def stop(self) -> None:
-        """Lets the server finish what it has begun; returns when no process or shared memory is left."""
+        """Lets the server finish its requests in flight; returns when no process or shared memory is left."""
         if self._run is not None:
             self._run.stop()
             self._run = None
@@ -163,7 +164,7 @@ class LocalServer(ABC, Generic[P]):
 
 
 class Run(Generic[P]):
-    """One run of a server. Whatever it leaves on the machine has its `id` in the name; its `folder` goes with it."""
+    """One run of a server. Whatever it creates on the machine has `id` in its name; `folder` is removed at the end."""
 
     def __init__(self, server: LocalServer[P], ports: P) -> None:
         self._server = server
@@ -190,7 +191,7 @@ class Run(Generic[P]):
                 stderr=log,
                 env=environment,
                 cwd=self.folder if self._server.writes_to_cwd else None,
-                start_new_session=True,  # Ctrl-C reaches this process alone, which ends the server in order
+                start_new_session=True,  # Ctrl-C reaches only this process, which stops the server cleanly
             )
 
     def wait_until_ready(self, deadline: float) -> None:
@@ -210,10 +211,10 @@ class Run(Generic[P]):
         return ServerError(f"{self._server.program} ended by itself with status {status}; its log: {self.log}")
 
     def stop(self, *, keep_log: bool = False) -> None:
-        """Ends the server; its log stays if asked for, or if the server had ended by itself or does not end.
+        """Stops the server; its log is kept if `keep_log`, if the server had ended by itself or if it does not end.
 
-        Whatever else would end it waits until it has. A program that was forked meanwhile holds the keeper's standard
-        input as well, so that it is told by a signal, too. Raises ServerError.
+        Termination signals are deferred meanwhile. The keeper also gets SIGTERM, as a program forked in the meantime
+        may hold its standard input open. Raises ServerError if the server does not end in time.
         """
         assert self._keeper.stdin is not None
         by_itself = not self._keeper.stdin.closed and self._keeper.poll() is not None
@@ -224,7 +225,7 @@ class Run(Generic[P]):
                 self._keeper.terminate()
                 self._keeper.wait(STOP_TIMEOUT_S)
                 if self._tailing.is_alive():
-                    self._tailing.join(STOP_TIMEOUT_S)  # nobody may read what it writes
+                    self._tailing.join(STOP_TIMEOUT_S)  # with a timeout, as perhaps nobody reads its output
             except subprocess.TimeoutExpired as exc:
                 keep_log = True
                 raise ServerError(f"{self._server.program} does not end in time; its log: {self.log}") from exc
@@ -233,13 +234,13 @@ class Run(Generic[P]):
 
     def _remove(self, *, keep_log: bool = False) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
-        for shared in Path("/dev/shm").glob(f"{self.id}*"):  # a keeper that was killed has left it
+        for shared in Path("/dev/shm").glob(f"{self.id}*"):  # left by a keeper that was killed
             shared.unlink(missing_ok=True)
         if not keep_log:
             self.log.unlink(missing_ok=True)
 
     def get(self, port: int, path: str, headers: Mapping[str, str] = NO_HEADERS) -> bytes | None:
-        """What the server answers to a GET, None unless it is well."""
+        """The body of the server's response to a GET; None if there is none or its status is not 200."""
         connection = http.client.HTTPConnection(self._server.address(port), timeout=POLL_TIMEOUT_S)
         try:
             connection.request("GET", path, headers=headers)
@@ -253,7 +254,8 @@ class Run(Generic[P]):
 
 @contextlib.contextmanager
 def _deferred_signals() -> Iterator[None]:
-    """What ends a server is handled when the block has ended. Python runs handlers in the main thread alone."""
+    """Defers termination signals until the block has ended. Does nothing outside the main thread, as Python runs
+    handlers only there."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -270,7 +272,8 @@ def _deferred_signals() -> Iterator[None]:
 
 
 def servable(repository: Path, names: Sequence[str] = ()) -> list[str]:
-    """The named models, or else those that lack no version. Raises RepositoryError for a named one that does."""
+    """The named models, or by default those that lack no version. Raises RepositoryError if a named one lacks one, or
+    all do."""
     known = models(repository)
     for name in names:
         if name not in known:
@@ -287,12 +290,12 @@ def servable(repository: Path, names: Sequence[str] = ()) -> list[str]:
 
 
 def _tail(log: Path, keeper: subprocess.Popen[bytes]) -> None:
-    """Copies the log to stderr as it grows, until the server has ended, and gives back the disk that it takes: each
-    request that ONNX Runtime refuses leaves lines there, and a pod whose /tmp outgrows its limit is evicted."""
+    """Copies the log to stderr as it grows, until the server has ended, and frees the disk space of what it has copied:
+    each request that ONNX Runtime rejects adds lines, and a pod whose /tmp outgrows its limit is evicted."""
     with log.open("r+b") as text:
         given_back = 0
         while True:
-            ended = keeper.poll() is not None  # before reading, so that the last reading misses nothing
+            ended = keeper.poll() is not None  # checked before reading, so that the last read misses nothing
             shutil.copyfileobj(text, sys.stderr.buffer)
             sys.stderr.flush()
             if ended:
@@ -305,11 +308,11 @@ def _tail(log: Path, keeper: subprocess.Popen[bytes]) -> None:
 
 
 def _ipv4(host: str) -> str:
-    if not host:  # to the system that is every interface
+    if not host:  # which the system takes for every interface
         raise ServerError(f"--host: is empty; give an IPv4 address, 127.0.0.1 or {EVERY_INTERFACE}")
     try:
         return socket.gethostbyname(host)
-    except (OSError, UnicodeError) as exc:  # Python's of what can be no name, such as a..b
+    except (OSError, UnicodeError) as exc:  # UnicodeError: an impossible name, such as a..b
         raise _no_address(host, exc) from exc
 
 
@@ -352,7 +355,7 @@ def flag(name: str) -> str:
 
 
 def add_options(parser: cli.Parser, ports: Ports) -> None:
-    """What every server is asked for in the same words; `ports` are the default ones."""
+    """Adds the options that all servers have in common; `ports` are the defaults."""
     parser.add_argument("--repository", type=Path, default=REPOSITORY, help="model repository; default %(default)s")
     parser.add_argument("--model", action="append", default=[], help="load this one (again for more); default all")
     for name, port in vars(ports).items():
@@ -364,14 +367,14 @@ def add_options(parser: cli.Parser, ports: Ports) -> None:
 
 
 def requested_ports(options: argparse.Namespace, ports: P) -> P:
-    """The ports that the options give, of the type of `ports`."""
+    """The ports that the options ask for, as the type of `ports`."""
     return type(ports)(*(0 if options.free_ports else getattr(options, f"{name}_port") for name in vars(ports)))
 
 
 def run(serve: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
-    """Serves until Ctrl-C, SIGTERM or the end of the terminal; returns the exit status."""
+    """Serves until Ctrl-C, SIGTERM or the terminal closes; returns the exit status."""
     for each in TERMINATION_SIGNALS:
-        if signal.getsignal(each) is not signal.SIG_IGN:  # as nohup has it
+        if signal.getsignal(each) is not signal.SIG_IGN:  # as under nohup
             signal.signal(each, signal.default_int_handler)
     try:
         serve(options)
@@ -383,7 +386,7 @@ def run(serve: Callable[[argparse.Namespace], None], options: argparse.Namespace
 
 
 def wait(server: LocalServer[P], with_parent: bool) -> None:
-    """Returns when the parent has gone; what ends a server comes as KeyboardInterrupt."""
+    """Returns when the parent has gone, if `with_parent`; termination signals raise KeyboardInterrupt."""
     parent, watched = os.getppid(), [0] if with_parent else []
     while True:
         server.check()

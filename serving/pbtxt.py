@@ -1,6 +1,6 @@
-"""ModelSpec or Ensemble -> config.pbtxt, through Triton's own protobuf schema, and what stands beside it.
+"""Generates config.pbtxt, with Triton's own protobuf schema, and the files beside it from a ModelSpec or Ensemble.
 
-`python -m training.generate` writes both into the committed repository; publishing writes them into any other.
+`python -m training.generate` writes them into the committed repository; publishing writes them into any other.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ LABELS = "labels.txt"
 MAX_PIXELS, MAX_STREAMS, GPU_ATOL = plans.MAX_PIXELS, "max_streams", "gpu_atol"
 NEWEST = -1
 GITKEEP = "1/.gitkeep"
-"""Triton loads an ensemble only if it has a version folder, though that is empty; and Git keeps no empty folder."""
+"""Triton loads an ensemble only if it has a version folder, even an empty one, and Git doesn't track empty folders."""
 WARMUP_SIDE = 64
-"""Pixels that stand for a free dimension while warming up."""
+"""Size of variable dimensions in warm-up requests, in pixels."""
 HEADER = "# Generated from the model's spec.py by `python -m training.generate`; edit that instead.\n"
 
 
 def files(spec: Served) -> dict[str, str]:
-    """What stands beside a model's versions, by file name; a file comes before the one that names it."""
+    """The files beside a model's versions: name -> text. A file comes before the one that refers to it."""
     if isinstance(spec, Ensemble):
         return {GITKEEP: "", CONFIG: render(spec)}
     labels = {LABELS: "".join(f"{label}\n" for label in spec.labels)} if spec.labels else {}
@@ -31,7 +31,8 @@ def files(spec: Served) -> dict[str, str]:
 
 
 def plan_files(spec: Served) -> dict[str, str]:
-    """What a model that takes TensorRT plans has besides, once every version in service has one: see serving.plans."""
+    """The further file of a model that can have TensorRT plans, for once every version in service has one: see
+    serving.plans."""
     return {plans.CONFIG: plans.render(config(spec))} if plans.takes_plans(config(spec)) else {}
 
 
@@ -41,7 +42,7 @@ def render(spec: Served) -> str:
 
 
 def config(spec: Served) -> pb.ModelConfig:
-    """Triton's configuration of one model, complete, as the server does not auto-complete any."""
+    """Triton's configuration of one model, complete because the server runs without auto-completion."""
     made = pb.ModelConfig(
         name=spec.name,
         max_batch_size=spec.max_batch,
@@ -68,7 +69,7 @@ def _model_fields(spec: ModelSpec) -> pb.ModelConfig:
     return pb.ModelConfig(
         backend=spec.backend,
         version_policy=pb.ModelVersionPolicy(latest=pb.ModelVersionPolicy.Latest(num_versions=configs.VERSIONS_SERVED)),
-        # KIND_AUTO: on GPUs where there are some, on the CPU elsewhere. One folder serves both places.
+        # KIND_AUTO: on GPUs if there are any, otherwise on the CPU, so that one folder serves both.
         instance_group=[pb.ModelInstanceGroup(kind=pb.ModelInstanceGroup.KIND_AUTO, count=spec.instances)],
         dynamic_batching=_batching(spec.batching) if spec.batching else None,
         model_transaction_policy=pb.ModelTransactionPolicy(decoupled=True) if spec.decoupled else None,
@@ -78,7 +79,7 @@ def _model_fields(spec: ModelSpec) -> pb.ModelConfig:
 
 
 def _parameters(spec: ModelSpec) -> dict[str, str]:
-    """What Triton's own ONNX Runtime backend, our backends and the clients read there."""
+    """The `parameters`, which Triton's own ONNX Runtime backend, our backends and the clients read."""
     members = {tensor.name: ",".join(tensor.members) for tensor in spec.inputs if tensor.members}
     limit = {MAX_PIXELS: str(spec.max_pixels)} if spec.max_pixels else {}
     streams = {MAX_STREAMS: str(spec.streams)} if spec.decoupled else {}

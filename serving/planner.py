@@ -1,7 +1,7 @@
-"""An ONNX graph -> a TensorRT plan, through TensorRT's own API. Run: python -m serving.planner ORDER.json
+"""Builds a TensorRT plan from an ONNX graph with TensorRT's own API. Run: python -m serving.planner ORDER.json
 
-A process of its own, which serving.tensorrt starts: a builder that crashes, or takes all memory, takes nothing else
-along. Exit status 1: no plan, and a line for each reason on standard error.
+serving.tensorrt runs it as a separate process, so that a builder that crashes or takes all memory takes down nothing
+else. Exit status 1 means no plan, with one line per reason on standard error.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ ShapeRange = tuple[Shape, Shape, Shape]
 
 
 class BuildError(Exception):
-    """No plan was built: TensorRT's reasons, a line each."""
+    """No plan was built: TensorRT's reasons, one per line."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What to build, and where to put it. `timing_cache` is a file of how long kernels took, read and written back."""
+    """What to build, and where to put it. `timing_cache` is a file of kernel timings, read and written back."""
 
     graph: str
     plan: str
@@ -41,10 +41,10 @@ class Order:
 
 
 def build(order: Order) -> None:
-    """Writes the plan. Raises BuildError."""
+    """Builds and writes the plan. Raises BuildError if it can't be built."""
     logger = trt.Logger(trt.Logger.ERROR)  # its errors go to standard error
     builder = _builder(logger)
-    # TensorRT 10 has to be told that the graph's types are meant; TensorRT 11 knows nothing else.
+    # TensorRT 10 has to be told to keep to the graph's types; TensorRT 11 always does.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     _parse(trt.OnnxParser(network, logger), order.graph)
     config = builder.create_builder_config()
@@ -60,7 +60,7 @@ def build(order: Order) -> None:
 def _builder(logger: trt.Logger) -> trt.Builder:
     try:
         return trt.Builder(logger)
-    except TypeError as exc:  # what the bindings make of no builder
+    except TypeError as exc:  # raised by the bindings when they get no builder
         raise BuildError("TensorRT does not start; is there a GPU, and a driver that is new enough?") from exc
 
 
@@ -78,7 +78,7 @@ def _profile(builder: trt.Builder, shapes: Mapping[str, ShapeRange]) -> trt.IOpt
 
 
 def _use_timing_cache(config: trt.IBuilderConfig, path: Path) -> None:
-    """TensorRT refuses the cache of another GPU or version; it measures anew then."""
+    """Loads the timing cache; if TensorRT rejects it, as from another GPU or version, it starts with an empty one."""
     known = path.read_bytes() if path.is_file() else b""
     if not config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False):
         config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)

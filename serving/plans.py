@@ -18,7 +18,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from serving import configs
-from serving.files import numbered, write_atomically
+from serving.files import CARD, numbered, write_atomically
 
 NAME = "tensorrt"
 """For --model-config-name."""
@@ -88,7 +88,7 @@ def files(version: Path) -> list[str]:
 
 def _record(version: Path, wanted: Target, config: pb.ModelConfig) -> dict[str, Any]:
     limits = {"max_batch": config.max_batch_size, "max_pixels": max_pixels(config)}
-    graph = _read(version / "card.json")["sha256"]
+    graph = _read(version / CARD)["sha256"]
     return {**asdict(wanted), "graph_sha256": graph, **limits, "plan_bytes": (version / PLAN).stat().st_size}
 
 

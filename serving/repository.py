@@ -31,7 +31,7 @@ from serving import cli, configs, files, plans
 from serving.errors import RepositoryError
 
 REPOSITORY = Path(__file__).parent / "model_repository"
-MODEL, CARD, GOLDEN, CONFIG = "model.onnx", "card.json", "golden.npz", configs.NAME
+MODEL, CARD, GOLDEN, CONFIG = files.MODEL, files.CARD, files.GOLDEN, configs.NAME
 FILES = (MODEL, CARD, GOLDEN)
 IN_FLOATS = ".floats"
 """Ends the name of what golden.npz has twice: an output of a quantized model as it is without its rounding."""
@@ -163,21 +163,24 @@ def publish(
     """
     check(candidate, model)
     folder = repository / model
-    with _translating_os_errors(f"publishing {model} in {repository}"):
-        folder.mkdir(parents=True, exist_ok=True)
-        with _staged(candidate, folder, [*FILES, *plans.files(candidate)]) as staged, _flocked(folder):
-            check_last()
-            number = max(_numbers_used(folder), default=0) + 1
-            _assign_version(staged, number)
-            files.fsync(staged)
-            for name, text in beside.items():
-                if name != CONFIG:
-                    files.write_atomically(folder / name, text)
-            present = [folder / str(each) for each in versions(repository, model)]
-            with _configured(folder, staged, [*present, staged], beside.get(CONFIG)):
-                plans.reconcile(folder, incoming=[staged])
-                staged.rename(folder / str(number))
-                files.fsync(folder)
+    with (
+        _translating_os_errors(f"publishing {model} in {repository}"),
+        _made(folder),
+        _staged(candidate, folder, [*FILES, *plans.files(candidate)]) as staged,
+        _flocked(folder),
+    ):
+        check_last()
+        number = max(_numbers_used(folder), default=0) + 1
+        _assign_version(staged, number)
+        files.fsync(staged)
+        for name, text in beside.items():
+            if name != CONFIG:
+                files.write_atomically(folder / name, text)
+        present = [folder / str(each) for each in versions(repository, model)]
+        with _configured(folder, staged, [*present, staged], beside.get(CONFIG)):
+            plans.reconcile(folder, incoming=[staged])
+            staged.rename(folder / str(number))
+            files.fsync(folder)
     return number
 
 
@@ -311,9 +314,9 @@ def _seed(source: Path, repository: Path, model: str) -> int | None:
     version, folder = _newest_complete(source, model), repository / model
     if version is None or _numbers_used(folder):
         return None
-    folder.mkdir(exist_ok=True)
     given = source / model / str(version)
-    with _staged(given, folder, [path.name for path in given.iterdir() if path.is_file()]) as staged, _flocked(folder):
+    names = [path.name for path in given.iterdir() if path.is_file()]
+    with _made(folder), _staged(given, folder, names) as staged, _flocked(folder):
         if _numbers_used(folder):  # another replica was first
             return None
         for path in _beside(source / model):
@@ -402,6 +405,20 @@ def sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Makes the folder if need be. After an error one that was made here is removed, unless something is in it."""
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+@contextlib.contextmanager
 def _staged(candidate: Path, folder: Path, names: Iterable[str]) -> Iterator[Path]:
     """A copy on the repository's own filesystem, for one atomic rename, and flushed to disk; gone unless renamed."""
     _remove_abandoned(folder)
@@ -447,7 +464,8 @@ def _translating_os_errors(doing: str, state: str = "nothing has changed there")
     try:
         yield
     except OSError as exc:
-        where = f" ({exc.filename})" if exc.filename else ""
+        name = exc.filename2 or exc.filename  # of a copy or a renaming, what was to be written
+        where = f" ({name})" if name else ""
         raise RepositoryError(f"{doing}: {exc.strerror}{where}; {state}, so put that right and run it again") from exc
 
 

@@ -1,4 +1,4 @@
-"""What a served model is: its tensors, how it batches, what a new version must reach before it is published.
+"""Describes a served model: its tensors, its batching, and the thresholds that a new version must meet to be published.
 
 A spec is the single source of config.pbtxt, the training Job and the SDK's tensor table.
 """
@@ -12,14 +12,14 @@ from typing import Literal
 
 Dtype = Literal["FP32", "INT32", "UINT8"]
 ANY = -1
-"""A dimension that each request chooses."""
+"""A dimension whose size each request chooses."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tensor:
-    """One input or output. `shape` leaves out the batch dimension; `ANY` marks a free one.
+    """One input or output. `shape` omits the batch dimension; `ANY` marks a variable one.
 
-    `members` names the elements of a vector, where these have names; a request may leave out what is `optional`.
+    `members` names the elements of a vector, if they have names; a request may omit an `optional` tensor.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Tensor:
         _require(plain, f"tensor {self.name}: members {self.members}: lower-case letters, digits and -")
 
     def feeds(self, other: Tensor) -> bool:
-        """Whether the value of this tensor can be that of `other`: the same type and rank, and sizes that agree."""
+        """Whether the value of this tensor can be used as `other`: the same type and rank, and compatible sizes."""
         if self.dtype != other.dtype or len(self.shape) != len(other.shape):
             return False
         return all(ANY in pair or pair[0] == pair[1] for pair in zip(self.shape, other.shape, strict=True))
@@ -48,8 +48,8 @@ class Tensor:
 class Batching:
     """Triton's dynamic batcher for one model. Times are microseconds, as in config.pbtxt.
 
-    What finds queue_size requests waiting is refused at once, and what has waited for queue_timeout_us then. What comes
-    of that at twice what a model can is in tests/load/evidence/<model>-overload.md.
+    A request that finds queue_size requests waiting is rejected at once, one that has waited for queue_timeout_us is
+    rejected then. How a model does with this at twice its capacity is in tests/load/evidence/<model>-overload.md.
     """
 
     max_batch: int
@@ -84,7 +84,7 @@ class Threshold:
         _require(self.may_worsen_by >= 0, f"threshold {self.metric}: may_worsen_by must not be negative")
 
     def refusal(self, value: float, live: float | None) -> str | None:
-        """The reason to refuse `value` beside the live version's, or None if it passes."""
+        """The reason to reject `value`, given the live version's, or None if it passes."""
         if self.at_least is not None:
             if not value >= self.at_least:
                 return f"{self.metric} {value:.4g} is below {self.at_least:.4g}"
@@ -101,7 +101,7 @@ class Threshold:
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """The inputs and outputs of model.onnx itself, where a backend of ours puts more around it."""
+    """The inputs and outputs of model.onnx itself, where a backend of ours adds to what the graph does."""
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
@@ -109,16 +109,16 @@ class Graph:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """One served model, from the wire to its gate.
+    """One served model, from its tensors to the thresholds for publication.
 
     `batching` is None for a model that takes one request at a time, in tensors without a batch dimension. A `decoupled`
-    one answers each request with a stream; `streams` are under way at once, and one more is refused. `max_pixels` is
-    the most that a picture of free size may have, 0 for any. `threads` are the intra-op threads of each of `instances`.
-    `golden_atol` is the largest difference allowed between an answer and the golden batch, in the output's own unit,
-    and `gpu_atol` the one where a GPU answers, in half precision or TF32; 0 is no other than on a CPU. On a CPU a
-    `quantized` model's convolutions run in 8-bit integers: its golden batch has their rounding, and beside it what
-    floats answer, which `gpu_atol` is for. A version that misses a threshold is not published; one that misses an aim
-    says so in its card.
+    model answers each request with a stream; at most `streams` run at once, and one more is rejected. `max_pixels`
+    limits pictures of variable size, 0 means no limit. `threads` is the number of intra-op threads of each of
+    `instances`. `golden_atol` is the largest difference allowed between an answer and the golden batch, in the output's
+    own unit, and `gpu_atol` the largest on a GPU, in half precision or TF32; 0 means the same as on a CPU. On a CPU a
+    `quantized` model's convolutions run in 8-bit integers: its golden batch includes their rounding, and beside that
+    the float answers, which `gpu_atol` is for. A version that misses a threshold is not published; one that misses an
+    aim says so in its card.
     """
 
     name: str
@@ -162,7 +162,7 @@ class ModelSpec:
 
     @property
     def max_batch(self) -> int:
-        """As Triton counts: 0 takes single requests, whose tensors have no batch dimension."""
+        """As Triton defines it: 0 means single requests, whose tensors have no batch dimension."""
         return self.batching.max_batch if self.batching else 0
 
 
@@ -183,21 +183,21 @@ class Step:
 
     @property
     def consumed(self) -> list[tuple[str, Tensor]]:
-        """What it consumes, each with its name in the ensemble."""
+        """The tensors it consumes, each with its name in the ensemble."""
         return [(self.inputs[t.name], t) for t in self.model.inputs if t.name in self.inputs]
 
     @property
     def produced(self) -> list[tuple[str, Tensor]]:
-        """What it produces, each with its name in the ensemble."""
+        """The tensors it produces, each with its name in the ensemble."""
         return [(self.outputs[t.name], t) for t in self.model.outputs if t.name in self.outputs]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ensemble:
-    """Models that answer a request one after the other, inside the server.
+    """Models that process a request one after the other, inside the server.
 
-    It has no weights, no versions and no batcher of its own: each step runs the newest version of its model, and
-    batches as that does. Its inputs have fixed sizes, as it has no max_pixels to bound others.
+    It has no weights, no versions and no batcher of its own: each step runs the newest version of its model, batched as
+    that model is. Its inputs have fixed sizes, as it has no max_pixels to limit variable ones.
     """
 
     name: str
@@ -231,7 +231,7 @@ class Ensemble:
 
     @property
     def max_batch(self) -> int:
-        """The least of its steps': Triton 2.51 loads no ensemble that allows more."""
+        """The smallest of its steps': Triton 2.51 does not load an ensemble that allows more."""
         return min(step.model.max_batch for step in self.steps)
 
 

@@ -1,15 +1,15 @@
 """TensorRT plans for a model repository, built on the GPU that will serve them.
 
-Run: python -m serving.tensorrt --repository /models     (an init container of Triton, which runs on that GPU)
+Run: python -m serving.tensorrt --repository /models     (an init container of Triton's pod, on that GPU)
 
-It builds what is missing among the versions in service, and what was built for another GPU, TensorRT or graph; then
-Triton, with --model-config-name=tensorrt, serves the model's plans. A model of which a plan can't be built is served by
-its ONNX graph: the log says why, and the exit status is 0, as there is something to serve. Replicas that run already
-serve meanwhile what they have loaded. Without a GPU or TensorRT nothing changes, and the exit status is 2.
+For the versions in service, it builds each plan that is missing or was built for another GPU, TensorRT or graph; then
+Triton, with --model-config-name=tensorrt, serves the plans. If one of a model's plans can't be built, its ONNX graphs
+are served: the log says why, and the exit status is 0, as there is something to serve. Replicas already running keep
+serving what they have loaded. Without a GPU or TensorRT nothing changes, and the exit status is 2.
 
-A plan computes in half precision, in which the pictures differ from the graph's by a few levels: `gpu_atol` in
-config.pbtxt is what serving.verify allows. It takes pictures whose sides are up to 1.4 times the root of max_pixels;
-Triton refuses longer ones, which the graph takes.
+A plan computes in half precision, so its pictures differ from the graph's by a few levels; `gpu_atol` in config.pbtxt
+is the difference that serving.verify allows. A plan accepts pictures whose sides are at most 1.4 times the square root
+of max_pixels; Triton rejects longer ones, which the graph accepts.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ if TYPE_CHECKING:
     import onnx
 
 TIMING_CACHE = ".tensorrt-timings"
-"""At the repository's root: TensorRT's timing cache, how long kernels took, which spares the next build measuring."""
+"""At the repository's root: TensorRT's timing cache, with which the next build need not time the same kernels again."""
 LIMIT_S = 900.0
 TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
-"""Where NVIDIA's images have it, beside the PATH."""
+"""Its path in NVIDIA's images, tried after the PATH."""
 MIN_SIDE, OPT_SIDE, MAX_SIDE = 16, 512, 2048
-"""Sides of a picture of free size, in pixels. MAX_SIDE is for a model without max_pixels, else it follows from that."""
+"""Sides of a picture of variable size, in pixels. MAX_SIDE is for models without max_pixels, else derived from that."""
 MAX_ASPECT_RATIO = 2
-"""Of a picture of max_pixels."""
+"""Largest aspect ratio of a picture of max_pixels pixels."""
 ERRORS_SHOWN = 5
 
 ShapeRange = tuple[list[int], list[int], list[int]]
@@ -62,22 +62,22 @@ ShapeRange = tuple[list[int], list[int], list[int]]
 log = logging.getLogger("atelier.tensorrt")
 
 
-# --- what builds, and for which GPU
+# --- the builder and its GPU
 
 BuildCommand = Callable[[Path, Path, Path, dict[str, ShapeRange]], list[str]]
-"""The command line of a build: from the paths of graph, plan and timing cache, and the optimization profile."""
+"""Makes a build's command line from the paths of graph, plan and timing cache, and the optimization profile."""
 
 
 @dataclass(frozen=True)
 class Builder:
-    """TensorRT as it is here, and the GPU it builds for."""
+    """The TensorRT installed here, and the GPU it builds for."""
 
     target: Target
     command: BuildCommand
 
 
 def builder() -> Builder:
-    """TensorRT's API, or else trtexec. Raises PlanError where there is neither, no GPU, or nothing to read graphs."""
+    """TensorRT's API, or else trtexec. Raises PlanError if there is neither, no GPU, or no onnx or onnxruntime."""
     try:
         import tensorrt_bindings
     except ImportError:  # not installed, or without TensorRT's libraries
@@ -85,7 +85,7 @@ def builder() -> Builder:
     else:
         command, version = _api_command, str(tensorrt_bindings.__version__)
     target = Target(gpu(), version)
-    for package in ("onnx", "onnxruntime"):  # which half() imports
+    for package in ("onnx", "onnxruntime"):  # imported by half()
         if importlib.util.find_spec(package) is None:
             raise PlanError(f"{package} is not installed: pip install '.[gpu]'")
     return Builder(target, command)
@@ -93,7 +93,7 @@ def builder() -> Builder:
 
 def _trtexec() -> tuple[BuildCommand, str]:
     found = shutil.which("trtexec") or shutil.which(TRTEXEC)
-    version = os.environ.get("TRT_VERSION", "").partition("+")[0]  # which NVIDIA's images set
+    version = os.environ.get("TRT_VERSION", "").partition("+")[0]  # set in NVIDIA's images
     if not found or not version:
         lacking = "$TRT_VERSION" if found else "tensorrt_bindings or trtexec"
         raise PlanError(f"no TensorRT here (no {lacking}); the image serving-gpu of deploy/images has it")
@@ -120,7 +120,8 @@ def _trtexec_command(
 
 
 def gpu() -> str:
-    """The GPU of this machine; several must be of one kind. Raises PlanError."""
+    """Name and compute capability of this machine's GPU. Raises PlanError if there is none, or if they are of several
+    kinds."""
     command = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
     try:
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -138,7 +139,8 @@ def gpu() -> str:
 
 
 def build(version: Path, config: pb.ModelConfig, by: Builder, timing_cache: Path, limit_s: float = LIMIT_S) -> None:
-    """Puts a plan, and a record of what it is for, beside the graph. Raises PlanError; then there is neither."""
+    """Writes a plan, and a record of what it was built for, beside the graph. If it can't, raises PlanError and leaves
+    neither."""
     built = version / f".{plans.PLAN}-{uuid.uuid4().hex}"
     try:
         _clear(version)
@@ -150,7 +152,7 @@ def build(version: Path, config: pb.ModelConfig, by: Builder, timing_cache: Path
             with contextlib.suppress(FileNotFoundError):
                 shutil.copyfile(timing_cache, copy)
             _run(by.command(graph, built, copy, shapes), built, limit_s)
-            if copy.is_file():  # without it the next plan only takes longer
+            if copy.is_file():  # without it the next build only takes longer
                 files.write_atomically(timing_cache, copy.read_bytes())
         with built.open("rb") as file:
             os.fsync(file.fileno())
@@ -165,7 +167,7 @@ def build(version: Path, config: pb.ModelConfig, by: Builder, timing_cache: Path
 
 
 def _clear(version: Path) -> None:
-    """Removes a plan that is no good any more, and what a builder that was killed has left."""
+    """Removes a plan that is no longer valid, and what a killed builder left behind."""
     plans.remove(version)
     for path in version.glob(f".{plans.PLAN}-*"):
         path.unlink(missing_ok=True)
@@ -181,7 +183,7 @@ def _run(command: list[str], plan: Path, limit_s: float) -> None:
 
 
 def _reasons(done: subprocess.CompletedProcess[str]) -> str:
-    """TensorRT's errors, a line each; if it names none, the last thing it said."""
+    """TensorRT's errors, one per line; if it reports none, the last lines of its output."""
     lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     errors = [line.partition("[E]")[2].strip().removeprefix("[TRT] ") for line in lines if "[E]" in line]
     ended = f"it ended with status {done.returncode}"
@@ -189,9 +191,9 @@ def _reasons(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def half(graph: Path) -> bytes:
-    """The graph in half precision, with no 8-bit integers left either; its inputs and outputs keep their types.
+    """Converts the graph to half precision and removes 8-bit quantization; its inputs and outputs keep their types.
 
-    TensorRT computes in a graph's own types: since 11 there is no switch that lets it choose.
+    TensorRT computes in a graph's own types: since version 11 no option lets it choose others.
     """
     import onnx
 
@@ -200,8 +202,8 @@ def half(graph: Path) -> bytes:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of weights too small for 16 bits
-            # No operator is left out: TensorRT computes all in halves, unlike ONNX Runtime on a CPU.
+            warnings.simplefilter("ignore")  # about weights too small for 16 bits
+            # No operator is excluded: TensorRT computes all in half precision, unlike ONNX Runtime on a CPU.
             model = for_gpus(onnx.load(graph))
             made = OnnxModel(convert_float_to_float16(model, keep_io_types=True, op_block_list=[]))
         made.topological_sort()
@@ -211,28 +213,28 @@ def half(graph: Path) -> bytes:
 
 
 def for_gpus(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph without what is there for CPUs: the QuantizeLinear and DequantizeLinear nodes of training.quantize, and
-    the choice of pictures for which a cascade asks its other nets, which here are asked of all.
+    """Removes what the graph has for CPUs only: the QuantizeLinear and DequantizeLinear nodes of training.quantize, and
+    the selection of the pictures for which a cascade runs its other nets, which here run for all.
 
-    It is `model` itself, changed. TensorRT would take such nodes only with signed integers and a zero point of 0, in
-    which ONNX Runtime is slow, and sizes that the data decide only where it knows how large they may become.
+    Changes `model` in place and returns it. TensorRT accepts such nodes only with signed integers and a zero point of
+    0, with which ONNX Runtime is slow, and data-dependent sizes only if it knows an upper bound.
     """
     from onnx.numpy_helper import from_array, to_array
 
     graph, kept = model.graph, []
     stored = {weights.name: to_array(weights) for weights in graph.initializer}
-    same: dict[str, str] = {}  # what a tensor becomes: the one that was rounded, or of which pictures were chosen
-    chosen: set[str] = set()  # which pictures those are, and what is computed from that
+    same: dict[str, str] = {}  # a removed node's output -> what replaces it: what was quantized or selected from
+    chosen: set[str] = set()  # the selected pictures' indices, and what is computed from them
     for node in graph.node:
         node.input[:] = [same.get(name, name) for name in node.input]
         source = node.input[0] if node.input else ""
         if node.op_type == "NonZero" or source in chosen:
             chosen.update(node.output)
-        elif chosen.intersection(node.input):  # Gather and Reshape, and ScatterND, which puts results in their places
+        elif chosen.intersection(node.input):  # Gather and Reshape, and ScatterND, which puts results back in place
             same[node.output[0]] = node.input[2] if node.op_type == "ScatterND" else source
         elif node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             kept.append(node)
-        elif source in stored and stored[source].dtype == np.int32:  # biases, which are kept rounded
+        elif source in stored and stored[source].dtype == np.int32:  # biases, which are stored quantized
             floats = stored[source].astype(np.float32) * stored[node.input[1]]
             graph.initializer.append(from_array(floats, node.output[0]))
         else:
@@ -251,7 +253,7 @@ def for_gpus(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def profile(config: pb.ModelConfig, golden: Path) -> dict[str, ShapeRange]:
-    """The optimization profile: each input's shapes, from config.pbtxt; a vector of free length has `golden`'s."""
+    """The optimization profile: each input's shapes, from config.pbtxt; vectors of variable length have `golden`'s."""
     most = config.max_batch_size
     batch = ([1], [most], [most]) if most else ([], [], [])
     shapes: dict[str, ShapeRange] = {}
@@ -283,10 +285,10 @@ def _length(name: str, golden: Path) -> int:
 
 
 def build_missing(repository: Path, models: Sequence[str], limit_s: float = LIMIT_S) -> dict[str, bool]:
-    """Builds the plans that `models` lack, and has Triton serve those of each model that has all of them.
+    """Builds the plans that `models` lack, and has Triton serve the plans of each model that has all of them.
 
-    Returns for each whether it does; the log says why one does not. What was built for another GPU is not served any
-    more, whichever model it is of. Raises PlanError where no plan can be built at all, and RepositoryError.
+    Returns, for each model, whether it does; the log says why not. Plans built for another GPU are no longer served,
+    whichever model they belong to. Raises PlanError if no plan can be built at all, and RepositoryError.
     """
     by = builder()
     with _writing(repository):
@@ -311,7 +313,7 @@ def _build_missing(repository: Path, model: str, by: Builder, limit_s: float) ->
 
 
 def _ensure(version: Path, config: pb.ModelConfig, by: Builder, timing_cache: Path, limit_s: float) -> None:
-    """Builds the version's plan unless it has a good one. Another replica that starts meanwhile waits here for it."""
+    """Builds the version's plan unless it has a valid one. Other replicas starting meanwhile wait here for it."""
     model = version.parent.name
     try:
         with repo.locked(version.parent, version.name):
@@ -328,7 +330,7 @@ def _ensure(version: Path, config: pb.ModelConfig, by: Builder, timing_cache: Pa
 
 
 def plannable(repository: Path, names: Sequence[str] = ()) -> list[str]:
-    """The named models, or all that take plans. Raises RepositoryError for one that is not there, or takes none."""
+    """The named models, or all that can have plans. Raises RepositoryError if one does not exist, or can't have any."""
     known = repo.models(repository)
     for name in names:
         if name not in known:

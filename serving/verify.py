@@ -143,7 +143,7 @@ def _connected(url: str, about: str) -> Iterator[triton.InferenceServerClient]:
             hint = next((hint for words, hint in HINTS.items() if words in exc.message().lower()), "")
             # An error of a stream has words, and no status.
             kind = Unreachable if exc.status() in UNREACHABLE_CODES or hint == BUSY else ServerError
-            raise kind(f"--url {url}: {about}: {exc.message()}{hint}") from exc
+            raise kind(f"{url}: {about}: {exc.message()}{hint}") from exc
 
 
 def read(golden: Path) -> Arrays:
@@ -274,20 +274,30 @@ def _verify(options: argparse.Namespace) -> str:
         return _verify_one(options, options.model, _version(options))
     if options.version is not None:
         raise ServerError(f"--version {options.version}: of which model? name it with --model")
-    with _connected(options.url, "what it serves") as client:
-        found = loaded(client, options.repository)
-    if not found:
-        raise ServerError(f"--url {options.url}: it serves no model")
+    with _naming_url(), _connected(options.url, "what it serves") as client:
+        if not (found := loaded(client, options.repository)):
+            raise ServerError(f"{options.url}: it serves no model")
     return "\n".join(_verify_one(options, *each) for each in sorted(found.items()))
+
+
+@contextlib.contextmanager
+def _naming_url() -> Iterator[None]:
+    """Puts the flag before an error of the server, which begins with its address."""
+    try:
+        yield
+    except ServerError as exc:
+        raise type(exc)(f"--url {exc}") from exc
 
 
 def _verify_one(options: argparse.Namespace, model: str, version: int) -> str:
     if made_of := steps(options.repository, model):
-        largest = verify_ensemble(options.url, model, version, options.repository, options.atol)
+        with _naming_url():
+            largest = verify_ensemble(options.url, model, version, options.repository, options.atol)
         what = f"agrees with {', then '.join(made_of)}"
         return f"{model} {version} at {options.url}: {what}, largest difference {largest:g}"
     golden = options.repository / model / str(version) / GOLDEN
-    largest = verify(options.url, model, version, golden, options.atol)
+    with _naming_url():
+        largest = verify(options.url, model, version, golden, options.atol)
     return f"{model} {version} at {options.url}: agrees, largest difference {largest:g}"
 
 

@@ -1,4 +1,4 @@
-"""The tritonserver inside the nvidia-pytriton wheel: where its parts are, and what they need around them."""
+"""The tritonserver inside the nvidia-pytriton wheel: where its files are, and the environment they need."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from serving.errors import ServerError
 
 BACKENDS = Path(__file__).parent / "backends"
 LIBRARY_MISSING = 127
-"""The dynamic loader's exit status."""
+"""The dynamic loader's exit status if a shared library is missing."""
 NEXT_STEP = "run `make setup`, or `pip install '.[serving]'`"
-# glibc then keeps freed memory, instead of returning it to the kernel and faulting it in for each batch.
+# With these, glibc keeps freed memory instead of returning it to the kernel and faulting it in again for each batch.
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_MMAP_THRESHOLD_": str(1 << 30)}
 
 
@@ -35,12 +35,13 @@ class Wheel:
 
     @property
     def stub(self) -> Path:
-        """The program that runs a model in a process of its own; it embeds the version of Python that runs here."""
+        """The program that runs a model in its own process; it embeds the version of Python that is running here."""
         version = sysconfig.get_python_version()
         return self.root / "python_backend_stubs" / version / "triton_python_backend_stub"
 
     def assemble(self, folder: Path) -> Path:
-        """The folder for --backend-directory. Copies (3 MB): tritonserver refuses links out of a backend."""
+        """Fills and returns the folder for --backend-directory. Triton's Python backend is copied (3 MB), as
+        tritonserver rejects links that lead out of a backend."""
         python = folder / "python"
         python.mkdir(parents=True)
         shutil.copy(self.stub, python)
@@ -70,7 +71,7 @@ class Wheel:
 
 
 def find() -> Wheel:
-    """The installed wheel. Raises ServerError where there is none, or none for this machine or Python."""
+    """The installed wheel. Raises ServerError if there is none, or none for this machine or Python."""
     machine = f"{platform.system()} {platform.machine()}"
     if machine != "Linux x86_64":
         raise ServerError(f"tritonserver runs on Linux x86_64, and this is {machine}: use a server elsewhere (--url)")
@@ -87,7 +88,8 @@ def find() -> Wheel:
 
 
 def _check_libraries(wheel: Wheel) -> None:
-    """Runs the stub without arguments, which ends it at once (5 ms): without its libraries a model would never load."""
+    """Raises ServerError if a library of the stub is missing, as no model would ever load then. Runs the stub without
+    arguments, with which it exits at once (5 ms)."""
     done = subprocess.run([wheel.stub], env=wheel.environment(), capture_output=True, text=True, check=False)
     if done.returncode == LIBRARY_MISSING:
         reason = done.stderr.strip().rpartition("libraries: ")[2]

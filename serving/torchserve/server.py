@@ -78,12 +78,11 @@ class TorchServe(LocalServer[Ports]):
         *,
         models: Sequence[str] = (),
         ports: Ports = FREE,
-        timeout_s: float = START_TIMEOUT_S,
         show_log: bool = False,
     ) -> None:
         self.repository = Path(repository)
         self.models, self.left_out = _fit(self.repository, models)
-        super().__init__(host=LOOPBACK, ports=ports, timeout_s=timeout_s, show_log=show_log)
+        super().__init__(host=LOOPBACK, ports=ports, timeout_s=START_TIMEOUT_S, show_log=show_log)
 
     @property
     def management(self) -> str:

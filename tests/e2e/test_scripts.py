@@ -67,6 +67,16 @@ def test_another_package_of_that_name_is_one_line(script, lacking, tmp_path):
 
 
 @EACH
+def test_ctrl_c_while_it_is_being_loaded(script, tmp_path):
+    """No traceback."""
+    package = tmp_path / "site" / "atelier"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise KeyboardInterrupt")
+    done = run(CLIENTS / script, *ARGUMENTS[script], cwd=tmp_path, PYTHONPATH=str(package.parent))
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@EACH
 def test_without_the_sdk_it_says_how_to_install_it(script, tmp_path):
     """A Python that has no packages at all: one line, no traceback."""
     command = [sys.executable, "-I", "-S", CLIENTS / script, *ARGUMENTS[script]]

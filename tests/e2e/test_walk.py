@@ -307,8 +307,9 @@ def test_ctrl_c_leaves_nothing_behind(repository, tmp_path):
         pytest.param(["--no-upscale", "--model", "wgan_x4"], ["--no-upscale", "--model wgan_x4"], id="upscaled-model"),
         pytest.param(["--fps", 0], ["--fps", "above 0"], id="fps-0"),
         pytest.param(["--fps", "nan"], ["--fps", "above 0"], id="fps-nan"),
-        pytest.param(["--fps", 60], ["at most 50", ".mp4"], id="gif-too-fast"),
-        pytest.param(["--fps", 0.001], ["--out", "at least 1 a minute"], id="too-slow"),
+        pytest.param(["--fps", 60], ["--fps: out/walk.gif", "at most 50", ".mp4"], id="gif-too-fast"),
+        pytest.param(["--fps", 0.001], ["--fps: out/walk.gif", "at least 1 a minute"], id="too-slow"),
+        pytest.param(["--version", 2**63], ["--version", f"{2**63 - 1} or less"], id="version-of-65-bits"),
         pytest.param(
             ["--strip", "--steps", 125, "--out", "w.webp"],
             ["--out: w.webp: 16504 x 532 is more pixels than .webp", ".png"],
@@ -324,7 +325,9 @@ def test_ctrl_c_leaves_nothing_behind(repository, tmp_path):
         pytest.param(["--again", "nope.png"], ["--again: nope.png: no model 'nope'", "wgan"], id="again-no-model"),
         pytest.param(["--pairs", 2, "--keyframes", 4], ["--keyframes", "--pairs"], id="pairs-and-keyframes"),
         pytest.param(["--again", "a.gif", "--vectors", "b"], ["--vectors", "--again"], id="again-and-vectors"),
-        pytest.param(["--vectors", "one.txt", "--seed", 3], ["--vectors", "leave out"], id="vectors-with-seed"),
+        pytest.param(
+            ["--vectors", "one.txt", "--seed", 3], ["--vectors", "out --keyframes and --seed\n"], id="vectors-with-seed"
+        ),
         pytest.param(["--again", "photo.gif", "--seed", 3], ["--again", "leave out"], id="again-with-seed"),
         pytest.param(["--vectors", "words.txt"], ["--vectors", "words.txt, line 1: 'hello'"], id="vectors-words"),
         pytest.param(["--vectors", "empty.txt"], ["--vectors", "empty.txt: empty"], id="vectors-empty"),

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 import traces
 from conftest import need
+from waiting import until
 
 from serving.local import KEEPER
 
@@ -60,10 +60,8 @@ def folder(tmp_path: Path, name: str) -> Path:
 
 
 def gone(name: str, folder: Path) -> None:
-    end = time.monotonic() + traces.PATIENCE_S
-    while traces.processes(name) or traces.files(name) or folder.exists():
-        assert time.monotonic() < end, (traces.processes(name), traces.files(name), folder)
-        time.sleep(0.02)
+    traces.wait_until_gone(name)
+    until(lambda: not folder.exists(), lambda: f"left behind: {folder}")
 
 
 # A server with a child of its own, as tritonserver has one for each model; `wait` lets traps run at once.
@@ -113,10 +111,11 @@ def test_no_thread_preempts_the_one_that_wakes_it(keeper: Keeper, name: str) -> 
     """The server and its children are scheduled as a batch; the keeper and what started it as before."""
     before = os.sched_getscheduler(0)
     process = keeper(FAMILY.format(name=name, trap=""))
-    end = time.monotonic() + traces.PATIENCE_S
-    while len(pids := traces.processes(name)) != 3:  # the server's child may still be on its way to its own program
-        assert time.monotonic() < end, pids
-        time.sleep(0.02)
+    # The server's child may still be on its way to its own program.
+    pids = until(
+        lambda: found if len(found := traces.processes(name)) == 3 else [],
+        lambda: f"not three: {traces.processes(name)}",
+    )
     policies = {pid: os.sched_getscheduler(pid) for pid in pids}
     assert policies.pop(process.pid) == before == os.sched_getscheduler(0)
     assert list(policies.values()) == [os.SCHED_BATCH] * 2
@@ -127,10 +126,7 @@ def test_keeper_killed(keeper: Keeper, name: str, tmp_path: Path) -> None:
     process = keeper(FAMILY.format(name=name, trap="trap 'kill 0' TERM;"))
     assert traces.files(name)  # from now on any keeper that starts on this machine may remove them
     process.kill()
-    end = time.monotonic() + traces.PATIENCE_S
-    while traces.processes(name):
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    until(lambda: not traces.processes(name), lambda: f"the server did not end: {traces.processes(name)}")
     _keep_another(tmp_path)
     assert not traces.files(name)
     assert not list(tmp_path.iterdir())

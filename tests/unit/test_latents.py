@@ -136,8 +136,14 @@ def test_a_seed_means_the_same_vectors_for_ever():
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [({"count": 0, "seed": 1}, "count 0"), ({"count": 2, "seed": -1}, "seed -1")],
-    ids=["none", "negative-seed"],
+    [
+        pytest.param({"count": 0, "seed": 1}, "count 0: must be a whole number, 1 or more", id="none"),
+        pytest.param({"count": 2.5, "seed": 1}, r"count 2\.5: must be a whole number", id="between"),
+        pytest.param({"count": "2", "seed": 1}, "count '2': must be a whole number", id="text"),
+        pytest.param({"count": 2, "seed": -1}, "seed -1: must be a whole number, 0 or more", id="negative-seed"),
+        pytest.param({"count": 2, "seed": None}, "seed None: must be a whole number", id="no-seed"),
+        pytest.param({"count": 2, "seed": 0.5}, r"seed 0\.5: must be a whole number", id="seed-between"),
+    ],
 )
 def test_bad_draws_are_refused(options, says):
     """InvalidInput names the argument."""
@@ -167,6 +173,11 @@ def test_check_makes_float32_rows(vectors, shape):
         pytest.param(np.zeros((2, 99)), id="width"),
         pytest.param(np.zeros((2, 2, 100)), id="dimensions"),
         pytest.param("abc", id="text"),
+        pytest.param([["1"] * 100], id="texts"),
+        pytest.param(np.ones((1, 100), np.complex64), id="complex"),
+        pytest.param([[1j] * 100], id="complex-lists"),
+        pytest.param(np.zeros((1, 100), "M8[s]"), id="dates"),
+        pytest.param(np.zeros((1, 100), "m8[s]"), id="durations"),
         pytest.param([[1.0], [1.0, 2.0]], id="ragged"),
         pytest.param(np.full((1, 100), np.inf), id="infinite"),
         pytest.param(np.full((1, 100), 1e300), id="beyond-float32"),

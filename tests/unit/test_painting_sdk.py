@@ -270,7 +270,7 @@ class Stream:
 
 def test_a_painting_can_be_cancelled_while_its_first_stroke_is_waited_for():
     """Its stream is known before anything is read from it."""
-    handle, stream = CancelHandle(), Stream()
+    handle, stream = CancelHandle("box:8001"), Stream()
     opening = core().open_stream(PAINT, commission(photo(), photo()).tensors(), "painter", 1, NOT_GIVEN, handle.attach)
     next(opening)
     assert isinstance(opening.send(THERE), Open)
@@ -281,7 +281,7 @@ def test_a_painting_can_be_cancelled_while_its_first_stroke_is_waited_for():
 
 def test_a_painting_that_is_cancelled_before_it_has_a_stream_ends_with_it():
     """Nothing is read from the stream, and none is tried after it, however patient the client."""
-    handle, stream = CancelHandle(), Stream()
+    handle, stream = CancelHandle("box:8001"), Stream()
     tensors = commission(photo(), photo()).tensors()
     opening = core(patient=True).open_stream(PAINT, tensors, "painter", 1, NOT_GIVEN, handle.attach)
     next(opening)
@@ -310,7 +310,7 @@ def test_no_thread_is_to_wait_for_longer_than_it_can(monkeypatch):
 
     monkeypatch.setattr(threading, "TIMEOUT_MAX", 4_294_967.0)
     monkeypatch.setattr(threading, "Timer", Timer)
-    stream = _Stream(lambda requests: Ended(), pb.ModelInferRequest())
+    stream = _Stream(lambda requests: Ended(), pb.ModelInferRequest(), "box:8001")
     for timeout_s in (3.0, MAX_TIMEOUT_S):
         assert stream.read(timeout_s) is None
     assert waits == [3.0, 4_294_967.0]

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 import stand_in
-import traces
 from conftest import mounted
+from waiting import until
 
 from atelier import _repository
 from serving import configs, files, pbtxt, plans, reload
@@ -120,10 +120,11 @@ def wait_at(gate: str) -> None:
 
 def open_for(count: int, gate: Path) -> None:
     """Makes the gate once so many wait at it: to start Python takes longer than what they do after it."""
-    end = time.monotonic() + traces.PATIENCE_S
-    while len(come := list(gate.parent.glob(f"{gate.name}-*"))) < count:
-        assert time.monotonic() < end, come
-        time.sleep(0.01)
+
+    def come() -> list[Path]:
+        return list(gate.parent.glob(f"{gate.name}-*"))
+
+    until(lambda: len(come()) >= count, lambda: f"{come()}, and never {count}")
     gate.touch()
 
 
@@ -163,6 +164,17 @@ def test_disk_fills_up(candidate: Path, small_disk: Path) -> None:
     assert content(models) == before
 
 
+@pytest.mark.parametrize("way", ["publish", "seed"])
+def test_a_disk_that_was_full_from_the_beginning(way: str, candidate: Path, small_disk: Path, tmp_path: Path) -> None:
+    """It names what could not be written, not what was to be copied; and no empty folder of a model stays."""
+    stand_in.repository(tmp_path / "shipped")
+    (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free - 100_000))
+    models = small_disk / "models"
+    with pytest.raises(RepositoryError, match=rf"No space left on device \({models}/wgan/\S+\)"):
+        repo.publish(candidate, models, "wgan") if way == "publish" else repo.seed(tmp_path / "shipped", models)
+    assert list(models.iterdir()) == []
+
+
 def test_read_only_volume(candidate: Path, small_disk: Path) -> None:
     """Nothing can be published or rolled back there, and the message says why; root is refused as anybody is."""
     models = small_disk / "models"
@@ -180,8 +192,7 @@ def test_publisher_waits_for_a_hand_over(candidate: Path, repository: Path) -> N
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         with repo.locked(repository, "wgan"):
             number = pool.apply_async(repo.publish, (candidate, repository, "wgan"))
-            while not list((repository / "wgan").glob(f"{repo.STAGING}*")):
-                time.sleep(0.01)
+            until(lambda: list((repository / "wgan").glob(f"{repo.STAGING}*")), lambda: "no publisher came")
             with pytest.raises(multiprocessing.TimeoutError):
                 number.get(0.5)
             assert repo.versions(repository, "wgan") == [1, 2]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,28 +47,31 @@ def test_what_is_no_address_is_refused(url):
 
 
 @pytest.mark.parametrize("client", [Client, AsyncClient])
-@pytest.mark.parametrize("url", [None, 8001, b"localhost:8001"], ids=["none", "number", "bytes"])
+@pytest.mark.parametrize("url", [8001, b"localhost:8001"], ids=["number", "bytes"])
 def test_what_is_no_text_is_no_address(client, url):
-    """As of a setting that is not there."""
+    """As of a port alone."""
     with pytest.raises(errors.InvalidInput, match=r"^url .*: must be text, such as localhost:8001$"):
         client(url)
 
 
-def test_the_default_address_is_triton_s_own_port_here():
-    """Unless the environment says otherwise."""
-    for environment, expected in (({}, "localhost:8001"), ({"ATELIER_URL": "box:9"}, "box:9")):
-        program = "from atelier import _address; print(_address.parse(_address.DEFAULT_URL))"
-        there = {name: value for name, value in os.environ.items() if name != "ATELIER_URL"} | environment
-        done = subprocess.run([sys.executable, "-c", program], env=there, capture_output=True, text=True, check=True)
-        assert done.stdout.strip() == expected
+@pytest.mark.parametrize("client", [Client, AsyncClient])
+def test_the_default_address_is_what_the_environment_says_now(client, monkeypatch):
+    """Asked when a client is made, not when the SDK is imported; without the variable Triton's own port here."""
+    monkeypatch.delenv("ATELIER_URL", raising=False)
+    assert repr(client()) == f"{client.__name__}('localhost:8001')"
+    monkeypatch.setenv("ATELIER_URL", "box:9")
+    assert repr(client()) == f"{client.__name__}('box:9')"
+    assert repr(client("other")) == f"{client.__name__}('other:8001')"
 
 
-def test_an_address_of_the_environment_that_is_none_is_named_with_its_variable():
-    """Whoever has given no address would look for it."""
-    program = "import atelier; atelier.Client()"
-    there = {**os.environ, "ATELIER_URL": "http://localhost:8001"}
-    done = subprocess.run([sys.executable, "-c", program], env=there, capture_output=True, text=True, check=False)
-    assert "InvalidInput: ATELIER_URL: 'http://localhost:8001' is an HTTP address" in done.stderr
+@pytest.mark.parametrize("client", [Client, AsyncClient])
+def test_an_address_of_the_environment_that_is_none_is_named_with_its_variable(client, monkeypatch):
+    """Whoever has given no address would look for it; one that was given is not the variable's, even if it is alike."""
+    monkeypatch.setenv("ATELIER_URL", "http://localhost:8001")
+    with pytest.raises(errors.InvalidInput, match=r"^ATELIER_URL: 'http://localhost:8001' is an HTTP address"):
+        client()
+    with pytest.raises(errors.InvalidInput, match=r"^'http://localhost:8001' is an HTTP address"):
+        client("http://localhost:8001")
 
 
 def test_no_proxy_stands_between_a_client_and_its_own_machine():

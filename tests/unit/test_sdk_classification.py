@@ -68,8 +68,12 @@ def test_every_language_names_every_label():
 
 @pytest.mark.parametrize(
     ("ask", "says"),
-    [(lambda: ANSWER.top(0), "top 0"), (lambda: ANSWER.translated("de"), "language 'de': must be one of en, fr")],
-    ids=["top", "language"],
+    [
+        pytest.param(lambda: ANSWER.top(0), "top 0: must be a whole number, 1 or more", id="top"),
+        pytest.param(lambda: ANSWER.top("3"), "top '3': must be a whole number", id="top-as-text"),
+        pytest.param(lambda: ANSWER.top(2.5), r"top 2\.5: must be a whole number", id="top-between"),
+        pytest.param(lambda: ANSWER.translated("de"), "language 'de': must be one of en, fr", id="language"),
+    ],
 )
 def test_what_an_answer_cannot_say_is_refused(ask, says):
     """InvalidInput names the argument."""

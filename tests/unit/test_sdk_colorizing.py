@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from noise import picture as photo
 from PIL import Image
 from skimage.color import rgb2lab
 
@@ -24,11 +25,6 @@ CONTRACT = Contract(
     max_pixels=10_000,
 )
 LEVELS = np.arange(256, dtype=np.uint8)
-
-
-def photo(width: int = 40, height: int = 30, mode: str = "RGB", seed: int = 0) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 4), np.uint8)
-    return Image.fromarray(pixels if mode == "RGBA" else pixels[..., :3]).convert(mode)
 
 
 def work(given: object = None, **options: object) -> Work:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from noise import picture
 from PIL import Image, PngImagePlugin
 
 from atelier import folders
@@ -17,7 +20,7 @@ from atelier.files import check_apart
 from atelier.pictures import open_picture
 
 LONG = "x" * 300
-PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
+PHOTO = picture(30, 20)
 
 
 @pytest.fixture(autouse=True)
@@ -177,8 +180,9 @@ def test_a_file_that_is_named_is_replaced():
         pytest.param([LONG], None, f"{LONG}: cannot be reached: File name too long", id="long-picture"),
         pytest.param([LONG], "x.png", f"{LONG}: cannot be reached: File name too long", id="long-picture-into-one"),
         pytest.param(
-            ["a.jpg", f"{LONG[:250]}.jpg"], None, "-scream.png: cannot be reached: File name too long", id="long-result"
+            [f"{LONG[:250]}.jpg"], None, f"File name too long; rename {LONG[:250]}.jpg, or do it by", id="long-result"
         ),
+        pytest.param([LONG, "a.jpg"], "link", "link is a link to what is not there", id="the-out-of-several"),
         pytest.param(
             ["a.jpg"], "link", "link/a-scream.png: cannot be written: link is a link to what", id="link-as-folder"
         ),
@@ -197,19 +201,63 @@ def test_results_that_can_go_nowhere_are_refused(given, out, says, here):
     assert sorted(here.rglob("*")) == before
 
 
-@pytest.mark.parametrize("closed", ["in", "in/sub"])
-def test_a_folder_that_may_not_be_read_is_named(closed, monkeypatch):
-    """What is in it is not left out in silence; into one that is hidden nobody looks."""
-    scandir = os.scandir
+@pytest.fixture
+def closed(monkeypatch) -> list[str]:
+    """The folders that may not be read."""
+    scandir, those = os.scandir, ["in/.cache"]
 
     def refusing(path: str | Path) -> object:
-        if str(path) in (closed, "in/.cache"):
+        if str(path) in those:
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refusing)
-    with pytest.raises(InvalidInput, match=f"^{closed}: cannot be searched: Permission denied$"):
+    return those
+
+
+def refused(*given: str, out: str | None = None) -> dict[str, str]:
+    return {str(job.source): job.refused for job in folders.plan(given, out=out, tag="scream") if job.refused}
+
+
+def test_a_folder_that_may_not_be_read_is_named(closed):
+    """Nothing is done if no other was given; into one that is hidden nobody looks."""
+    closed.append("in")
+    with pytest.raises(InvalidInput, match=r"^in: cannot be searched: Permission denied$"):
         plan("in", out="x")
+
+
+def test_a_folder_below_that_may_not_be_read_is_left_out(closed):
+    """Not in silence, and the others' pictures are done."""
+    closed.append("in/sub")
+    assert refused("in", out="x") == {"in/sub": "in/sub: cannot be searched: Permission denied"}
+    assert plan("in", out="x").keys() == {"in/10.jpg", "in/2.jpg", "in/sub"}
+
+
+def test_a_folder_that_may_not_be_entered_has_pictures_that_cannot_be_opened(monkeypatch):
+    """Its names can be read: what opens each says why it cannot."""
+
+    def refusing(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refusing)
+    assert plan("in/sub", out="x").keys() == {"in/sub/x.gif", "in/sub/y.webp"}
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        pytest.param("dull", "dull: holds no pictures (looked for .png", id="an-empty-folder"),
+        pytest.param(LONG, f"{LONG}: cannot be reached: File name too long", id="a-long-name"),
+        pytest.param(f"{LONG[:250]}.jpg", "File name too long; rename xxx", id="a-long-result"),
+    ],
+)
+def test_one_of_several_that_gives_nothing_is_left_out(given, says):
+    """As a file that is not there is: the others are done, and the call goes on where there are no others."""
+    found = refused("a.jpg", given, "in/sub")
+    assert found.keys() == {given}
+    assert says in found[given]
+    assert [target for source, target in plan(given, "a.jpg").items() if source != given] == ["out/a-scream.png"]
+    assert refused("dull", given, LONG[:299]).keys() == {"dull", given, LONG[:299]}
 
 
 @pytest.mark.parametrize("ending", [".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"])
@@ -227,6 +275,20 @@ def test_every_format_holds_the_picture_and_what_made_it(ending, mode):
         if mode == "RGB":
             np.testing.assert_allclose(np.asarray(found, int), np.asarray(given, int), atol=8)
     assert [path.name for path in target.parent.iterdir()] == [target.name]
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".webp", ".tif"])
+def test_a_full_disk_is_named_whatever_the_format(ending):
+    """By the system's words; nothing half-written is left."""
+    program = (
+        "import resource, sys; from pathlib import Path; from PIL import Image; from atelier import errors, folders\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "try: folders.write(Path(sys.argv[1]), Image.effect_noise((300, 300), 99).convert('RGB'), about='scream')\n"
+        "except errors.InvalidInput as exc: print(exc)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, f"x/made{ending}"], capture_output=True, text=True)
+    assert done.stdout == f"x/made{ending}: cannot be written: File too large\n"
+    assert not list(Path("x").iterdir())
 
 
 @pytest.mark.parametrize(("ending", "most"), [(".jpg", 65500), (".JPEG", 65500), (".webp", 16383)])
@@ -252,9 +314,11 @@ def test_other_formats_hold_what_they_are_given():
 
 def test_the_pictures_in_a_folder(here):
     """By name, with those of folders below, whatever else is there; of what was made here before one may be named."""
-    found = [str(each) for each in folders.pictures_in(Path("in"))]
-    assert found == ["in/10.jpg", "in/2.jpg", "in/sub/x.gif", "in/sub/y.webp"]
-    assert [str(each) for each in folders.pictures_in(Path("in"), but=Path("in/10.jpg"))] == found[1:]
-    assert [str(each) for each in folders.pictures_in(Path("in"), but=Path("in/sub"))] == found[:2]
-    with pytest.raises(InvalidInput, match="dull: holds no pictures"):
-        folders.pictures_in(Path("dull"))
+    found, refused = folders.pictures_in(Path("in"))
+    assert list(map(str, found)) == ["in/10.jpg", "in/2.jpg", "in/sub/x.gif", "in/sub/y.webp"]
+    assert not refused
+    assert folders.pictures_in(Path("in"), but=Path("in/10.jpg"))[0] == found[1:]
+    assert folders.pictures_in(Path("in"), but=Path("in/sub"))[0] == found[:2]
+    found, refused = folders.pictures_in(Path("dull"))
+    assert not found
+    assert refused[Path("dull")].startswith("dull: holds no pictures")

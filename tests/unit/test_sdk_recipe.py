@@ -107,13 +107,15 @@ def test_the_json_tells_people_what_they_see():
         pytest.param({"vectors_float32_base64": "!!!"}, id="vectors-not-base64"),
         pytest.param({"vectors_float32_base64": None}, id="vectors-none"),
         pytest.param({"model": 3}, id="model-not-a-name"),
+        pytest.param({"atelier": 2}, id="of-another-version"),
     ],
 )
 def test_a_damaged_recipe_is_refused_by_the_name_of_its_file(change):
-    """InvalidInput begins with the file, and is one line."""
+    """InvalidInput begins with the file, which it names once, and is one line."""
     text = json.dumps(json.loads(Recipe(keyframes=KEYFRAMES).to_json()) | change)
     with pytest.raises(InvalidInput, match=r"^walk\.gif: ") as caught:
         Recipe.from_json(text, where="walk.gif")
+    assert str(caught.value).count("walk.gif") == 1
     assert "\n" not in str(caught.value)
 
 
@@ -158,6 +160,21 @@ def test_pairs_are_walks_of_their_own():
     recipe = Recipe(keyframes=KEYFRAMES, pairs=True, loop=False, steps=7)
     walks = [paths.walk(KEYFRAMES[i : i + 2], steps=7, path="spline") for i in (0, 2)]
     np.testing.assert_array_equal(recipe.latents(), np.concatenate(walks))
+
+
+@pytest.mark.parametrize(("latent", "walks"), [(False, 0), (True, 1)], ids=["plain", "latent"])
+@pytest.mark.parametrize("pairs", [False, True], ids=["one-walk", "pairs"])
+def test_a_walk_is_computed_only_where_its_vectors_are_shown(pairs, latent, walks, monkeypatch):
+    """All frames of a long one take a second; how many there are, nothing."""
+    walked: list[int] = []
+    walk = paths.walk
+    frames = len(Recipe(keyframes=KEYFRAMES, steps=5, pairs=pairs).latents())
+    monkeypatch.setattr(paths, "walk", lambda keyframes, **how: walked.append(1) or walk(keyframes, **how))
+    recipe = Recipe(keyframes=KEYFRAMES, steps=5, pairs=pairs, latent=latent, strip=True)
+    recipe.sides((32, 32))
+    recipe.arranged([Image.new("RGB", (32, 32))] * frames)
+    assert json.loads(recipe.to_json())["frames"] == frames
+    assert len(walked) == walks * (2 if pairs else 1)
 
 
 def test_an_odd_vector_out_is_refused():

@@ -194,6 +194,17 @@ def test_every_format_shows_a_frame_for_a_minute(name, tmp_path):
     assert len(opened(tmp_path / name)) == 3
 
 
+@pytest.mark.parametrize("after", [[], ["blue"]], ids=["alone", "before-another"])
+def test_a_gif_that_shows_one_picture_for_too_long_is_refused(after, tmp_path):
+    """Pillow makes one of equal frames; 655 s can be shown, and of other formats more."""
+    shown, after = [Image.new("RGB", (8, 8), "red")], [Image.new("RGB", (8, 8), each) for each in after]
+    saving.save(tmp_path / "walk.gif", shown * 655 + after, fps=1)
+    assert durations_ms(tmp_path / "walk.gif")[0] == 655_000
+    with pytest.raises(InvalidInput, match=r"walk\.gif: shows one picture for 656 s or more; use \.webp"):
+        saving.save(tmp_path / "walk.gif", shown * 656 + after, fps=1)
+    saving.save(tmp_path / "walk.webp", shown * 656 + after, fps=1)
+
+
 # --- metadata
 
 
@@ -311,8 +322,11 @@ def test_what_is_no_walk_is_refused(name, content, says, tmp_path):
 def test_a_picture_of_another_program_holds_no_walk(tmp_path):
     """Its own comment is not taken for a recipe."""
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.gif", comment=b"made by hand")
-    with pytest.raises(InvalidInput, match=r"photo\.gif: holds no walk"):
-        saving.read(tmp_path / "photo.gif")
+    number = b"Exif\0\0II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x10E, 3, 1, 7, 0, 0)
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.jpg", exif=number)
+    for name in ("photo.gif", "photo.jpg"):
+        with pytest.raises(InvalidInput, match=rf"{name}: holds no walk"):
+            saving.read(tmp_path / name)
 
 
 # --- files
@@ -452,10 +466,11 @@ def test_a_walk_json_of_another_program_has_nothing_removed(listed, tmp_path):
         pytest.param("file", {}, "is a file; name a folder", id="folder-is-a-file"),
         pytest.param("/", {}, "is the root", id="root"),
         pytest.param("folder.gif", {}, "is a folder; name a file", id="file-is-a-folder"),
-        pytest.param("walk.gif", {"fps": 51}, "at most 50", id="gif-too-fast"),
+        pytest.param("walk.gif", {"fps": 51}, "at most 50; .webp", id="gif-too-fast"),
+        pytest.param("walk.gif", {"fps": 241}, "at most 50$", id="too-fast-for-any"),
         pytest.param("walk.png", {"fps": 241}, "at most 240", id="too-fast"),
         pytest.param("walk.png", {"fps": 0}, "at least 1 a minute", id="no-fps"),
-        pytest.param("walk.gif", {"fps": 0.01}, "at least 1 a minute", id="too-slow"),
+        pytest.param("walk.gif", {"fps": 0.01}, "at least 1 a minute, and at most 50$", id="too-slow"),
         pytest.param("walk.webp", {"sides": (8, 16384)}, "8 x 16384 is more pixels than .webp", id="webp-too-large"),
         pytest.param("walk.mp4", {"sides": (8193, 8)}, "8193 x 8 is more pixels than .mp4", id="mp4-too-large"),
         pytest.param(f"{LONG}.gif", {}, "cannot be reached: File name too long", id="long-file"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ class Model:
             jobs,
             self.server(),
             title="test",
-            fitted=sizing.sized,
+            fitted=partial(sizing.sized, done="made negative"),
             made=self.made,
             about=about,
             scale=scale,

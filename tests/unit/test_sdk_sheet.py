@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -131,11 +134,33 @@ def test_small_pictures_leave_room_for_a_sentence():
 def test_the_letters_of_large_pictures_can_be_read():
     """They grow with the pictures, as far as these are too large to be looked at one to one."""
     heights = []
-    for width in (300, 1024, 2048, 4096):
-        drawn = sheet.contact([("H", Image.new("RGB", (width, 90), RED))], title="")
+    for sides in ((300, 90), (1024, 683), (2048, 1365), (4096, 2304), (4096, 90), (90, 4096)):
+        drawn = sheet.contact([("H", Image.new("RGB", sides, RED))], title="")
         heights.append(np.ptp(places(drawn, INK)[:, 0]) + 1)
-    assert heights[0] == heights[1]
-    np.testing.assert_allclose(heights[2:], [2 * heights[0], 4 * heights[0]], atol=2)
+    np.testing.assert_allclose(heights, [heights[0] * times for times in (1, 1, 2, 4, 1, 1)], atol=2)
+
+
+@pytest.mark.parametrize("sides", [(32_000, 2000), (80_000, 400), (240_000, 64)], ids=str)
+def test_a_sheet_of_panoramas_is_mostly_panoramas(sides):
+    """Letters and gaps are in proportion to the shorter side; without them it would be little smaller."""
+    least = 2 * sides[0] * sides[1]
+    assert least < math.prod(sheet._grid(sides, 2, 2, caption=240).sides) < least + 2 * sides[0] * max(81, sides[1] / 2)
+
+
+def test_a_sheet_that_pillow_would_not_open_is_refused(monkeypatch):
+    """Before it is made, by its pixels; the largest that it opens is made."""
+    drawn = sheet.contact([("", Image.new("RGB", (300, 200)))] * 2, title="", columns=2)
+    for most in (drawn.width * drawn.height, drawn.width * drawn.height - 1):
+        monkeypatch.setattr(sheet, "MOST_PIXELS", most)
+        refused = pytest.raises(InvalidInput, match=f"would have {drawn.width} x {drawn.height}, more than")
+        with nullcontext() if most == drawn.width * drawn.height else refused:
+            sheet.check_contact((300, 200), 2, columns=2)
+            sheet.contact([("", Image.new("RGB", (300, 200)))] * 2, title="", columns=2)
+
+
+def test_the_most_pixels_of_a_sheet_are_pillow_s():
+    """Twice what it warns of."""
+    assert sheet.MOST_PIXELS == 2 * Image.MAX_IMAGE_PIXELS
 
 
 def count_all(drawn: Image.Image, picture: Image.Image) -> int:

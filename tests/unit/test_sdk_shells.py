@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import os
 import pickle
@@ -133,11 +134,17 @@ class Useless(service_pb2_grpc.GRPCInferenceServiceServicer):
 @pytest.fixture
 def useless() -> Iterator[tuple[Useless, str]]:
     """That server, and its address."""
-    servicer, server = Useless(), grpc.server(ThreadPoolExecutor(2))
+    with serving(servicer := Useless()) as address:
+        yield servicer, address
+
+
+@contextlib.contextmanager
+def serving(servicer: service_pb2_grpc.GRPCInferenceServiceServicer) -> Iterator[str]:
+    server = grpc.server(ThreadPoolExecutor(2))
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    yield servicer, f"127.0.0.1:{port}"
+    yield f"127.0.0.1:{port}"
     server.stop(None).wait()
 
 
@@ -159,6 +166,61 @@ async def test_an_async_painting_whose_first_answer_is_of_no_use_is_cancelled(us
         with pytest.raises(errors.ServerError, match="its answer has no output"):
             await anext(painting)
         assert await asyncio.to_thread(servicer.ended.wait, 30)
+
+
+class Waiting(Useless):
+    """A server that answers nothing, once it has been asked for a painting or a picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = threading.Event()
+
+    def ModelInfer(self, request: pb.ModelInferRequest, context: grpc.ServicerContext) -> None:
+        context.add_callback(self.ended.set)
+        self.asked.set()
+        self.ended.wait()
+
+    def ModelStreamInfer(
+        self, requests: Iterator[pb.ModelInferRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.ModelStreamInferResponse]:
+        context.add_callback(self.ended.set)
+        self.asked.set()
+        self.ended.wait()
+        yield from ()
+
+
+@pytest.fixture
+def waiting() -> Iterator[tuple[Waiting, str]]:
+    """That server, and its address."""
+    with serving(servicer := Waiting()) as address:
+        yield servicer, address
+
+
+GRAY = Image.new("RGB", (16, 16))
+
+
+@pytest.mark.parametrize(
+    ("asked", "closed", "says"),
+    [
+        pytest.param("stream", "client", "this client is closed; make another one", id="a-call"),
+        pytest.param("paint", "client", "this client is closed; make another one", id="the-client-of-a-painting"),
+        pytest.param("paint", "asked", "the painting was closed", id="a-painting"),
+    ],
+)
+def test_what_is_closed_during_a_call_says_so(asked, closed, says, waiting):
+    """To the thread that waits, in the SDK's words; meanwhile no other may wait for the next of the same."""
+    servicer, address = waiting
+    client = atelier.Client(address)
+    made = client.stream(atelier.latents.draw(1, seed=1)) if asked == "stream" else client.paint(GRAY, GRAY)
+    with ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(next, made)
+        assert servicer.asked.wait(30)
+        with pytest.raises(errors.InvalidInput, match=r"^another thread or task is already waiting"):
+            next(made)
+        {"client": client, "asked": made}[closed].close()
+        with pytest.raises(errors.Cancelled, match=f"^{address}: {says}$"):
+            waits.result(30)
+    client.close()
 
 
 def test_every_error_is_in_the_one_tree():

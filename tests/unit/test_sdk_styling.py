@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from noise import picture as photo
 from PIL import Image
 
-from atelier import pictures, styling
+from atelier import pictures, sizing, styling
 from atelier._contract import Contract, Tensor
 from atelier.errors import InvalidInput, ServerError
 from atelier.styling import Work
@@ -23,11 +25,6 @@ CONTRACT = Contract(
     max_batch=4,
     max_pixels=10_000,
 )
-
-
-def photo(width: int = 40, height: int = 30, mode: str = "RGB", seed: int = 0) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 4), np.uint8)
-    return Image.fromarray(pixels if mode == "RGBA" else pixels[..., :3]).convert(mode)
 
 
 def work(given: object = None, style: object = "scream", **options: object) -> Work:
@@ -155,24 +152,35 @@ def test_text_that_is_no_blend_is_refused(text, says):
 )
 def test_size_is_that_of_the_long_side(given, size, expected):
     """The shape stays; None leaves a picture as it is."""
-    assert styling.sized(photo(*given), size=size).size == expected
+    assert sizing.sized(photo(*given), size=size, done="stylised").size == expected
 
 
 def test_a_picture_of_the_right_size_keeps_its_pixels():
     """Nothing is resampled that need not be."""
-    np.testing.assert_array_equal(styling.sized(photo(), size=40), photo())
+    np.testing.assert_array_equal(sizing.sized(photo(), size=40, done="stylised"), photo())
 
 
 @given(st.integers(16, 400), st.integers(16, 400))
 def test_the_size_that_an_error_names_is_one_that_fits(width, height):
     """A picture that is too large, or too thin, says a size: with that it is taken, or cannot be at all."""
+    fitted = partial(sizing.sized, photo(width, height), most=10_000, done="stylised")
     for size in (None, 400):
         try:
-            styling.sized(photo(width, height), size=size, most=10_000)
+            fitted(size=size, flag="--size")
         except InvalidInput as exc:
             best = int(str(exc).rpartition("--size ")[2].rstrip(")"))
-            made = styling.sized(photo(width, height), size=best, most=10_000)
+            made = fitted(size=best)
             assert made.width * made.height <= 10_000
+
+
+@pytest.mark.parametrize("given", [photo(101, 100), photo(90, 12)], ids=["large", "thin"])
+def test_an_error_names_a_flag_only_to_a_script(given):
+    """An application has none: to it the option is `size`."""
+    says = r"give a size of (\d+) or (more|less)"
+    with pytest.raises(InvalidInput, match=f"{says}$"):
+        work(given)
+    with pytest.raises(InvalidInput, match=rf"{says} \(--size \1\)$"):
+        sizing.sized(given, most=10_000, done="stylised", flag="--size")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import stand_in
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from noise import picture as photo
 from PIL import Image
 
 from atelier import pictures, upscaling
@@ -28,11 +29,6 @@ def contract(tile: int = SMALL) -> Contract:
         max_batch=8,
         max_pixels=tile * tile,
     )
-
-
-def photo(width: int = 40, height: int = 30, mode: str = "RGB", seed: int = 0) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 4), np.uint8)
-    return Image.fromarray(pixels if mode == "RGBA" else pixels[..., :3]).convert(mode)
 
 
 def whole(picture: Image.Image) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Final
 from atelier.errors import InvalidInput
 
 _PORT: Final = 8001
-DEFAULT_URL: Final = os.environ.get("ATELIER_URL") or f"localhost:{_PORT}"
+_VARIABLE: Final = "ATELIER_URL"
 _RECONNECT_BACKOFF_MS: Final = (100, 500)
 """gRPC's initial and maximum backoff before it connects again. Until then it fails every call with the old error, so
 both are shorter than the retries of one call together; gRPC's defaults are 1 s and 120 s."""
@@ -60,6 +60,21 @@ class Address:
         ]
 
 
+def default() -> str:
+    """Where a server is unless the caller says: what ATELIER_URL says now, or Triton's own port here."""
+    return os.environ.get(_VARIABLE) or f"localhost:{_PORT}"
+
+
+def resolve(url: str | None) -> Address:
+    """`parse`, or that of the default for None. Raises InvalidInput, which names the variable if that is to blame."""
+    if url is not None:
+        return parse(url)
+    try:
+        return parse(default())
+    except InvalidInput as exc:
+        raise InvalidInput(f"{_VARIABLE}: {exc}") from exc
+
+
 def parse(url: str) -> Address:
     """HOST, HOST:PORT or grpc://HOST:PORT; grpcs:// for TLS; dns:/// to balance over a name's addresses.
 
@@ -72,13 +87,8 @@ def parse(url: str) -> Address:
     if match is None or scheme not in ("grpc", "grpcs", "dns"):
         http = url.startswith(("http://", "https://"))
         why = "is an HTTP address, and this speaks gRPC" if http else "is not a server's address"
-        raise InvalidInput(f"{_shown(url)} {why}: give HOST:PORT, such as localhost:{_PORT}")
+        raise InvalidInput(f"{url!r} {why}: give HOST:PORT, such as localhost:{_PORT}")
     port = int(match["port"] or _PORT)
     if not 0 < port < 65536:
-        raise InvalidInput(f"{_shown(url)}: a port is a number from 1 to 65535")
+        raise InvalidInput(f"{url!r}: a port is a number from 1 to 65535")
     return Address(match["host"].strip("[]"), port, secure=scheme == "grpcs", balanced=scheme == "dns")
-
-
-def _shown(url: str) -> str:
-    """With the name of the environment variable, if that is where it comes from."""
-    return f"ATELIER_URL: {url!r}" if url == DEFAULT_URL else repr(url)

@@ -19,7 +19,7 @@ from atelier import _address, _wire, colorizing, paths, styling, upscaling
 from atelier._contract import Tensors
 from atelier._failures import ReadTimeout, Refused, raise_for_error
 from atelier._protocol import Core, Flow, Open, Probe, Read, Sleep, Step, split_batches
-from atelier._types import DEFAULT_TIMEOUT_S, MAX_IN_FLIGHT, NOT_GIVEN, Model, NotGiven
+from atelier._types import DEFAULT_TIMEOUT_S, MAX_IN_FLIGHT, NOT_GIVEN, Model, NotGiven, check_alone
 from atelier.classification import Classification, Method, Pictures, images
 from atelier.errors import AtelierError, Cancelled, InvalidInput
 from atelier.latents import Latents, check
@@ -53,7 +53,11 @@ class AsyncFrames(AsyncIterator[Image.Image]):
         return len(self.latents)
 
     async def __anext__(self) -> Image.Image:
-        return await anext(self._pictures)
+        try:
+            return await anext(self._pictures)
+        except RuntimeError as exc:
+            check_alone(exc)
+            raise
 
 
 class AsyncClient:
@@ -64,12 +68,12 @@ class AsyncClient:
 
     def __init__(
         self,
-        url: str = _address.DEFAULT_URL,
+        url: str | None = None,
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         patient: bool = False,
     ) -> None:
-        self._address = _address.parse(url)
+        self._address = _address.resolve(url)
         self._core = Core(self._address, timeout_s=timeout_s, patient=patient)
         self._closed = False
 
@@ -245,7 +249,8 @@ class AsyncClient:
     ) -> AsyncPainting:
         """The content painted in the manner of the style, step by step; see `Client.paint`.
 
-        What is wrong with a picture is raised at the first stroke.
+        What is wrong with a picture is raised at the first stroke. To stop early, await the result's `close` or leave
+        its `async with` block.
         """
         knobs = Knobs(
             iterations=iterations,
@@ -262,7 +267,7 @@ class AsyncClient:
         )
         contract = PAINT.contract(model)
         prepare = partial(Commission.of, content, style, contract, knobs=knobs, size=size, keep_color=keep_color)
-        handle = CancelHandle()
+        handle = CancelHandle(self._address)
         strokes = self._strokes(prepare, model, version, self._core.resolve_timeout(timeout_s), handle)
         return AsyncPainting(strokes, handle)
 

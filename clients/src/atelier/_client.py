@@ -16,7 +16,7 @@ from atelier import _address, colorizing, paths, styling, upscaling
 from atelier._contract import Tensors
 from atelier._protocol import Core, Flow, Open, Probe, Read, Sleep, Step, split_batches
 from atelier._transport import GrpcTransport, Transport, accepts, closed_error
-from atelier._types import DEFAULT_TIMEOUT_S, MAX_IN_FLIGHT, NOT_GIVEN, Model, NotGiven
+from atelier._types import DEFAULT_TIMEOUT_S, MAX_IN_FLIGHT, NOT_GIVEN, Model, NotGiven, check_alone
 from atelier.classification import Classification, Method, Pictures, images
 from atelier.errors import AtelierError
 from atelier.latents import Latents, check
@@ -42,14 +42,18 @@ class Frames(Iterator[Image.Image]):
         return len(self.latents)
 
     def __next__(self) -> Image.Image:
-        return next(self._pictures)
+        try:
+            return next(self._pictures)
+        except ValueError as exc:
+            check_alone(exc)
+            raise
 
 
 class Client:
     """A connection to one Triton server. Threads may share it; use it as a context manager, or close it.
 
-    url: HOST:PORT of its gRPC port ($ATELIER_URL, or localhost:8001); grpcs:// for TLS, dns:/// to balance over all
-    addresses of a name.
+    url: HOST:PORT of its gRPC port; grpcs:// for TLS, dns:/// to balance over all addresses of a name. None is what
+    $ATELIER_URL says when the client is made, or localhost:8001.
     timeout_s: the deadline of each request in seconds, retries included; every method takes another.
     patient: also retry, within the timeout, while the server is overloaded.
     Every method raises AtelierError (see errors.py) and nothing else.
@@ -57,7 +61,7 @@ class Client:
 
     def __init__(
         self,
-        url: str = _address.DEFAULT_URL,
+        url: str | None = None,
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         patient: bool = False,
@@ -256,7 +260,8 @@ class Client:
         weights, layers, seed and optimizer: see `painting.Knobs`. scales: sizes from coarse to fine, 0 as many as the
         content's size asks for. size: the content's long side in pixels, else it stays as large as it is. keep_color:
         only the brightness changes. `timeout_s` is for each response of the painter, which gives some between strokes
-        that are far apart.
+        that are far apart. To stop early, close the result or leave its `with` block: the painter goes on after a
+        `break`, for as long as anything holds the result.
         """
         knobs = Knobs(
             iterations=iterations,
@@ -273,7 +278,7 @@ class Client:
         )
         contract = PAINT.contract(model)
         commission = Commission.of(content, style, contract, knobs=knobs, size=size, keep_color=keep_color)
-        handle = CancelHandle()
+        handle = CancelHandle(self._transport.address)
         strokes = self._strokes(commission, model, version, self._core.resolve_timeout(timeout_s), handle)
         return Painting(strokes, handle)
 
@@ -323,7 +328,8 @@ class Client:
                 try:
                     reply = self._perform(step)
                 except (grpc.RpcError, AtelierError) as exc:
-                    step = flow.throw(exc)
+                    closed = self._closed and isinstance(exc, grpc.RpcError)
+                    step = flow.throw(closed_error(self._transport.address) if closed else exc)
                 else:
                     step = flow.send(reply)
         except StopIteration as done:
@@ -345,5 +351,5 @@ class Client:
                 return self._transport.open(step)
         return self._transport.send(step)
 
-    def _connect(self, url: str) -> Transport:
-        return GrpcTransport(_address.parse(url))
+    def _connect(self, url: str | None) -> Transport:
+        return GrpcTransport(_address.resolve(url))

@@ -14,7 +14,7 @@ _Kind = type[errors.AtelierError]
 _Code = grpc.StatusCode
 
 DEFAULT_RETRY_AFTER_S: Final = 0.5
-"""After an overload of which the server says nothing more: a quarter of the usual queue timeout."""
+"""After an overload of which the server says nothing more: a quarter of the shipped models' shortest queue timeout."""
 
 BY_CODE: Final[dict[grpc.StatusCode, _Kind]] = {
     _Code.OK: errors.ServerError,  # as an error it makes no sense

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,9 @@ from PIL import Image
 FASTEST_FPS: Final = 50
 """Players take a delay under 2/100 s for a mistake, and show such a frame for 10/100 s."""
 
+LONGEST_S: Final = 656
+"""One frame can be shown for 65,535/100 s."""
+
 _COLOURS: Final = 255
 _TRANSPARENT: Final = 255
 """Index of the 256th colour, which shows the frame before: that makes files a third smaller."""
@@ -22,6 +26,10 @@ _BITS: Final = 5
 _ITERATIONS: Final = 6
 
 _Reals = npt.NDArray[np.float64]
+
+
+class TooLong(Exception):
+    """Equal frames are shown for LONGEST_S or more in all. Pillow makes them one, whose 16 bits overflow."""
 
 
 def write(path: Path, frames: Sequence[Image.Image], fps: float, comment: str) -> None:
@@ -33,8 +41,11 @@ def write(path: Path, frames: Sequence[Image.Image], fps: float, comment: str) -
     if len(frames) > 1:
         durations = [10 * delay for delay in delays(len(frames), fps, per_second=100)]
         options |= {"save_all": True, "append_images": indexed[1:], "duration": durations, "loop": 0}
-    # With `palette` Pillow writes that one alone; otherwise each frame gets a copy of its own.
-    indexed[0].save(path, format="GIF", palette=_padded(colours), optimize=True, **options)
+    try:
+        # With `palette` Pillow writes that one alone; otherwise each frame gets a copy of its own.
+        indexed[0].save(path, format="GIF", palette=_padded(colours), optimize=True, **options)
+    except (OverflowError, struct.error) as exc:
+        raise TooLong from exc
 
 
 def _indexed(frame: Image.Image, colours: npt.NDArray[np.uint8]) -> Image.Image:

@@ -21,7 +21,7 @@ from atelier import _failures, _wire, errors
 from atelier._address import Address
 from atelier._contract import Contract, Tensors
 from atelier._models import MODELS
-from atelier._types import Model, NotGiven, as_int, batch_size, is_number
+from atelier._types import LARGEST_VERSION, Model, NotGiven, as_int, batch_size, is_number
 from atelier.tasks import Task, check_name
 
 MAX_ATTEMPTS: Final = 4
@@ -310,9 +310,11 @@ def _version(version: int | None) -> str:
     """As it goes over the wire: text, empty for the newest."""
     if version is None:
         return ""
-    if (number := as_int(version)) is not None and number > 0:
+    if (number := as_int(version)) is not None and 0 < number <= LARGEST_VERSION:
         return str(number)
-    raise errors.InvalidInput(f"version {version!r}: must be a whole number from 1, or None for the newest")
+    raise errors.InvalidInput(
+        f"version {version!r}: must be a whole number from 1 to {LARGEST_VERSION}, or None for the newest"
+    )
 
 
 def _model(name: str, entries: list[Any]) -> Model:

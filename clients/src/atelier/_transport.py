@@ -52,7 +52,7 @@ class GrpcTransport:
 
     def open(self, step: Open) -> _Stream:
         try:
-            return _Stream(getattr(self._stub, step.method), step.request)
+            return _Stream(getattr(self._stub, step.method), step.request, self.address)
         except ValueError as exc:
             raise closed_error(self.address) from exc
 
@@ -63,9 +63,10 @@ class GrpcTransport:
 class _Stream:
     """The stream of responses to one request."""
 
-    def __init__(self, method: Any, request: Any) -> None:
+    def __init__(self, method: Any, request: Any, address: object) -> None:
+        self._address = address
         self._ended = threading.Event()
-        self._timed_out = False
+        self._timed_out = self._cancelled = False
         self._request = request
         self._call = method(self._requests())
 
@@ -81,14 +82,18 @@ class _Stream:
                 next(self._call, None)
             return reply
         except BaseException as exc:
+            cancelled = self._cancelled
             self.cancel()
             if self._timed_out:
                 raise ReadTimeout from exc
+            if cancelled and isinstance(exc, grpc.RpcError):
+                raise Cancelled(f"{self._address}: the painting was closed") from exc
             raise
         finally:
             timer.cancel()
 
     def cancel(self) -> None:
+        self._cancelled = True
         self._call.cancel()
         self._ended.set()
 

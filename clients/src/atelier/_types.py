@@ -9,6 +9,11 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Final, TypeGuard
 
+import numpy as np
+import numpy.typing as npt
+
+from atelier.errors import InvalidInput
+
 Say = Callable[[str], None]
 """Called with a line for the user: a notice beside the result."""
 
@@ -29,6 +34,10 @@ DEFAULT_TIMEOUT_S: Final = 30.0
 MAX_IN_FLIGHT: Final = 2
 """Batches in flight at once: one for each instance that the shipped models have. More would only wait in Triton's
 queue, which refuses what has waited for longer than its timeout."""
+
+
+LARGEST_VERSION: Final = 2**63 - 1
+"""Of a model: Triton reads it as a signed 64-bit integer."""
 
 
 def batch_size(count: int, max_batch: int) -> int:
@@ -57,6 +66,23 @@ def as_int(value: object) -> int | None:
 def is_number(value: object) -> TypeGuard[float]:
     """Whether it is a real number of Python's or NumPy's, and no bool."""
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def as_reals(value: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """An array-like of real numbers in float64. Raises TypeError for complex numbers, dates and text.
+
+    It may raise anything else, as PyTorch's tensors do.
+    """
+    found = np.asarray(value)
+    if found.dtype.kind in "cmMSU":
+        raise TypeError(f"{found.dtype} is no real number")
+    return found.astype(np.float64, copy=False)
+
+
+def check_alone(exc: Exception) -> None:
+    """Raises InvalidInput if a generator raised `exc` because another thread or task is inside."""
+    if "already executing" in str(exc) or "already running" in str(exc):
+        raise InvalidInput("another thread or task is already waiting for the next one; only one may") from exc
 
 
 def is_several(value: object) -> TypeGuard[Iterable[Any]]:

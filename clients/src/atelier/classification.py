@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from atelier._types import is_several
+from atelier._types import as_int, is_several
 from atelier.errors import InvalidInput
 from atelier.garments import NAMES, SIZE, preprocess_garment
 from atelier.pictures import as_rgb
@@ -49,11 +49,12 @@ class Classification:
     def top(self, count: int | None = None) -> list[tuple[str, float]]:
         """The `count` most probable classes, or all, with their probabilities, best first.
 
-        Raises InvalidInput for a count below 1.
+        Raises InvalidInput for a count below 1, and for what is no whole number.
         """
-        if count is not None and count < 1:
-            raise InvalidInput(f"top {count}: must be 1 or more")
-        return sorted(self.probabilities.items(), key=lambda pair: -pair[1])[:count]
+        most = as_int(count)
+        if count is not None and (most is None or most < 1):
+            raise InvalidInput(f"top {count!r}: must be a whole number, 1 or more, or None")
+        return sorted(self.probabilities.items(), key=lambda pair: -pair[1])[:most]
 
     def translated(self, language: str) -> Classification:
         """The same with the classes' names in another language: "fr", or "en".
@@ -96,7 +97,7 @@ def images(pictures: Pictures, *, method: Method = "find") -> Images:
 
 
 def _check_method(method: str) -> None:
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise InvalidInput(f"method {method!r}: must be one of {', '.join(METHODS)}")
 
 

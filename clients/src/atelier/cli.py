@@ -10,15 +10,22 @@ import contextlib
 import io
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sized
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
 
 from tqdm import tqdm
 
 from atelier import _address, errors
+from atelier._types import LARGEST_VERSION
+
+if TYPE_CHECKING:
+    from atelier._client import Client
+    from atelier.tasks import Task
 
 # gRPC's log lines say again what the errors say. It reads this when it is first imported: scripts import this module in
 # a statement of its own, `import atelier.cli as cli`, which isort puts before every `from`.
@@ -61,7 +68,7 @@ class Parser(argparse.ArgumentParser):
         """
         add = self.add_argument_group("the model").add_argument
         add("--model", default=name if implied else None, metavar="NAME", help=f"which model ({name})")
-        add("--version", type=at_least(1), metavar="N", help="which version of it (the newest)")
+        add("--version", type=at_least(1, LARGEST_VERSION), metavar="N", help="which version of it (the newest)")
         add("--url", type=server, metavar="HOST:PORT", help="a server (localhost:8001, or one is started)")
         add("--repository", type=Path, metavar="DIR", help="start a server for this folder of models")
         if in_process:
@@ -76,19 +83,30 @@ class Parser(argparse.ArgumentParser):
         sys.exit(status)
 
     def run(self, act: Callable[[argparse.Namespace], Outcome]) -> None:
-        """Parses the command line, and prints what `act` makes of it, or in one line why it could not."""
+        """Parses the command line, and prints what `act` makes of it, or in one line why it could not.
+
+        SIGTERM and SIGHUP stop it as Ctrl-C does.
+        """
         if sys.stderr is None:  # it was closed; `print` would then take standard output, and tqdm fails
             sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", errors="backslashreplace")
-        options = self.parse_args()
-        if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text
-            sys.stdout.reconfigure(errors="backslashreplace")
+        stopped_by = _stopping()
         try:
+            self._run(act)
+        except KeyboardInterrupt as exc:
+            status = 128 + next(iter(stopped_by), signal.SIGINT)
+            self.exit(status, f"{self.prog}: stopped; {str(exc) or 'nothing was saved'}\n")
+
+    def _run(self, act: Callable[[argparse.Namespace], Outcome]) -> NoReturn:
+        try:
+            options = self.parse_args()
+            if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text
+                sys.stdout.reconfigure(errors="backslashreplace")
             outcome = act(options)
         except errors.AtelierError as exc:
             flag = _FLAGS.get(type(exc))
+            if flag == "--url" and not getattr(options, "url", None):
+                flag = None  # it is the default server, or one that was started for this run
             self.error(f"{flag}: {exc}" if flag else str(exc))
-        except KeyboardInterrupt as exc:
-            self.exit(130, f"{self.prog}: stopped; {str(exc) or 'nothing was saved'}\n")
         try:
             if outcome.text:
                 print(outcome.text, flush=True)
@@ -96,7 +114,48 @@ class Parser(argparse.ArgumentParser):
             _drop(sys.stdout)
             if not isinstance(exc, BrokenPipeError):  # whoever reads it, such as head, has had enough
                 self.error(f"standard output: cannot be written: {exc.strerror}")
+        except KeyboardInterrupt as exc:
+            raise KeyboardInterrupt("all was done, but not all of it is printed") from exc
         self.exit(int(outcome.partial))
+
+
+def connect(
+    options: argparse.Namespace, script: str, *, task: Task[Any], model: str | None = None
+) -> AbstractContextManager[Client]:
+    """What `local.connect` gives for the options of `add_model`, to a script of a checkout's clients/.
+
+    model: another than --model.
+    """
+    from atelier import local  # which imports gRPC
+
+    return local.connect(
+        options.url,
+        task=task,
+        model=model or options.model,
+        checkout=Path(script).resolve().parents[1],
+        say=say,
+        repository=options.repository,
+        in_process=getattr(options, "in_process", False),
+    )
+
+
+def _stopping() -> list[int]:
+    """Makes SIGTERM, and SIGHUP of a terminal that is closed, raise KeyboardInterrupt. Returns those that came so far.
+
+    A signal that is ignored, as SIGHUP under `nohup`, stays so.
+    """
+    came: list[int] = []
+
+    def stop(number: int, _: object) -> NoReturn:
+        signal.signal(number, signal.SIG_IGN)  # shells and `timeout` send it twice, which would end the clean-up
+        came.append(number)
+        raise KeyboardInterrupt
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, stop)
+    return came
 
 
 def say(line: str) -> None:

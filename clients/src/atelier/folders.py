@@ -6,16 +6,19 @@ jobs = folders.plan(["frames"], out="painted", tag="scream")  # painted/0001.png
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from PIL import ExifTags, Image
 
 from atelier.errors import InvalidInput
-from atelier.files import check_name, check_writable, is_dir, map_os_errors, replacing, resolved
+from atelier.files import check_name, check_writable, is_dir, replacing, resolved
 from atelier.pictures import FORMATS, as_rgb, header
 
 OUT: Final = Path("out")
@@ -23,13 +26,14 @@ OUT: Final = Path("out")
 MARK: Final = "Made with Atelier"
 """The beginning of the EXIF description of what `write` has written."""
 _JPEG: Final = {"quality": 95, "subsampling": 0}
+_TIFF: Final = {"compression": "tiff_lzw"}
 _SAVE_OPTIONS: Final[dict[str, dict[str, Any]]] = {
     ".png": {},
     ".jpg": _JPEG,
     ".jpeg": _JPEG,
     ".webp": {"quality": 95},
-    ".tif": {"compression": "tiff_lzw"},
-    ".tiff": {"compression": "tiff_lzw"},
+    ".tif": _TIFF,
+    ".tiff": _TIFF,
 }
 """Endings that a result can have, and Pillow's options for them."""
 _MAX_SIDE: Final = {".jpg": 65500, ".jpeg": 65500, ".webp": 16383}
@@ -42,6 +46,8 @@ class Job:
 
     source: Path
     target: Path
+    refused: str = ""
+    """Why nothing is to be made of it, if so: a folder that gives no pictures, or a name that no result can have."""
 
 
 def plan(given: Sequence[str | Path], *, out: str | Path | None, tag: str) -> list[Job]:
@@ -49,7 +55,7 @@ def plan(given: Sequence[str | Path], *, out: str | Path | None, tag: str) -> li
 
     A file's target is <out>/<name>-<tag>.png, or `out` itself if that is the name of a picture. A folder's are the
     same names in `out`, or in out/<folder>-<tag>. Raises InvalidInput for a target that is in the way, or cannot be
-    written, or comes twice, and for a folder without pictures.
+    written, or comes twice. What gives no picture is refused in its job, and raises if nothing else was given.
     """
     paths = list(dict.fromkeys(map(Path, given)))
     if out is not None and _is_picture(out):
@@ -57,25 +63,28 @@ def plan(given: Sequence[str | Path], *, out: str | Path | None, tag: str) -> li
         _check_apart(jobs)
     else:
         jobs = [job for path in paths for job in _jobs(path, Path(out) if out else None, tag, len(paths) > 1)]
-        _check_apart(jobs)
-        for job in jobs:
+        wanted = [job for job in jobs if not job.refused]
+        if not wanted and len(paths) == 1:
+            raise InvalidInput(jobs[0].refused)
+        _check_apart(wanted)
+        for job in wanted:
             check_free(job.target)
-            check_name(job.target)
-    for folder in sorted({job.target.parent for job in jobs}):
-        check_writable(folder / jobs[0].target.name)
+    for target in {job.target.parent: job.target for job in jobs if not job.refused}.values():
+        check_writable(target)
     return jobs
 
 
-def pictures_in(folder: Path, *, but: Path | None = None) -> list[Path]:
+def pictures_in(folder: Path, *, but: Path | None = None) -> tuple[list[Path], dict[Path, str]]:
     """The pictures in a folder and those below it, by name, without what is hidden and what was made here before.
 
-    That is `but`, or what is in it if it is a folder below, and what is ours in the folder OUT below. Raises
-    InvalidInput if there are none.
+    That is `but`, or what is in it if it is a folder below, and what is ours in the folder OUT below. Also returns why
+    a folder gave none, by its path: one that cannot be read, or this one if it is empty.
     """
-    found = list(_pictures(folder, but))
-    if not found:
-        raise InvalidInput(f"{folder}: holds no pictures (looked for {' '.join(_SAVE_OPTIONS)} and others)")
-    return found
+    refused: dict[Path, str] = {}
+    found = list(_pictures(folder, but, refused))
+    if not found and not refused:
+        refused[folder] = f"{folder}: holds no pictures (looked for {' '.join(_SAVE_OPTIONS)} and others)"
+    return found, refused
 
 
 def check_holds(target: Path, sides: tuple[int, int]) -> None:
@@ -101,8 +110,14 @@ def write(target: Path, picture: Image.Image, *, about: str) -> None:
     options = _SAVE_OPTIONS[target.suffix.lower()]
     exif = Image.Exif()
     exif[ExifTags.Base.ImageDescription] = f"{MARK}: {about}"
+    shown = as_rgb(picture) if options is _JPEG else picture
     with replacing(target) as beside:
-        (as_rgb(picture) if options is _JPEG else picture).save(beside, exif=exif, **options)
+        if options is _TIFF:  # libtiff, which would write by itself, does not say why it could not
+            buffer = io.BytesIO()
+            shown.save(buffer, format="TIFF", exif=exif, **options)
+            beside.write_bytes(buffer.getbuffer())
+        else:
+            shown.save(beside, exif=exif, **options)
 
 
 # --- where a result goes
@@ -126,39 +141,69 @@ def _single(paths: Sequence[Path], out: Path) -> Job:
 
 
 def _jobs(path: Path, out: Path | None, tag: str, several: bool) -> Iterator[Job]:
-    if not is_dir(path):
-        yield Job(path, (out or OUT) / f"{path.stem}-{tag}.png")
+    try:
+        folder = is_dir(path)
+    except InvalidInput as exc:
+        yield Job(path, out or OUT, str(exc))
+        return
+    if not folder:
+        yield _with_name(Job(path, (out or OUT) / f"{path.stem}-{tag}.png"))
         return
     name = resolved(path).name
     target = OUT / f"{name}-{tag}" if out is None else out / name if several else out
-    for source in pictures_in(path, but=target):
+    found, refused = pictures_in(path, but=target)
+    for source in found:
         same = target / source.relative_to(path)
-        yield Job(source, same if same.suffix.lower() in _SAVE_OPTIONS else same.with_suffix(".png"))
+        yield _with_name(Job(source, same if same.suffix.lower() in _SAVE_OPTIONS else same.with_suffix(".png")))
+    yield from (Job(below, target, why) for below, why in refused.items())
 
 
-def _pictures(folder: Path, but: Path | None) -> Iterator[Path]:
+def _with_name(job: Job) -> Job:
+    """The job itself, refused if only the name of its result is too long. Raises InvalidInput for other targets."""
+    try:
+        check_name(job.target)
+    except InvalidInput as exc:
+        if getattr(exc.__cause__, "errno", None) == errno.ENAMETOOLONG and _can_be(job.target.parent):
+            return replace(job, refused=f"{exc}; rename {job.source}, or do it by itself, with an --out that is a file")
+        raise
+    return job
+
+
+def _can_be(folder: Path) -> bool:
+    with contextlib.suppress(InvalidInput):
+        check_name(folder)
+        return True
+    return False
+
+
+def _pictures(folder: Path, but: Path | None, refused: dict[Path, str]) -> Iterator[Path]:
     endings = {ending for ending, form in Image.registered_extensions().items() if form in FORMATS}
     above = resolved(folder)
     made, out = (resolved(each) if each and above in resolved(each).parents else None for each in (but, OUT))
-    with map_os_errors(folder, "searched"):
-        for path in sorted(_files(folder)):
-            if path.suffix.lower() in endings and path.is_file():
-                here = resolved(path)
-                within = (here, *here.parents)
-                if made not in within and not (out in within and _is_ours(path)):
-                    yield path
+    for path in sorted(_files(folder, refused)):
+        if path.suffix.lower() in endings and _may_be_file(path):
+            here = resolved(path)
+            within = (here, *here.parents)
+            if made not in within and not (out in within and _is_ours(path)):
+                yield path
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """What is in a folder and those below it, but for what is hidden."""
-    for root, folders, files in os.walk(folder, onerror=_refuse):
+def _files(folder: Path, refused: dict[Path, str]) -> Iterator[Path]:
+    """What is in a folder and those below it, but for what is hidden. Folders that cannot be searched are `refused`."""
+
+    def refuse(exc: OSError) -> None:
+        refused[Path(exc.filename)] = f"{exc.filename}: cannot be searched: {exc.strerror}"
+
+    for root, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(root, name) for name in files if not name.startswith("."))
 
 
-def _refuse(exc: OSError) -> NoReturn:
-    with map_os_errors(exc.filename, "searched"):
-        raise exc
+def _may_be_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # in a folder that may be listed but not entered: whoever opens it says so
+        return True
 
 
 def _check_apart(jobs: Sequence[Job]) -> None:

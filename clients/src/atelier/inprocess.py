@@ -32,7 +32,8 @@ class InProcessClient(Client):
     def __init__(self, repository: str | Path, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         super().__init__(str(repository), timeout_s=timeout_s)
 
-    def _connect(self, url: str) -> _OnnxRuntimeTransport:
+    def _connect(self, url: str | None) -> _OnnxRuntimeTransport:
+        assert url is not None, "the constructor gives the folder"
         return _OnnxRuntimeTransport(Path(url))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from atelier._types import as_int, as_reals
 from atelier.errors import InvalidInput
 from atelier.files import replacing
 from atelier.words import counted
@@ -23,16 +24,17 @@ WIDTH = 100
 Latents = npt.NDArray[np.float32]
 
 
-def draw(count: int, *, seed: int, width: int = WIDTH) -> Latents:
-    """`count` vectors from N(0, I): float32 (count, width). The same seed gives the same vectors, however many.
+def draw(count: int, *, seed: int) -> Latents:
+    """`count` vectors from N(0, I): float32 (count, 100). The same seed gives the same vectors, however many.
 
-    Raises InvalidInput for a count below 1 or a negative seed.
+    Raises InvalidInput for a count below 1, a negative seed, or what is no whole number.
     """
-    if count < 1:
-        raise InvalidInput(f"count {count}: must be 1 or more")
-    if seed < 0:
-        raise InvalidInput(f"seed {seed}: must not be negative")
-    return np.random.default_rng(seed).standard_normal((count, width), dtype=np.float32)
+    rows, start = as_int(count), as_int(seed)
+    if rows is None or rows < 1:
+        raise InvalidInput(f"count {count!r}: must be a whole number, 1 or more")
+    if start is None or start < 0:
+        raise InvalidInput(f"seed {seed!r}: must be a whole number, 0 or more")
+    return np.random.default_rng(start).standard_normal((rows, WIDTH), dtype=np.float32)
 
 
 def check(vectors: npt.ArrayLike, *, width: int = WIDTH) -> Latents:
@@ -78,13 +80,13 @@ def load(path: str | Path, *, width: int = WIDTH) -> Latents:
         if (content := line.partition("#")[0].strip())
     ]
     if not rows:
-        raise InvalidInput(f"{path}: empty, holds no vectors; --save-vectors writes such a file")
+        raise InvalidInput(f"{path}: empty, holds no vectors; `walk.py --save-vectors` writes such a file")
     return np.stack(rows)
 
 
 def _as_floats(vectors: npt.ArrayLike, width: int | str) -> npt.NDArray[np.float64]:
     try:
-        return np.asarray(vectors, dtype=np.float64)
+        return as_reals(vectors)
     except Exception as exc:  # what is like an array may raise anything, as PyTorch's tensors do
         raise InvalidInput(f"latents: must be an array of numbers, shape (N, {width})") from exc
 

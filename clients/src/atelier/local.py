@@ -18,8 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Final
 
-from atelier import _repository, errors, files
-from atelier._address import DEFAULT_URL
+from atelier import _address, _repository, errors, files
 from atelier._client import Client
 from atelier._models import MODELS
 from atelier._types import Say
@@ -34,6 +33,8 @@ TIMEOUT_S: Final = 120.0
 """For each batch: who has asked for many would rather wait than start again."""
 START_TIMEOUT_S: Final = 150.0
 STOP_TIMEOUT_S: Final = 40.0
+END_TIMEOUT_S: Final = 5.0
+"""How long the process that started a Triton may take to see that it has ended."""
 
 
 @contextlib.contextmanager
@@ -50,7 +51,8 @@ def connect(
     """A client to `url`; without one, to the default address, or else to this checkout's own `model`.
 
     That is served by the embedded Triton while the block runs or, where that cannot be, in this process.
-    `repository` and `in_process` ask for that outright. `say` is told of it. Raises AtelierError, before anything is
+    `repository` and `in_process` ask for that outright. `checkout` is the folder of this project's source, which has
+    serving/ and, without a `repository`, the models. `say` is told of it. Raises AtelierError, before anything is
     started if the SDK knows that the model cannot do the task.
     """
     if url is not None and (repository or in_process):
@@ -83,11 +85,11 @@ def _connected(url: str) -> Client:
 
 def _default(say: Say) -> Client | None:
     """A client to the default address, if a server is ready there."""
-    client = Client(DEFAULT_URL, timeout_s=TIMEOUT_S, patient=True)
+    client = Client(timeout_s=TIMEOUT_S, patient=True)
     try:
         if client.ready(timeout_s=GREETING_TIMEOUT_S):
             return client
-        say(f"no server is ready at {DEFAULT_URL}")
+        say(f"no server is ready at {_address.default()}")
     except errors.AtelierError as exc:
         say(str(exc))
     client.close()
@@ -103,7 +105,7 @@ def _started(checkout: Path, repository: Path, task: Task[Any], model: str, say:
             client: Client = Client(address, timeout_s=TIMEOUT_S, patient=True)
         except errors.ServerUnreachable as exc:
             if task.streams:
-                raise errors.ServerUnreachable(f"{exc}, and {model} needs a server; give one's address") from exc
+                raise errors.ServerUnreachable(f"{exc}, and {model} needs a server; give --url") from exc
             client = _in_process(repository, exc)
             say(f"running the model in this process with ONNX Runtime: {exc}")
         yield stack.enter_context(client)
@@ -135,7 +137,9 @@ def _embedded(checkout: Path, repository: Path, model: str) -> Iterator[str]:
         )
         with process:
             try:
-                yield _address(process) or _start_failed(log)
+                address = _announced(process) or _start_failed(log)
+                with _explained(process, log):
+                    yield address
             finally:
                 _stop(process)
 
@@ -149,7 +153,7 @@ def _cannot_embed() -> str | None:
     return None
 
 
-def _address(process: subprocess.Popen[str]) -> str | None:
+def _announced(process: subprocess.Popen[str]) -> str | None:
     assert process.stdout is not None
     timer = threading.Timer(START_TIMEOUT_S, process.kill)
     timer.start()
@@ -161,9 +165,24 @@ def _address(process: subprocess.Popen[str]) -> str | None:
 
 
 def _start_failed(log: IO[str]) -> str:
+    raise errors.ServerUnreachable(f"the embedded Triton did not start ({_last_line(log)})")
+
+
+@contextlib.contextmanager
+def _explained(process: subprocess.Popen[str], log: IO[str]) -> Iterator[None]:
+    """If the server has ended, puts its last words in the place of the block's ServerUnreachable."""
+    try:
+        yield
+    except errors.ServerUnreachable as exc:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(END_TIMEOUT_S)
+            raise errors.ServerUnreachable(f"the embedded Triton broke down ({_last_line(log)}); try again") from exc
+        raise
+
+
+def _last_line(log: IO[str]) -> str:
     log.seek(0)
-    last = (log.read().strip().splitlines() or ["it said nothing"])[-1]
-    raise errors.ServerUnreachable(f"the embedded Triton did not start ({last})")
+    return (log.read().strip().splitlines() or ["it said nothing"])[-1]
 
 
 def _stop(process: subprocess.Popen[str]) -> None:

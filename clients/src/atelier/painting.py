@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image
 
 from atelier._contract import Contract, Tensors
-from atelier._types import as_int, is_number
+from atelier._types import as_int, check_alone, is_number
 from atelier.errors import Cancelled, InvalidInput
-from atelier.sizing import SMALLEST_SIDE, colours, sized
+from atelier.sizing import SMALLEST_SENT, colours, sized
 from atelier.styling import recoloured
 
 Start = Literal["noise", "content"]
@@ -46,8 +46,11 @@ responses that nobody has asked for, so that its deadline for each need not grow
 
 @dataclass(frozen=True, eq=False)
 class Stroke:
-    """The canvas after `iteration` of `total`. `objective`, which is minimised, is the losses' weighted sum.
+    """The canvas after `iteration` of `total`. `objective`, which is minimised, is the weighted sum of the other three.
 
+    `content_loss` and `style_loss` are relative errors, without a unit: of each layer the squared difference as a share
+    of its target's square, in all by the layers' weights. `total_variation` is the mean square of the steps from pixel
+    to pixel, of colours from 0 to 1.
     `image` is RGB, or RGBA if the content has alpha; while a large picture is painted coarsely it is smaller.
     """
 
@@ -63,7 +66,8 @@ class Stroke:
 class CancelHandle:
     """Cancels the stream of a painting, from any thread or task: at once, or as soon as there is one."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: object) -> None:
+        self._address = address
         self._stream: Any = None
         self._cancelled = False
 
@@ -72,7 +76,7 @@ class CancelHandle:
         self._stream = stream
         if self._cancelled:
             stream.cancel()
-            raise Cancelled("the painting was closed")
+            raise Cancelled(f"{self._address}: the painting was closed")
 
     def cancel(self) -> None:
         self._cancelled = True
@@ -90,7 +94,11 @@ class Painting(Iterator[Stroke]):
         self._strokes, self._handle = strokes, handle
 
     def __next__(self) -> Stroke:
-        return next(self._strokes)
+        try:
+            return next(self._strokes)
+        except ValueError as exc:
+            check_alone(exc)
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -112,7 +120,11 @@ class AsyncPainting(AsyncIterator[Stroke]):
         self._strokes, self._handle = strokes, handle
 
     async def __anext__(self) -> Stroke:
-        return await anext(self._strokes)
+        try:
+            return await anext(self._strokes)
+        except RuntimeError as exc:
+            check_alone(exc)
+            raise
 
     async def __aenter__(self) -> Self:
         return self
@@ -247,11 +259,11 @@ def parsed(text: str) -> dict[str, float]:
 
 
 def _within(style: Image.Image, pixels: int) -> Image.Image:
-    """Reduced to as many pixels as the content has, but for sides of SMALLEST_SIDE: the painter looks at no more."""
+    """Reduced to as many pixels as the content has, but for sides of SMALLEST_SENT: the painter looks at no more."""
     factor = math.sqrt(pixels / (style.width * style.height))
     if factor >= 1:
         return style
-    width, height = (max(SMALLEST_SIDE, round(side * factor)) for side in style.size)
+    width, height = (max(SMALLEST_SENT, round(side * factor)) for side in style.size)
     return style.resize((width, height), Image.Resampling.LANCZOS)
 
 
@@ -279,5 +291,5 @@ def _check_layers(name: str, layers: object, known: tuple[str, ...]) -> None:
 
 
 def _check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise InvalidInput(f"{name} {value!r}: must be one of {', '.join(known)}")

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from atelier._types import as_int
+from atelier._types import as_int, as_reals
 from atelier.errors import InvalidInput
 
 Path = Literal["lerp", "slerp", "spline"]
@@ -68,11 +68,7 @@ def walk(keyframes: npt.ArrayLike, *, steps: int, path: Path = "spline", loop: b
     stops one frame short of it, so that it plays without a stutter. Raises InvalidInput for fewer than 2 keyframes,
     numbers that are not finite in float32, another path, no step, or more than MOST_FRAMES.
     """
-    if path not in PATHS:
-        raise InvalidInput(f"path {path!r}: must be one of {', '.join(PATHS)}")
-    per_leg = as_int(steps)
-    if per_leg is None or per_leg < 1:
-        raise InvalidInput(f"steps {steps!r}: must be a whole number, 1 or more")
+    per_leg = check_legs(path, steps)
     points = check_keyframes(keyframes)
     count = frame_count(len(points), steps=per_leg, loop=loop)
     check_count(count)
@@ -82,10 +78,20 @@ def walk(keyframes: npt.ArrayLike, *, steps: int, path: Path = "spline", loop: b
     return frames.astype(np.float32)
 
 
+def check_legs(path: Path, steps: int) -> int:
+    """The steps as `walk` takes them. Raises InvalidInput for another path, or no step."""
+    if not isinstance(path, str) or path not in PATHS:
+        raise InvalidInput(f"path {path!r}: must be one of {', '.join(PATHS)}")
+    per_leg = as_int(steps)
+    if per_leg is None or per_leg < 1:
+        raise InvalidInput(f"steps {steps!r}: must be a whole number, 1 or more")
+    return per_leg
+
+
 def check_keyframes(keyframes: npt.ArrayLike) -> _Reals:
     """Keyframes (N, D) as `walk` takes them, in float64. Raises InvalidInput."""
     try:
-        points = np.asarray(keyframes, dtype=np.float64)
+        points = as_reals(keyframes)
     except Exception as exc:  # what is like an array may raise anything, as PyTorch's tensors do
         raise InvalidInput("keyframes: must be an array of numbers, shape (N, D)") from exc
     if points.ndim != 2 or not points.shape[1]:

@@ -21,7 +21,7 @@ from PIL import ExifTags, Image, ImageChops, ImageCms, ImageOps, UnidentifiedIma
 from atelier._types import Say
 from atelier.errors import InvalidInput
 
-SMALLEST_SIDE: Final = 8
+SMALLEST_SEEN: Final = 8
 """Pixels below which there is nothing to see."""
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "PPM")
 """What cameras, phones and the web make. Not Pillow's whole list: some of it is read by other programs."""
@@ -70,7 +70,7 @@ def open_picture(
     file: str | Path | bytes | IO[bytes],
     *,
     alpha: bool = False,
-    least: int = SMALLEST_SIDE,
+    least: int = SMALLEST_SEEN,
     say: Say = _say_nothing,
 ) -> Image.Image:
     """The picture in a file, as `as_rgb` makes it; of several, such as an animation's, the first, and `say` is told.
@@ -86,17 +86,17 @@ def open_picture(
 
 
 def as_rgb(
-    picture: Image.Image, *, alpha: bool = False, least: int = SMALLEST_SIDE, name: str = "picture"
+    picture: Image.Image, *, alpha: bool = False, least: int = SMALLEST_SEEN, name: str = "picture"
 ) -> Image.Image:
     """Any picture as sRGB of 8 bits: turned as its EXIF says, transparency over white, 16-bit gray scaled.
 
     An ICC profile, as phones have for a wider gamut and printers for ink, is applied and dropped.
     `alpha` keeps transparency where there is any: RGBA. Gray of more bits, or of floats, has no fixed white: its
     darkest pixel becomes black and its brightest white.
-    Raises InvalidInput, beginning with `name`, if it cannot be decoded or has a side below SMALLEST_SIDE; that error
+    Raises InvalidInput, beginning with `name`, if it cannot be decoded or has a side below SMALLEST_SEEN; that error
     asks for sides of `least`, as what the picture is for may need more.
     """
-    if min(picture.size) < SMALLEST_SIDE:
+    if min(picture.size) < SMALLEST_SEEN:
         size, larger = " x ".join(map(str, picture.size)), f"{least} x {least}"
         raise InvalidInput(f"{name}: has {size} pixels, too few to see anything; give a picture of {larger} or more")
     with _undamaged(name):

@@ -51,15 +51,12 @@ def format_of(path: str | Path) -> str:
 
 
 def check(path: str | Path, *, fps: float, still: bool = False, sides: tuple[int, int] = (0, 0)) -> None:
-    """Whether `save` could write there at all, asked before any work is done. Raises InvalidInput, MissingPackage.
+    """Raises what `save` would if it could not write there, before any work is done: InvalidInput, MissingPackage.
 
     sides: of a frame, in pixels, if they are known.
     """
     suffix, target = format_of(path), Path(path)
-    fastest = _gif.FASTEST_FPS if suffix == ".gif" else FASTEST_FPS
-    if not (is_number(fps) and SLOWEST_FPS <= fps <= fastest):
-        other = "; .webp and .mp4 can show more" if suffix == ".gif" else ""
-        raise InvalidInput(f"{path}: fps {fps!r} must be at least 1 a minute, and at most {fastest:g}{other}")
+    check_fps(path, fps)
     if still and suffix not in (".png", ".webp", ".gif"):
         raise InvalidInput(f"{path}: a strip is one picture; use .png, .webp or .gif")
     _check_holds(path, sides)
@@ -70,6 +67,15 @@ def check(path: str | Path, *, fps: float, still: bool = False, sides: tuple[int
     elif is_dir(target):
         raise InvalidInput(f"{path}: is a folder; name a file, or end it with / to put frames in it")
     check_writable(target)
+
+
+def check_fps(path: str | Path, fps: float) -> None:
+    """Raises InvalidInput for a rate that the file's format cannot have."""
+    gif = format_of(path) == ".gif"
+    fastest = _gif.FASTEST_FPS if gif else FASTEST_FPS
+    if not (is_number(fps) and SLOWEST_FPS <= fps <= fastest):
+        other = "; .webp and .mp4 can show more" if gif and is_number(fps) and fastest < fps <= FASTEST_FPS else ""
+        raise InvalidInput(f"{path}: fps {fps!r} must be at least 1 a minute, and at most {fastest:g}{other}")
 
 
 def save(path: str | Path, frames: Iterable[Image.Image], *, fps: float = 20.0, recipe: Recipe | None = None) -> None:
@@ -89,7 +95,10 @@ def save(path: str | Path, frames: Iterable[Image.Image], *, fps: float = 20.0, 
         _write_folder(Path(path), shown, metadata)
     else:
         with replacing(Path(path)) as beside:
-            _WRITERS[suffix](beside, shown, float(fps), metadata)
+            try:
+                _WRITERS[suffix](beside, shown, float(fps), metadata)
+            except _gif.TooLong as exc:
+                raise InvalidInput(f"{path}: shows one picture for {_gif.LONGEST_S} s or more; use .webp") from exc
 
 
 def read(path: str | Path) -> Recipe:
@@ -270,4 +279,6 @@ def _picture_metadata(path: Path) -> str | None:
             found = found or Image.Image.getexif(picture).get(_EXIF_DESCRIPTION)
     except UnidentifiedImageError as exc:
         raise InvalidInput(f"{path}: is neither a picture, a video, a folder nor a zip of a walk") from exc
-    return found.decode("ascii", "replace") if isinstance(found, bytes) else found
+    if isinstance(found, bytes):
+        return found.decode("ascii", "replace")
+    return found if isinstance(found, str) else None  # another program's EXIF may have a number there

@@ -2,7 +2,8 @@
 
 jobs = folders.plan(["frames"], out="painted", tag="scream")
 about = "{style}; {model} version {version}"
-outcome = series.run(jobs, server, title="stylize", fitted=sizing.sized, made=stylised, about=about)
+fitted = partial(sizing.sized, done="stylised")
+outcome = series.run(jobs, server, title="stylize", fitted=fitted, made=stylised, about=about)
 """
 
 from __future__ import annotations
@@ -84,7 +85,9 @@ def _opened(jobs: Sequence[Job], fitted: Fit, scale: int, bar: Any) -> Iterator[
     """Each picture that can be read, and whose result can be saved; of the others `bar` is told."""
     for job in jobs:
         try:
-            picture = pictures.open_picture(job.source, alpha=True, least=sizing.SMALLEST_SIDE, say=cli.say)
+            if job.refused:
+                raise errors.InvalidInput(job.refused)
+            picture = pictures.open_picture(job.source, alpha=True, least=sizing.SMALLEST_SENT, say=cli.say)
             picture = fitted(picture, name=str(job.source))
         except errors.InvalidInput as exc:
             cli.say(str(exc))

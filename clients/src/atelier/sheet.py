@@ -26,12 +26,14 @@ SIDE: Final = 168
 """Pixels of the side of either picture: 6 for each of the network's 28."""
 MOST: Final = 600
 """Cards on one sheet, which then has 88 million pixels."""
+MOST_PIXELS: Final = 178_956_970
+"""Of a contact sheet. Pillow opens no picture of more, unless it is told to."""
 
 _GAP, _TITLE, _LINE, _LETTERS = 16, 24, 17, 14
 _CAPTION: Final = 240
 """Pixels that a caption may take though its picture is smaller."""
-_LARGE: Final = 1024
-"""Pixels of a picture's width from which the letters of its sheet grow with it."""
+_LARGE: Final = (1024, 512)
+"""A picture's width and height, in pixels, from which the letters of its sheet grow with it."""
 _NAMES, _BARS, _PERCENT = 112, 130, 52
 _LEFT: Final = 3 * _GAP + 2 * SIDE
 """Of the answer; the two pictures come before it."""
@@ -54,7 +56,7 @@ class Card:
 
 
 def check(path: Path, cards: int, *, given: Iterable[str | Path] = ()) -> None:
-    """Whether a sheet of so many cards can be saved there, asked before any work is done. Raises InvalidInput.
+    """Raises InvalidInput if no sheet of so many cards can be saved there, before any work is done.
 
     given: the files of the pictures on it. Neither one of those is replaced, nor any without Atelier's mark.
     """
@@ -77,24 +79,28 @@ def save(path: Path, cards: Sequence[Card], *, top: int | None = None) -> None:
 def contact(pictures: Sequence[tuple[str, Image.Image]], *, title: str, columns: int | None = None) -> Image.Image:
     """Pictures with their names, as large as they are, in one RGB picture; by itself it is about as wide as high.
 
-    Of large pictures the letters are larger, too; small ones leave room for a short sentence each.
+    Of large pictures the letters are larger, too; small ones leave room for a short sentence each. Raises InvalidInput
+    for a sheet of more than MOST_PIXELS.
     """
     width, height = (max(sides) for sides in zip(*(picture.size for _, picture in pictures), strict=True))
-    times = max(1, width // _LARGE)
+    times = _times((width, height))
     gap, line, size = times * _GAP, times * _TITLE, times * _LETTERS
     longest = max(_font(size).getlength(_drawable(name)) for name, _ in pictures)
-    width = max(width, min(math.ceil(longest), times * _CAPTION))
-    cell_width, cell_height = width + gap, height + line + gap
-    columns = columns or max(1, round(math.sqrt(len(pictures) * cell_height / cell_width)))
-    rows = math.ceil(len(pictures) / columns)
-    sheet = Image.new("RGB", (columns * cell_width + gap, gap + line + rows * cell_height), _PAPER)
+    grid = _grid((width, height), len(pictures), columns, caption=math.ceil(longest))
+    sheet = Image.new("RGB", grid.sides, _PAPER)
     pen = ImageDraw.Draw(sheet)
     pen.text((gap, gap), _shortened(title, sheet.width - 2 * gap, size), fill=_OTHER, font=_font(size))
     for index, (name, picture) in enumerate(pictures):
-        left, top = gap + index % columns * cell_width, gap + line + index // columns * cell_height
-        pen.text((left, top + 2 * times), _shortened(name, width, size), fill=_INK, font=_font(size))
+        row, column = divmod(index, grid.columns)
+        left, top = gap + column * grid.cell[0], gap + line + row * grid.cell[1]
+        pen.text((left, top + 2 * times), _shortened(name, grid.cell[0] - gap, size), fill=_INK, font=_font(size))
         sheet.paste(picture, (left, top + line), picture if picture.mode == "RGBA" else None)
     return sheet
+
+
+def check_contact(sides: tuple[int, int], pictures: int, *, columns: int | None = None) -> None:
+    """Raises InvalidInput if `contact` might refuse so many pictures of that width and height."""
+    _grid(sides, pictures, columns, caption=_times(sides) * _CAPTION)
 
 
 def draw(cards: Sequence[Card], *, top: int | None = None) -> Image.Image:
@@ -108,6 +114,33 @@ def draw(cards: Sequence[Card], *, top: int | None = None) -> Image.Image:
         row, column = divmod(index, columns)
         sheet.paste(_card(card, top), (column * _WIDTH, _HEAD + row * _HEIGHT))
     return sheet
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """A contact sheet's columns, and the width and height of its cells and of all of it, in pixels."""
+
+    columns: int
+    cell: tuple[int, int]
+    sides: tuple[int, int]
+
+
+def _grid(sides: tuple[int, int], pictures: int, columns: int | None, *, caption: int) -> _Grid:
+    """Of so many pictures of that width and height. `caption`: the pixels that the longest of their names takes."""
+    times = _times(sides)
+    gap, line = times * _GAP, times * _TITLE
+    cell = max(sides[0], min(caption, times * _CAPTION)) + gap, sides[1] + line + gap
+    columns = columns or max(1, round(math.sqrt(pictures * cell[1] / cell[0])))
+    whole = columns * cell[0] + gap, gap + line + math.ceil(pictures / columns) * cell[1]
+    if math.prod(whole) > MOST_PIXELS:
+        most = f"more than {MOST_PIXELS // 1_000_000} million pixels, which few programs open"
+        raise InvalidInput(f"a sheet of it would have {whole[0]} x {whole[1]}, {most}; make it smaller")
+    return _Grid(columns, cell, whole)
+
+
+def _times(sides: tuple[int, int]) -> int:
+    """How many times larger the letters and gaps are than a small picture's: by its shorter side, as of a panorama."""
+    return max(1, min(side // large for side, large in zip(sides, _LARGE, strict=True)))
 
 
 def _columns(cards: int) -> int:

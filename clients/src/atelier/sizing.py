@@ -1,6 +1,6 @@
 """Pictures for networks that take any size: upright, within limits, those of one size together, alpha kept aside.
 
-photo = sizing.sized(pictures.open_picture("photo.jpg", alpha=True), size=1024)
+photo = sizing.sized(pictures.open_picture("photo.jpg", alpha=True), size=1024, done="stylised")
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from atelier._types import as_int, batch_size, is_several
 from atelier.errors import InvalidInput, ServerError
 from atelier.pictures import as_rgb, opaque
 
-SMALLEST_SIDE: Final = 16
+SMALLEST_SENT: Final = 16
 """Pixels that such a network needs."""
 
 Photos = Image.Image | Iterable[Image.Image]
@@ -31,27 +31,29 @@ def sized(
     size: int | None = None,
     most: int = 0,
     name: str = "picture",
-    done: str | None = "stylised",
+    done: str | None,
+    flag: str = "",
 ) -> Image.Image:
     """A picture as it is sent: upright RGB or RGBA of 8 bits, its long side `size` pixels (None: as it is).
 
     `done` is what it is sent for, in an error that says which size would do; None for one whose size nobody chooses.
-    Raises InvalidInput, beginning with `name`: no picture, a side below SMALLEST_SIDE, or above `most` pixels in all.
+    `flag` is what gives `size` to a script. Raises InvalidInput, beginning with `name`: no picture, a side below
+    SMALLEST_SENT, or above `most` pixels in all.
     """
     side = as_int(size)
-    if size is not None and (side is None or side < SMALLEST_SIDE):
-        raise InvalidInput(f"size {size!r}: must be a whole number, {SMALLEST_SIDE} or more, or None")
+    if size is not None and (side is None or side < SMALLEST_SENT):
+        raise InvalidInput(f"size {size!r}: must be a whole number, {SMALLEST_SENT} or more, or None")
     given = upright(picture, name=name)
     width, height = sides = given.size if side is None else scaled(given.size, side)
-    if min(sides) < SMALLEST_SIDE:
+    if min(sides) < SMALLEST_SENT:
         if done is None:
-            raise InvalidInput(f"{name}: has {width} x {height} pixels; give one of {SMALLEST_SIDE} or more a side")
-        least = math.ceil(SMALLEST_SIDE * max(given.size) / min(given.size))
-        need = f"both sides must have {SMALLEST_SIDE} or more; give a size of {least} or more (--size {least})"
+            raise InvalidInput(f"{name}: has {width} x {height} pixels; give one of {SMALLEST_SENT} or more a side")
+        least = math.ceil(SMALLEST_SENT * max(given.size) / min(given.size))
+        need = f"both sides must have {SMALLEST_SENT} or more; {_advice(least, 'more', flag)}"
         raise InvalidInput(f"{name}: would be {done} at {width} x {height} pixels, and {need}")
     if most and width * height > most:
         best = longest(sides, most)
-        limit = f"more than the limit of {most:,}; give a size of {best} or less (--size {best})"
+        limit = f"more than the limit of {most:,}; {_advice(best, 'less', flag)}"
         raise InvalidInput(f"{name}: would be {done} at {width} x {height} pixels, {limit}")
     return given if given.size == sides else given.resize(sides, Image.Resampling.LANCZOS)
 
@@ -72,7 +74,7 @@ def upright(picture: Any, *, name: str) -> Image.Image:
     """RGB or RGBA of 8 bits. Raises InvalidInput, beginning with `name`, for what is no picture."""
     if not isinstance(picture, Image.Image):
         raise _no_picture(name, picture)
-    return as_rgb(picture, alpha=True, least=SMALLEST_SIDE, name=name)
+    return as_rgb(picture, alpha=True, least=SMALLEST_SENT, name=name)
 
 
 def scaled(sides: tuple[int, int], size: int) -> tuple[int, int]:
@@ -128,6 +130,10 @@ def with_alpha(made: Image.Image, original: Image.Image) -> Image.Image:
         alpha = original.getchannel("A")
         made.putalpha(alpha if alpha.size == made.size else alpha.resize(made.size, Image.Resampling.LANCZOS))
     return made
+
+
+def _advice(size: int, beyond: str, flag: str) -> str:
+    return f"give a size of {size} or {beyond}" + (f" ({flag} {size})" if flag else "")
 
 
 def _no_picture(name: str, given: object) -> InvalidInput:

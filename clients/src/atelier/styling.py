@@ -55,7 +55,9 @@ class Work:
             raise InvalidInput(f"strength {strength!r}: must be a number from 0, the original, to 1")
         given = sizing.named(pictures)
         blends = _blends(style, len(given))
-        originals = [sized(each, size=size, most=contract.max_pixels, name=name) for name, each in given]
+        originals = [
+            sized(each, size=size, most=contract.max_pixels, name=name, done="stylised") for name, each in given
+        ]
         groups = sizing.groups([each.size for each in originals], contract)
         return cls(tuple(originals), blends, strength, keep_color, tuple(groups))
 

@@ -19,7 +19,7 @@ from PIL import Image
 from atelier import sizing
 from atelier._contract import Contract, Tensors
 from atelier.errors import InvalidInput
-from atelier.sizing import SMALLEST_SIDE, Photos
+from atelier.sizing import SMALLEST_SENT, Photos
 
 SCALE: Final = 4
 MOST: Final = 1 << 26
@@ -114,12 +114,12 @@ class Mosaic:
 def checked(picture: Any, *, name: str = "picture") -> Image.Image:
     """A picture as it is enlarged: upright RGB or RGBA of 8 bits.
 
-    Raises InvalidInput, beginning with `name`: no picture, a side below SMALLEST_SIDE, or a result above MOST pixels.
+    Raises InvalidInput, beginning with `name`: no picture, a side below SMALLEST_SENT, or a result above MOST pixels.
     """
     given = sizing.upright(picture, name=name)
     width, height = given.size
-    if min(given.size) < SMALLEST_SIDE:
-        need = f"both sides must have {SMALLEST_SIDE} or more; give a larger picture"
+    if min(given.size) < SMALLEST_SENT:
+        need = f"both sides must have {SMALLEST_SENT} or more; give a larger picture"
         raise InvalidInput(f"{name}: has {width} x {height} pixels, and {need}")
     if SCALE * width * SCALE * height > MOST:
         fit = sizing.scaled(given.size, sizing.longest(given.size, MOST // SCALE**2))

@@ -1,6 +1,6 @@
 """A Triton backend in Python that serves `<version>/model.onnx` with ONNX Runtime on the CPU.
 
-With it `backend: "onnxruntime"` in config.pbtxt means the same where Triton's own C++ backend is not at hand.
+With it, `backend: "onnxruntime"` in config.pbtxt means the same where Triton's own C++ backend is not available.
 `python -m serving.embedded` puts it into tritonserver's --backend-directory.
 """
 
@@ -25,12 +25,12 @@ Array = npt.NDArray[Any]
 Feed = dict[str, Array]
 
 INVALID, BACKEND = "INVALID", "BACKEND"
-"""Why a request fails: by its own fault, or by the model's, for which Triton's metrics have this word."""
+"""Why a request fails: through its own fault, or through the model's, which Triton's metrics call BACKEND."""
 
 CHUNK_PIXELS = 4 * 64 * 64
-"""Of pictures of free size, in one run. In a network like Johnson's four of 32 x 32 together take 0.73 of their time
-one by one, of 64 x 64 the same, of 96 x 96 1.11, of 512 x 512 1.12 and four times the memory: their layers leave the
-cache."""
+"""Pixels in one run, of pictures of variable size. In a network like Johnson's, a batch of four takes 0.73 of the time
+of four runs at 32 x 32, the same at 64 x 64, 1.11 at 96 x 96, and at 512 x 512 1.12 and four times the memory: the
+activations no longer fit into the cache."""
 
 
 class TritonPythonModel:
@@ -49,12 +49,12 @@ class TritonPythonModel:
         path = Path(pb_utils.get_model_dir()) / "model.onnx"
         self._session = _session(path, parameters)
         self._failures = _Failures(args)
-        ctypes.CDLL(None).malloc_trim(0)  # what reading the graph took: of the colorizer's 120 MB 32
+        ctypes.CDLL(None).malloc_trim(0)  # what loading the graph took: 32 of the colorizer's 120 MB
         _check(path, "input", self._inputs, self._session.get_inputs())
         _check(path, "output", self._outputs, self._session.get_outputs())
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """One answer to each request, in order. Requests of one shape run as one batch."""
+        """Returns one response per request, in order. Requests of the same shape run as one batch."""
         feeds = [self._feed(request) for request in requests]
         responses = [self._refusal(feed) for feed in feeds]
         for group in self._groups({index: feed for index, feed in enumerate(feeds) if not responses[index]}):
@@ -69,7 +69,7 @@ class TritonPythonModel:
         return {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs}
 
     def _refusal(self, feed: Feed) -> Any:
-        """The answer to a request with a picture that is too large; None where there is none."""
+        """The error response to a request with too large a picture; None if it has none."""
         for name in self._pictures if self._max_pixels else ():
             height, width = self._sides(feed[name])
             if height * width > self._max_pixels:
@@ -83,7 +83,7 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse(error=error)
 
     def _groups(self, feeds: dict[int, Feed]) -> Iterator[list[int]]:
-        """Keys of requests that differ in nothing but their batch size."""
+        """Groups the keys of requests whose shapes differ in nothing but the batch size."""
         if not self._batches:
             yield from ([index] for index in feeds)
             return
@@ -97,15 +97,16 @@ class TritonPythonModel:
         try:
             return self._run(feeds)
         except Exception as exc:
-            if len(feeds) > 1:  # find whose fault it is, and answer the others
+            if len(feeds) > 1:  # find the faulty request, and answer the others
                 return [self._responses([feed])[0] for feed in feeds]
             if fault := self._fault(feeds[0]):
                 return [self._failure(INVALID, pb_utils.TritonError(fault, pb_utils.TritonError.INVALID_ARG))]
             return [self._failure(BACKEND, pb_utils.TritonError(_one_line(exc)))]
 
     def _fault(self, feed: Feed) -> str:
-        """Why a request that failed is of no use to any model: an empty array, or not a number for each member. Empty
-        for what else a graph does not take, such as too small a picture: it is not told from a fault of its own."""
+        """Why a request that failed is itself invalid: an empty array, or not one number for each member. Returns an
+        empty string for anything else that a graph rejects, such as too small a picture, as that can't be told from a
+        fault of the graph."""
         for name, array in feed.items():
             given, wanted = array.shape[-1], self._members.get(name, array.shape[-1])
             if given != wanted:
@@ -116,14 +117,14 @@ class TritonPythonModel:
 
     def _run(self, feeds: list[Feed]) -> list[Any]:
         results = self._infer(_concatenated(feeds))
-        if len(feeds) == 1:  # of a model without batches always, whose answers may be longer than its inputs
+        if len(feeds) == 1:  # always so without batching, where outputs may be longer than inputs
             return [self._response(tuple(results))]
         sizes = [len(next(iter(feed.values()))) for feed in feeds]
         parts = zip(*(_split(result, sizes) for result in results), strict=True)
         return [self._response(arrays) for arrays in parts]
 
     def _infer(self, feed: Feed) -> list[Array]:
-        """The outputs; of many pixels in chunks, which is faster and bounds the memory."""
+        """The outputs. Many pixels run in chunks, which is faster and limits memory."""
         count, chunk = len(next(iter(feed.values()))), self._chunk_size(feed)
         if not self._batches or count <= chunk:
             return list(self._session.run(self._outputs, feed))
@@ -147,13 +148,13 @@ class TritonPythonModel:
 
 
 class _Failures:
-    """How many requests were answered with an error, by reason: Triton takes every answer for a success. All instances
-    of a version share the counters. Under TorchServe there are none."""
+    """Counts requests answered with an error, by reason, as Triton counts every response as a success. All instances of
+    a version share the counters. Under TorchServe there are none."""
 
     def __init__(self, args: dict[str, str]) -> None:
         self._counters: dict[str, Any] = {}
         if hasattr(pb_utils, "MetricFamily"):
-            self._family = pb_utils.MetricFamily(  # kept, as the counters would go with it
+            self._family = pb_utils.MetricFamily(  # kept, as the counters would be deleted with it
                 name="atelier_backend_failures_total",
                 description="Requests that a backend answered with an error.",
                 kind=pb_utils.MetricFamily.COUNTER,
@@ -180,17 +181,17 @@ def _concatenated(feeds: list[Feed]) -> Feed:
 
 
 def _split(array: Array, sizes: list[int]) -> list[Array]:
-    """Views of `array`, one per request; no copy. For eight of them 1.5 us, where np.split takes 12."""
+    """Views of `array`, one per request, without a copy. Eight take 1.5 us, with np.split 12."""
     ends = itertools.accumulate(sizes)
     return [array[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
 def _session(path: Path, parameters: dict[str, dict[str, str]]) -> ort.InferenceSession:
-    """The keys of `parameters` are those of Triton's C++ ONNX Runtime backend. 0 threads: one per core."""
+    """The keys of `parameters` are those of Triton's C++ ONNX Runtime backend. 0 threads means one per core."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = _integer(parameters, "intra_op_thread_count")
     options.inter_op_num_threads = _integer(parameters, "inter_op_thread_count")
-    # Threads that wait do so asleep: other instances want their cores. 15 to 30 % faster on 2 busy cores.
+    # Waiting threads sleep, as other instances need their cores: 15 to 30 % faster on 2 busy cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     try:

@@ -1,4 +1,4 @@
-"""What a request to the painter may choose: each knob's default and range, here and nowhere else."""
+"""The parameters of a request to the painter: each knob's default and range are defined here only."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Array = npt.NDArray[Any]
 
 
 class BadRequest(ValueError):
-    """A knob or a picture is not as it must be; the text is one line that names it."""
+    """A knob or a picture is invalid; the text is one line that names it."""
 
 
 @dataclass(frozen=True)
 class Knob:
-    """An input that a request may leave out. Every element of it is a number from `least` to `most`."""
+    """An optional input. Each of its elements is a number from `least` to `most`."""
 
     default: tuple[float, ...]
     least: float
@@ -30,7 +30,7 @@ class Knob:
         if len(numbers) != len(self.default):
             raise BadRequest(f"{name}: has {len(numbers)} numbers, and must have {len(self.default)}")
         for number in numbers:
-            if not self.least <= number <= self.most:  # NaN is not, either
+            if not self.least <= number <= self.most:  # rejects NaN, too
                 raise BadRequest(f"{name}: {number:g} must be {self.least:g} to {self.most:g}")
         return tuple(numbers)
 
@@ -52,7 +52,7 @@ KNOBS: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class Knobs:
-    """One request's knobs, checked. `scales` 0 is as many as the picture's size asks for."""
+    """One request's knobs, validated. With `scales` 0 the picture's size decides how many there are."""
 
     iterations: int
     every: int
@@ -78,7 +78,7 @@ OPTIMIZERS: Final = ("l-bfgs", "adam")
 
 
 def read(given: Mapping[str, Array | None]) -> Knobs:
-    """The knobs of a request, by the names of KNOBS; what is missing or None is as by default. Raises BadRequest."""
+    """Validates a request's knobs, named as in KNOBS; those missing or None take their defaults. Raises BadRequest."""
     chosen: dict[str, Any] = {}
     for name, knob in KNOBS.items():
         array = given.get(name)

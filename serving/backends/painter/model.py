@@ -1,7 +1,7 @@
-"""A Triton backend in Python that paints, with the loss and gradient that `<version>/model.onnx` gives.
+"""A Triton backend in Python that paints, with the loss and gradient that `<version>/model.onnx` computes.
 
-Decoupled: a thread for each painting streams its canvases, as many at once as config.pbtxt's `max_streams` says; one
-more is refused. Their evaluations take turns on the session's threads. One ends early when its client has gone.
+Decoupled: one thread per painting streams its canvases. At most config.pbtxt's `max_streams` run at once; one more is
+rejected. Their evaluations take turns on the session's threads. A painting ends early when its client has gone.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# Before their first import: SciPy's vectors are small, and its BLAS would take a thread for each core beside those of
-# the session, which on busy cores doubles a painting's time; for the other see serving/__init__.py.
+# Set before the first import: SciPy's vectors are small, and its BLAS would use a thread per core beside those of the
+# session, which doubles a painting's time on busy cores. For the other variable see serving/__init__.py.
 os.environ |= {"OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": os.environ.get("ORT_DISABLE_TELEMETRY", "1")}
 
 import numpy as np
@@ -26,7 +26,7 @@ import onnxruntime as ort
 if TYPE_CHECKING:
     from serving.backends.painter import knobs, painting
     from serving.backends.painter.turns import Turns
-else:  # a model's process knows this folder, and no packages around it
+else:  # a model's process can import from this folder, but not from the packages around it
     import knobs
     import painting
     from turns import Turns
@@ -34,7 +34,7 @@ else:  # a model's process knows this folder, and no packages around it
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 PICTURES = ("content", "style")
 CODES = {"INVALID": "INVALID_ARG", "REJECTED": "UNAVAILABLE", "BACKEND": "INTERNAL"}
-"""Triton's code for each reason to fail: by the request's own fault, as one too many, by the model's."""
+"""Triton's code for each reason to fail: the request is invalid, it is one too many, or the model failed."""
 
 
 class Cancelled(Exception):
@@ -58,7 +58,7 @@ class TritonPythonModel:
         self._stopping = False
 
     def execute(self, requests: list[Any]) -> None:
-        """Begins to paint; threads send the answers."""
+        """Starts the paintings; their threads send the responses."""
         for request in requests:
             self._start(request)
 
@@ -80,7 +80,7 @@ class TritonPythonModel:
             if not full:
                 self._threads.add(thread)
         if full:
-            # The SDK tells an overload by Triton's own words for one.
+            # The SDK recognizes an overload by Triton's own wording.
             text = f"{self._name}: one more beside {self._max_streams} under way exceeds maximum queue size"
             self._fail(sender, "REJECTED", text)
         else:
@@ -102,7 +102,7 @@ class TritonPythonModel:
         sender.send(pb_utils.InferenceResponse(error=error), flags=FINAL)
 
     def _paint(self, sender: Any, commission: _Commission) -> str | None:
-        """Paints and sends; returns an error's text, if there was one."""
+        """Paints and sends the canvases; returns the error message if it fails."""
         try:
             with self._turns.joined() as worker:
                 painting.paint(
@@ -130,7 +130,7 @@ class TritonPythonModel:
 
 
 class _Failures:
-    """How many requests were answered with an error, by reason; see the onnxruntime backend."""
+    """Counts requests answered with an error, by reason; see the onnxruntime backend."""
 
     def __init__(self, args: dict[str, str]) -> None:
         self._family = pb_utils.MetricFamily(
@@ -146,7 +146,7 @@ class _Failures:
 
 
 class _Commission:
-    """A request, read and checked. Raises BadRequest."""
+    """A request, parsed and validated. Raises BadRequest if it is invalid."""
 
     def __init__(self, request: Any, max_pixels: int) -> None:
         self.knobs = knobs.read({name: _array(request, name) for name in knobs.KNOBS})
@@ -162,7 +162,7 @@ def _array(request: Any, name: str) -> knobs.Array | None:
 
 
 def _picture(request: Any, name: str, max_pixels: int) -> painting.Pixels:
-    """A copy, as the request's own memory goes with the request."""
+    """A copy, as the request's own memory is freed with the request. Raises BadRequest."""
     pixels = np.array(_array(request, name), np.uint8)
     height, width, _ = pixels.shape
     if min(height, width) < painting.SMALLEST_SIDE:
@@ -188,7 +188,7 @@ def _session(path: Path, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # see the onnxruntime backend
-    options.enable_cpu_mem_arena = False  # which would keep the largest picture's memory for ever
+    options.enable_cpu_mem_arena = False  # it would keep the largest picture's memory for ever
     options.log_severity_level = 3
     try:
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -208,7 +208,7 @@ def _integer(config: dict[str, Any], key: str) -> int:
 
 
 def _return_memory() -> None:
-    """To the system, what glibc keeps of what was freed: the server runs with MALLOC_TRIM_THRESHOLD_ set high."""
+    """Returns to the system the freed memory that glibc keeps: the server runs with MALLOC_TRIM_THRESHOLD_ set high."""
     ctypes.CDLL(None).malloc_trim(0)
 
 

@@ -1,9 +1,9 @@
-"""Painting as an optimisation (Gatys et al. 2015): of the canvas, until the network's activations are the targets.
+"""Paints by optimising the canvas (Gatys et al. 2015) until the network's activations match the targets.
 
     paint(graph, content, style, knobs, show)
 
-The graph gives loss and gradient; here are its targets, the sizes and the optimizers. A large picture is painted coarse
-to fine: what is composed small is cheap, and its strokes are large.
+The graph computes loss and gradient; this module has the targets, the sizes and the optimizers. A large picture is
+painted coarse to fine: composing it at a small size is cheap, and makes large strokes.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from serving.backends.painter.knobs import Knobs
 
 SMALLEST_SIDE: Final = 16
-"""The deepest layer's activations then have a height and width of 1."""
+"""At this size, the deepest layer's activations have a height and width of 1."""
 COARSEST_SIDE: Final = 256
-"""About the longer side of the first scale, where the picture's size chooses how many there are."""
+"""Approximate longer side of the first scale, if the picture's size decides how many there are."""
 LBFGS_MEMORY: Final = 10
-"""Steps from which L-BFGS approximates the curvature."""
+"""Number of past steps from which L-BFGS approximates the curvature."""
 ADAM_LR: Final = 0.02
 ADAM_BETAS: Final = (0.9, 0.999)
 NOISE_STD: Final = 0.15
@@ -42,14 +42,15 @@ Size = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Graph:
-    """The graph of loss and gradient. `run` gives the named outputs; `inputs` have their shapes, free sides as 1."""
+    """The graph that computes loss and gradient. `run` returns the named outputs; `inputs` maps names to shapes, with
+    variable sides as 1."""
 
     run: Callable[[Sequence[str], Feed], list[Any]]
     inputs: Mapping[str, tuple[int, ...]]
     outputs: Sequence[str]
 
     def targets(self, photo: Floats, style: Floats) -> dict[str, Floats]:
-        """The photo's activations and the style's Gram matrices, from the graph itself."""
+        """The photo's activations and the style's Gram matrices, computed by the graph itself."""
         return self._answers(photo, "answer_", "content_") | self._answers(style, "own_gram_", "gram_")
 
     def _answers(self, picture: Floats, made: str, wanted: str) -> dict[str, Floats]:
@@ -60,7 +61,7 @@ class Graph:
 
 
 class Evaluation(NamedTuple):
-    """The graph's outputs for a canvas (3, H, W). `losses` are content, style, total variation, unweighted."""
+    """The graph's outputs for a canvas (3, H, W). `losses` are content, style and total variation, unweighted."""
 
     canvas: Floats
     losses: Floats
@@ -69,7 +70,7 @@ class Evaluation(NamedTuple):
 
 
 class Evaluator:
-    """Canvas -> Evaluation, for one size of a painting. Remembers the last canvas, which optimizers come back to."""
+    """Canvas -> Evaluation, for one size of a painting. Caches the last canvas, which optimizers ask for again."""
 
     def __init__(self, graph: Graph, photo: Floats, style: Floats, knobs: Knobs) -> None:
         self._run = graph.run
@@ -92,7 +93,7 @@ class Evaluator:
 
 @dataclass(frozen=True)
 class Stroke:
-    """A canvas after so many of all iterations."""
+    """A canvas after `iteration` of `total` iterations."""
 
     evaluation: Evaluation
     iteration: int
@@ -107,7 +108,7 @@ Show = Callable[[Stroke], None]
 
 
 def paint(graph: Graph, content: Pixels, style: Pixels, knobs: Knobs, show: Show) -> None:
-    """Shows the start, then a canvas every so many iterations, and the last, whose iteration is the total."""
+    """Shows the initial canvas, then one every `knobs.every` iterations, and the last, whose iteration is the total."""
     sizes = scales(content.shape[:2], knobs.scales)
     counter = _Counter(knobs, show)
     canvas: Floats | None = None
@@ -122,7 +123,7 @@ def paint(graph: Graph, content: Pixels, style: Pixels, knobs: Knobs, show: Show
 
 
 class _Counter:
-    """Counts iterations over all scales, and shows those that are asked for."""
+    """Counts iterations over all scales, and shows the canvases that are asked for."""
 
     def __init__(self, knobs: Knobs, show: Show) -> None:
         self._every, self._total = knobs.every, knobs.iterations
@@ -143,7 +144,7 @@ class _Counter:
             self._tell()
 
     def finish(self, iterations: int) -> Evaluation:
-        """A scale ends. Where it converged early, the iterations that were left count as done."""
+        """A scale ends. If it converged early, the remaining iterations count as done."""
         self._count = self._scale_begins + iterations
         if self._count == self._total != self._shown:
             self._tell()
@@ -160,7 +161,7 @@ _Callback = Callable[[Evaluation], None]
 
 
 def _lbfgs(evaluate: Evaluator, start: Floats, iterations: int, callback: _Callback) -> None:
-    """Without bounds: SciPy takes 10 s to set them up for 512 x 512 pixels, and five times as long for a step."""
+    """Without bounds: for 512 x 512 pixels SciPy takes 10 s to set them up, and five times as long for a step."""
 
     def objective(flat: npt.NDArray[np.float64]) -> tuple[float, Floats]:
         evaluation = evaluate(flat.reshape(start.shape))
@@ -194,24 +195,25 @@ MINIMIZERS: Final = {"l-bfgs": _lbfgs, "adam": _adam}
 
 
 def max_scales(size: Size) -> int:
-    """How often a picture can be halved, and once more, for the coarsest to have SMALLEST_SIDE."""
+    """The largest number of scales: 1, and one for each time that a picture can be halved down to SMALLEST_SIDE."""
     return 1 + int(math.log2(min(size) / SMALLEST_SIDE))
 
 
 def scales(size: Size, count: int) -> list[Size]:
-    """So many sizes, coarse to fine, each twice the one before; 0 is as many as begin at about COARSEST_SIDE."""
+    """The sizes of `count` scales, coarse to fine, each twice the one before; 0 means as many as make the first about
+    COARSEST_SIDE."""
     wanted = count or 1 + max(0, round(math.log2(max(size) / COARSEST_SIDE)))
     return [_scaled(size, 0.5**k) for k in reversed(range(min(wanted, max_scales(size))))]
 
 
 def split_iterations(iterations: int, count: int) -> list[int]:
-    """Iterations for each of so many scales: every scale has twice as many as the next, where one costs four times."""
+    """Iterations for each of `count` scales: twice as many as for the next, where each costs four times as much."""
     coarse = [iterations * 2 ** (count - 1 - k) // (2**count - 1) for k in range(count - 1)]
     return [*coarse, iterations - sum(coarse)]
 
 
 def fitted(style: Size, canvas: Size) -> Size:
-    """The style's size for a canvas: as many pixels, so that both have one scale, but never enlarged."""
+    """The style's size for a canvas: as many pixels, so that both are at the same scale, but never enlarged."""
     return _scaled(style, min(1, math.sqrt(math.prod(canvas) / math.prod(style))))
 
 

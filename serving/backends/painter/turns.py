@@ -1,4 +1,4 @@
-"""Fair scheduling of one processor: next is the worker that has run for the least time so far, as in Linux's CFS."""
+"""Fair scheduling of one processor: the next turn goes to the worker that has run least so far, as in Linux's CFS."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 class Turns:
     """Shares a processor between workers that join and leave. A turn is not preempted, and its time is counted.
 
-    A worker that is between two of its turns is waited for, so one of short turns has as much time as one of long.
+    The others wait for a worker that is between two of its turns, so that one with short turns gets as much time as one
+    with long ones.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -22,7 +23,7 @@ class Turns:
 
     @contextlib.contextmanager
     def joined(self) -> Iterator[object]:
-        """A worker, for as long as the block runs. It begins level with the one that has run least."""
+        """Adds a worker for as long as the block runs. It starts level with the one that has run least."""
         worker = object()
         with self._changed:
             self._runtime[worker] = min(self._runtime.values(), default=0.0)
