@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import tritonclient.grpc as triton
-
-PATIENCE_S = 60.0
+from waiting import until
 
 
 def reached(count: Callable[[], int], least: int) -> int:
     """The count, once it is `least` or more; fails the test if it stays below."""
-    end = time.monotonic() + PATIENCE_S
-    while (found := count()) < least:
-        assert time.monotonic() < end, f"{found} counted, and never {least}"
-        time.sleep(0.01)
-    return found
+    until(lambda: count() >= least, lambda: f"{count()} counted, and never {least}", pause_s=0.01)
+    return count()
 
 
 def inferences(client: triton.InferenceServerClient, model: str) -> int:

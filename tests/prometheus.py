@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import subprocess
-import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +18,7 @@ from typing import Any
 import scripts
 import yaml
 from conftest import need
+from waiting import until
 
 DEPLOY = scripts.ROOT / "deploy"
 NAMESPACE = "art"
@@ -178,11 +178,7 @@ class Prometheus:
 
     def wait(self, query: str) -> list[dict[str, Any]]:
         """The samples, as soon as there are some; fails the test if there never are."""
-        end = time.monotonic() + PATIENCE_S
-        while not (found := self.ask(query)):
-            assert time.monotonic() < end, f"no answer: {query}; targets: {self.down()}"
-            time.sleep(0.2)
-        return found
+        return until(lambda: self.ask(query), lambda: f"no answer: {query}; targets: {self.down()}", pause_s=0.2)
 
     def down(self) -> list[str]:
         """Why targets are not scraped."""
@@ -214,10 +210,10 @@ def running(folder: Path, scrapes: list[dict[str, Any]], rules: list[dict[str, A
 
 
 def _wait_until_ready(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while True:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{address}/-/ready", timeout=1):
-            return
+    def ready() -> bool:
         assert process.poll() is None, log.read_text()
-        assert time.monotonic() < end, log.read_text()
-        time.sleep(0.05)
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{address}/-/ready", timeout=1):
+            return True
+        return False
+
+    until(ready, log.read_text)

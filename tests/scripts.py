@@ -10,17 +10,23 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import noise
 import numpy as np
 import numpy.typing as npt
+import pytest
+import stand_in
 from PIL import Image
+
+from serving.spec import Served
 
 ROOT = Path(__file__).parents[1]
 CLIENTS = ROOT / "clients"
 
 Done = subprocess.CompletedProcess[str]
+Script = Callable[..., Done]
 
 
 def run(script: Path, *arguments: object, cwd: Path, **environment: str) -> Done:
@@ -75,10 +81,6 @@ def opened(path: Path) -> Image.Image:
         return picture
 
 
-def noise(width: int, height: int, seed: int = 9) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
-
-
 def names(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
@@ -115,3 +117,50 @@ def processes_of(folder: Path) -> list[str]:
         if str(folder) in line:
             found.append(line)
     return found
+
+
+# --- fixtures: a script in a folder of pictures, and what it asks
+
+
+def models(of: Served) -> Callable[[pytest.TempPathFactory], Path]:
+    """A fixture: a model repository of the module's own, with the stand-in of a model, versions 1 and 2."""
+
+    @pytest.fixture(scope="module")
+    def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+        return stand_in.repository(tmp_path_factory.mktemp("models") / "repository", spec=of)
+
+    return repository
+
+
+def asking(script: Path, server: str) -> Callable[..., Script]:
+    """A fixture: runs a script in the test's folder against a shared server, given by the name of its fixture."""
+
+    @pytest.fixture
+    def runs(request: pytest.FixtureRequest, tmp_path: Path) -> Script:
+        url = request.getfixturevalue(server).grpc
+        return lambda *arguments: run(script, "--url", url, *arguments, cwd=tmp_path)
+
+    return runs
+
+
+def in_process(script: Path) -> Callable[..., Script]:
+    """A fixture: runs it there with the model in its own process, from the fixture `repository`."""
+
+    @pytest.fixture
+    def runs(repository: Path, tmp_path: Path) -> Script:
+        return lambda *arguments: run(script, "--repository", repository, "--in-process", *arguments, cwd=tmp_path)
+
+    return runs
+
+
+def saved(sizes: Mapping[str, tuple[int, int]], gray: str = "") -> Callable[[Path], None]:
+    """A fixture of every test: noise of these sizes under these names in its folder, the `gray` one without colours."""
+
+    @pytest.fixture(autouse=True)
+    def photos(tmp_path: Path) -> None:
+        for seed, (name, size) in enumerate(sizes.items()):
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noise.picture(*size, "L" if name == gray else "RGB", seed).save(path)
+
+    return photos

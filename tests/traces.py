@@ -9,8 +9,9 @@ import os
 import re
 import subprocess
 import tempfile
-import time
 from pathlib import Path
+
+from tests.waiting import until
 
 PATIENCE_S = 60.0
 PROGRAMS = {"keeper": "python", "server": "tritonserver", "model": "triton_python_backend_stub", "java": "java"}
@@ -38,14 +39,18 @@ def processes(name: str, program: str = "") -> list[int]:
 
 def wait_for_child(process: subprocess.Popen[str]) -> str:
     """The name of the server that a starting command starts, as soon as it does."""
-    while process.poll() is None:
+
+    def found() -> str:
+        assert process.poll() is None, process.communicate()
         for path in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
                 parent = int(path.read_bytes().rpartition(b")")[2].split()[1])
                 named = re.search(r"atelier-\w{12}", os.fsdecode(path.with_name("cmdline").read_bytes()))
                 if parent == process.pid and named:
                     return named[0]
-    raise AssertionError(process.communicate())
+        return ""
+
+    return until(found, lambda: f"{process.args} started no server", pause_s=0)
 
 
 def files(name: str) -> list[Path]:
@@ -60,7 +65,4 @@ def logs(name: str) -> list[Path]:
 
 def wait_until_gone(name: str) -> None:
     """Returns when no process and no file of the server is left; fails the test if some stay."""
-    end = time.monotonic() + PATIENCE_S
-    while (left := (processes(name), files(name))) != ([], []):
-        assert time.monotonic() < end, f"left behind: {left}"
-        time.sleep(0.05)
+    until(lambda: not processes(name) and not files(name), lambda: f"left behind: {processes(name)}, {files(name)}")

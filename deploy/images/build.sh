@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Builds images with podman or docker: deploy/images/build.sh [IMAGE …]
 #
-# IMAGE is training-cpu, serving-cpu, clients-cpu (these three if none is named), training-gpu or serving-gpu. Tags:
-# atelier-training:VERSION-cpu and so on, with the version of pyproject.toml.
+# IMAGE is training-cpu, serving-cpu, clients-cpu (these three if none is named), training-gpu or serving-gpu. Tags are
+# atelier-training:VERSION-cpu and so on, with the version in pyproject.toml.
 #
 #   ENGINE             podman or docker; if not set, whichever is installed
 #   IMAGE_BUILD_FLAGS  more flags for `ENGINE build`
-#   PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_FIND_LINKS PIP_CERT TORCH_INDEX   if set, are handed in to pip
+#   PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_FIND_LINKS PIP_CERT TORCH_INDEX   if set, are passed on to pip
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

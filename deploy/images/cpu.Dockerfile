@@ -1,7 +1,7 @@
 # The CPU images, for Linux x86_64: training, serving (the embedded Triton) and clients. Build them from the repository's
 # root with `make images`, or one alone: podman build -f deploy/images/cpu.Dockerfile --target serving -t atelier-serving .
 #
-# Behind a mirror: --build-arg PIP_INDEX_URL=… and its kin below, which pip reads from its environment.
+# Behind a mirror: --build-arg PIP_INDEX_URL=… and the similar ones below, which pip reads from its environment.
 
 ARG DEBIAN=docker.io/library/debian:bookworm-slim
 FROM ${DEBIAN} AS python
@@ -9,31 +9,31 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3 \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt /var/log/apt /var/log/dpkg.log
 ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
-# Every image runs with a read-only root filesystem: what it writes without being asked goes to /tmp.
+# Every image runs with a read-only root filesystem: what programs write unasked goes to /tmp.
 ENV HOME=/tmp
 RUN useradd --uid 1000 --home-dir /tmp --no-create-home --shell /usr/sbin/nologin atelier
 WORKDIR /app
 
-# --- packages: everything that a running image does not need stays in these stages
+# --- packages: whatever a running image does not need stays in these stages
 FROM python AS builder
 RUN apt-get update && apt-get install --yes --no-install-recommends python3-venv
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_FIND_LINKS
 ARG PIP_CERT
-# Kept for the stages below; pip takes an empty one for none.
+# Kept for the stages below; pip treats an empty value as unset.
 ENV PIP_INDEX_URL=$PIP_INDEX_URL PIP_EXTRA_INDEX_URL=$PIP_EXTRA_INDEX_URL PIP_FIND_LINKS=$PIP_FIND_LINKS PIP_CERT=$PIP_CERT
 RUN python3 -m venv /opt/venv
 COPY pyproject.toml deploy/constraints.txt ./
 ENV PIP_CONSTRAINT=/app/constraints.txt
-# pyproject.toml names a readme; an empty one lets a change of the real one leave these layers alone.
+# pyproject.toml names a readme; with an empty one, changes to the real one don't invalidate these layers.
 RUN touch README.md
 
 FROM builder AS serving-packages
 RUN pip install --no-cache-dir --no-compile '.[serving]' && pip uninstall --yes pip
 
 FROM builder AS training-packages
-# On PyPI, torch for Linux is the CUDA build. A "+cpu" version counts as newer than the same one without.
+# On PyPI, torch for Linux is the CUDA build. A "+cpu" version counts as newer than the same version without it.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip install --no-cache-dir --no-compile ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} '.[training]' \
     && pip uninstall --yes pip \
@@ -46,7 +46,7 @@ COPY clients clients
 RUN pip install --no-cache-dir --no-compile ./clients && pip uninstall --yes pip
 
 # --- images
-# The model processes of the wheel's tritonserver embed Python: libpython3.11. Corpora may come over https.
+# The model processes of the wheel's tritonserver embed Python (libpython3.11). Corpora may be fetched over https.
 FROM python AS triton
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates libpython3.11 \

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,21 @@ import stand_in
 from conftest import need_tritonserver
 from PIL import Image
 from screen import shown
-from scripts import CLIENTS, ROOT, Done, copied, free_port, names, processes_of, refused, run, unchanged, worked
+from scripts import (
+    CLIENTS,
+    ROOT,
+    Done,
+    asking,
+    copied,
+    free_port,
+    in_process,
+    names,
+    processes_of,
+    refused,
+    run,
+    unchanged,
+    worked,
+)
 
 from atelier import garments, pictures
 
@@ -25,24 +38,13 @@ CLASSIFY = CLIENTS / "classify.py"
 ENGLISH, FRENCH = garments.NAMES["en"], garments.NAMES["fr"]
 SEEN = np.random.default_rng(0).integers(0, 256, (70, 28, 28), np.uint8)
 
-Classify = Callable[..., Done]
+classify = asking(CLASSIFY, "classifier_server")
+near = in_process(CLASSIFY)
 
 
 @pytest.fixture
 def repository(tmp_path_factory) -> Path:
     return stand_in.repository(tmp_path_factory.mktemp("models") / "repository", spec=stand_in.CLASSIFIER)
-
-
-@pytest.fixture
-def classify(classifier_server, tmp_path) -> Classify:
-    """Runs classify.py in a folder of pictures against the shared server."""
-    return lambda *arguments: run(CLASSIFY, "--url", classifier_server.grpc, *arguments, cwd=tmp_path)
-
-
-@pytest.fixture
-def near(repository, tmp_path) -> Classify:
-    """Runs classify.py in a folder of pictures, the model in its own process."""
-    return lambda *arguments: run(CLASSIFY, "--repository", repository, "--in-process", *arguments, cwd=tmp_path)
 
 
 @pytest.fixture(autouse=True)
@@ -249,6 +251,21 @@ ODD = {
 }
 
 
+def test_folders_that_give_no_picture_cost_a_line_each(near, tmp_path):
+    """And a name that no file can have; also in JSON, in their places. The status says that some were left out."""
+    (tmp_path / "dull" / "below").mkdir(parents=True)
+    done = near("--json", "dull", "boot.jpg", "x" * 300)
+    says = {"dull": "dull: holds no pictures", "x" * 300: f"{'x' * 300}: cannot be reached: File name too long"}
+    assert done.returncode == 1
+    for line, say in zip(done.stderr.splitlines(), says.values(), strict=True):
+        assert line.startswith(f"classify.py: {say}")
+    first, boot, last = answers(done)
+    assert_right(boot, truth(tmp_path / "boot.jpg"), "boot.jpg")
+    for record, (name, error) in zip((first, last), says.items(), strict=True):
+        assert record["file"] == name
+        assert record["error"].startswith(error)
+
+
 def test_the_others_in_the_call_still_get_their_answer(classify, tmp_path):
     """Every bad one has its line on stderr, every good one its answer, and the exit status says that some failed."""
     for name, written in {**BAD, **ODD}.items():
@@ -334,7 +351,7 @@ def test_with_no_server_it_starts_one_with_its_own_model_and_ends_it(repository,
     ("arguments", "says"),
     [
         pytest.param([], ["PICTURE"], id="no-picture"),
-        pytest.param(["boot.jpg", "empty"], ["empty: holds no pictures (looked for .png"], id="empty-folder"),
+        pytest.param(["empty"], ["empty: holds no pictures (looked for .png"], id="empty-folder"),
         pytest.param(["boot.jpg", "--top", 0], ["--top", "1 or more"], id="top-0"),
         pytest.param(["boot.jpg", "--top", "all"], ["--top", "'all'"], id="top-a-word"),
         pytest.param(["boot.jpg", "--language", "de"], ["--language", "'en', 'fr'"], id="language"),

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
+import noise
 import numpy as np
 import pytest
 import stand_in
+import truth
 from conftest import need_tritonserver
 from PIL import Image
 from scripts import (
     CLIENTS,
     ROOT,
-    Done,
+    asking,
     copied,
     free_port,
+    in_process,
+    models,
     names,
-    noise,
     opened,
     processes_of,
     refused,
     run,
+    saved,
     unchanged,
     worked,
 )
@@ -31,42 +34,14 @@ from atelier import colorizing, pictures
 COLORIZE = CLIENTS / "colorize.py"
 SIZES = {"photo.png": (60, 40), "album/1.png": (48, 32), "album/2.png": (48, 32), "album/late/3.png": (32, 48)}
 
-Colorize = Callable[..., Done]
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory) -> Path:
-    return stand_in.repository(tmp_path_factory.mktemp("models") / "repository", spec=stand_in.COLORIZER)
-
-
-@pytest.fixture
-def colorize(colorizer_server, tmp_path) -> Colorize:
-    """Runs colorize.py in a folder of pictures against the shared server."""
-    return lambda *arguments: run(COLORIZE, "--url", colorizer_server.grpc, *arguments, cwd=tmp_path)
-
-
-@pytest.fixture
-def near(repository, tmp_path) -> Colorize:
-    """Runs colorize.py in a folder of pictures, the model in its own process."""
-    return lambda *arguments: run(COLORIZE, "--repository", repository, "--in-process", *arguments, cwd=tmp_path)
-
-
-@pytest.fixture(autouse=True)
-def photos(tmp_path) -> None:
-    """A photo in colour and an album of three, one of them gray, one in a folder below, where colorize.py runs."""
-    (tmp_path / "album" / "late").mkdir(parents=True)
-    for seed, (name, size) in enumerate(SIZES.items()):
-        noise(*size, seed=seed).convert("L" if name == "album/2.png" else "RGB").save(tmp_path / name)
-
-
-def truth(picture: Image.Image, stage: float = 2, version: int = 2) -> np.ndarray:
-    """What the stand-in makes of the gray of a picture."""
-    gray = np.asarray(colorizing.grayed(picture))[None, ..., None]
-    return stand_in.colored(gray, np.full((1, 1), stage, np.float32), version)[0]
+repository = models(stand_in.COLORIZER)
+colorize = asking(COLORIZE, "colorizer_server")
+near = in_process(COLORIZE)
+photos = saved(SIZES, gray="album/2.png")
 
 
 def assert_right(made: Path, source: Path, stage: float = 2, version: int = 2) -> None:
-    expected = truth(pictures.open_picture(source), stage, version).astype(int)
+    expected = truth.colored(pictures.open_picture(source), stage, version).astype(int)
     np.testing.assert_allclose(np.asarray(opened(made), int), expected, atol=1)
 
 
@@ -97,7 +72,7 @@ def test_an_older_version_a_size_and_a_file_of_ones_own(near, tmp_path):
     done = worked(near("photo.png", "--version", 1, "--size", 30, "--out", "mine.tif"))
     assert done.stdout == "mine.tif: colorizer version 1, stage 2\n"
     small = opened(tmp_path / "photo.png").resize((30, 20), Image.Resampling.LANCZOS)
-    np.testing.assert_allclose(np.asarray(opened(tmp_path / "mine.tif"), int), truth(small, version=1), atol=1)
+    np.testing.assert_allclose(np.asarray(opened(tmp_path / "mine.tif"), int), truth.colored(small, version=1), atol=1)
 
 
 def test_saturation(near, tmp_path):
@@ -105,7 +80,7 @@ def test_saturation(near, tmp_path):
     gray = np.asarray(colorizing.grayed(opened(tmp_path / "photo.png")), float)[..., None]
     for factor in (0, 0.5):
         worked(near("photo.png", "--saturation", factor, "--out", "made.png"))
-        expected = gray + factor * (truth(opened(tmp_path / "photo.png")) - gray)
+        expected = gray + factor * (truth.colored(opened(tmp_path / "photo.png")) - gray)
         np.testing.assert_allclose(np.asarray(opened(tmp_path / "made.png")), expected, atol=1)
 
 
@@ -129,7 +104,7 @@ def test_compared_with_before_and_with_the_truth(near, tmp_path):
         width, height = picture.size
         drawn = np.asarray(opened(tmp_path / "out" / f"{Path(source).stem}-color-compare.png"), int)
         assert drawn.shape == (16 + 24 + 24 + height + 16, 16 + columns * (width + 16), 3)
-        cells = [colorizing.grayed(picture).convert("RGB"), truth(picture), picture]
+        cells = [colorizing.grayed(picture).convert("RGB"), truth.colored(picture), picture]
         for place, cell in enumerate(cells[:columns]):
             left = 16 + place * (width + 16)
             np.testing.assert_allclose(drawn[64 : 64 + height, left : left + width], np.asarray(cell, int), atol=1)
@@ -152,16 +127,16 @@ def test_transparency_is_kept(near, tmp_path):
 @pytest.mark.parametrize("name", ["cmyk.jpg", "16-bit.png", "16-bit.tif", "palette.png", "animated.gif", "gray.webp"])
 def test_pictures_of_every_kind(near, tmp_path, name):
     """Printed, of more bits, indexed with one colour clear, moving: each as `open_picture` has it."""
-    path, gray = tmp_path / name, np.asarray(noise(48, 32).convert("L"))
+    path, gray = tmp_path / name, np.asarray(noise.picture(48, 32).convert("L"))
     match path.stem:
         case "cmyk":
-            noise(48, 32).convert("CMYK").save(path)
+            noise.picture(48, 32).convert("CMYK").save(path)
         case "16-bit":
             Image.fromarray(gray.astype(np.uint16) * 257).save(path)
         case "palette":
-            noise(48, 32).quantize(8).save(path, transparency=3)
+            noise.picture(48, 32).quantize(8).save(path, transparency=3)
         case "animated":
-            noise(48, 32, 1).save(path, save_all=True, append_images=[noise(48, 32, 2)])
+            noise.picture(48, 32, seed=1).save(path, save_all=True, append_images=[noise.picture(48, 32, seed=2)])
         case _:
             Image.fromarray(gray).save(path, lossless=True)
     done = near(name, "--out", "made.png")
@@ -169,7 +144,7 @@ def test_pictures_of_every_kind(near, tmp_path, name):
     first = "colorize.py: animated.gif: holds more than one picture; the first is taken\n"
     assert done.stderr == (first if path.stem == "animated" else "")
     seen, made = pictures.open_picture(path, alpha=True), opened(tmp_path / "made.png")
-    np.testing.assert_allclose(np.asarray(made.convert("RGB"), int), truth(seen).astype(int), atol=1)
+    np.testing.assert_allclose(np.asarray(made.convert("RGB"), int), truth.colored(seen).astype(int), atol=1)
     assert made.mode == seen.mode == ("RGBA" if path.stem == "palette" else "RGB")
 
 
@@ -194,7 +169,7 @@ def test_the_others_are_coloured(colorize, tmp_path):
     Image.new("RGB", (1, 1)).save(album / "dot.png")
     Image.new("RGB", (90, 12)).save(album / "thin.png")
     Image.new("L", (3000, 2000)).save(album / "vast.png")
-    noise(20_000, 16).save(album / "wide.png")
+    noise.picture(20_000, 16).save(album / "wide.png")
     Image.new("L", (20_000, 16)).save(album / "wide.tif")
     done = colorize("gone.jpg", "album", "--out", "coloured")
     assert done.returncode == 1

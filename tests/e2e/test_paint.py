@@ -382,7 +382,7 @@ def test_a_server_that_goes_away_costs_no_canvas(tmp_path):
             id="film-too-small",
         ),
         pytest.param(["photo.jpg", "wave.png", "--film", "f.avi"], ["--film", ".avi"], id="film"),
-        pytest.param(["photo.jpg", "wave.png", "--film", "f.gif", "--fps", 60], ["--film", "50"], id="film-fast"),
+        pytest.param(["photo.jpg", "wave.png", "--film", "f.gif", "--fps", 60], ["--fps: f.gif", "50"], id="film-fast"),
         pytest.param(["photo.jpg", "wave.png", "--model", "wgan"], ["--model", "painter"], id="model"),
         pytest.param(["photo.jpg", "wave.png", "--version", 9], ["--version", "no version 9"], id="version"),
     ],

@@ -7,55 +7,46 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import stand_in
+import truth
 from conftest import need_tritonserver
 from PIL import Image
-from scripts import CLIENTS, ROOT, Done, copied, free_port, names, opened, processes_of, refused, run, unchanged, worked
+from scripts import (
+    CLIENTS,
+    ROOT,
+    asking,
+    copied,
+    free_port,
+    in_process,
+    models,
+    names,
+    opened,
+    processes_of,
+    refused,
+    run,
+    saved,
+    unchanged,
+    worked,
+)
+from truth import STYLES
+from waiting import until
 
 STYLIZE = CLIENTS / "stylize.py"
-NAMES = stand_in.STYLE.inputs[1].members
 SIZES = {"photo.png": (60, 40), "frames/1.png": (48, 32), "frames/2.png": (48, 32), "frames/late/3.png": (32, 48)}
 
-Stylize = Callable[..., Done]
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory) -> Path:
-    return stand_in.repository(tmp_path_factory.mktemp("models") / "repository", spec=stand_in.STYLE)
-
-
-@pytest.fixture
-def stylize(style_server, tmp_path) -> Stylize:
-    """Runs stylize.py in a folder of pictures against the shared server."""
-    return lambda *arguments: run(STYLIZE, "--url", style_server.grpc, *arguments, cwd=tmp_path)
-
-
-@pytest.fixture
-def near(repository, tmp_path) -> Stylize:
-    """Runs stylize.py in a folder of pictures, the model in its own process."""
-    return lambda *arguments: run(STYLIZE, "--repository", repository, "--in-process", *arguments, cwd=tmp_path)
-
-
-@pytest.fixture(autouse=True)
-def photos(tmp_path) -> None:
-    """A photo and a folder of three frames, one of them in a folder below, where stylize.py runs."""
-    (tmp_path / "frames" / "late").mkdir(parents=True)
-    for seed, (name, (width, height)) in enumerate(SIZES.items()):
-        pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-        Image.fromarray(pixels).save(tmp_path / name)
+repository = models(stand_in.STYLE)
+stylize = asking(STYLIZE, "style_server")
+near = in_process(STYLIZE)
+photos = saved(SIZES)
 
 
 def assert_right(made: Path, source: Path, style: str | dict[str, float], version: int = 2) -> None:
     """A file holds what the stand-in makes of another."""
-    weights = {style: 1.0} if isinstance(style, str) else style
-    row = np.array([[weights.get(name, 0) for name in NAMES]], np.float32)
-    expected = stand_in.styled(np.asarray(opened(source).convert("RGB"))[None], row, version)[0]
+    expected = truth.styled(opened(source), style, version)
     np.testing.assert_allclose(np.asarray(opened(made), int), expected.astype(int), atol=1)
 
 
@@ -72,7 +63,7 @@ def test_the_shortest_command_paints_a_photo(stylize, tmp_path):
 
 def test_the_styles_are_listed(stylize):
     """A line for each, as --style takes them."""
-    assert worked(stylize("--list")).stdout.split() == list(NAMES)
+    assert worked(stylize("--list")).stdout.split() == list(STYLES)
 
 
 def test_a_blend_an_older_version_and_a_file_of_ones_own(near, tmp_path):
@@ -198,12 +189,18 @@ def test_ctrl_c_keeps_what_is_done(style_server, tmp_path):
         Image.effect_noise((256, 256), 90).save(tmp_path / "frames" / f"f{index:03}.png")
     command = [sys.executable, STYLIZE, "--url", style_server.grpc, "frames", "--style", "faded", "--out", "painted"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+
+    def begun() -> bool:
+        assert process.poll() is None
+        return any((tmp_path / "painted").glob("f*.png"))
+
     with process:
-        while not list((tmp_path / "painted").glob("f*.png")):
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        try:
+            until(begun, lambda: "no picture is done", pause_s=0.01)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     found = re.fullmatch(r"stylize\.py: stopped; (\d+) of 303 (?:is|are) done\n", said)
     assert found, said
@@ -242,9 +239,9 @@ STYLE = ["--style", "faded"]
         pytest.param(STYLE, ["PHOTO: name a picture"], id="no-photo"),
         pytest.param(["photo.png"], ["--style", "--blend", "--all", "--list", "required"], id="no-style"),
         pytest.param(["photo.png", *STYLE, "--all"], ["--all", "not allowed with", "--style"], id="two-ways"),
-        pytest.param(["photo.png", "--style", "nope"], ["--style: no style 'nope'", *NAMES], id="unknown-style"),
-        pytest.param(["photo.png", "--style", ""], ["--style: no style ''", *NAMES], id="empty-style"),
-        pytest.param(["photo.png", "--blend", "nope=1"], ["--blend: no style 'nope'", *NAMES], id="unknown-in-blend"),
+        pytest.param(["photo.png", "--style", "nope"], ["--style: no style 'nope'", *STYLES], id="unknown-style"),
+        pytest.param(["photo.png", "--style", ""], ["--style: no style ''", *STYLES], id="empty-style"),
+        pytest.param(["photo.png", "--blend", "nope=1"], ["--blend: no style 'nope'", *STYLES], id="unknown-in-blend"),
         pytest.param(["photo.png", "--blend", "faded"], ["--blend", "NAME=WEIGHT"], id="no-blend"),
         pytest.param(["photo.png", "--blend", "faded=-1"], ["--blend", "weight of faded is -1"], id="negative"),
         pytest.param(["photo.png", "--blend", "faded=nan"], ["--blend", "weight of faded is nan"], id="nan"),

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
+import noise
 import numpy as np
 import pytest
 import stand_in
+import truth
 from conftest import need_tritonserver
 from PIL import Image
 from scripts import (
     CLIENTS,
     ROOT,
-    Done,
+    asking,
     copied,
     free_port,
+    in_process,
+    models,
     names,
-    noise,
     opened,
     processes_of,
     refused,
     run,
+    saved,
     unchanged,
     worked,
 )
@@ -31,41 +34,14 @@ from atelier import pictures
 UPSCALE = CLIENTS / "upscale.py"
 SIZES = {"photo.png": (60, 40), "frames/1.png": (48, 32), "frames/2.png": (48, 32), "frames/late/3.png": (32, 48)}
 
-Upscale = Callable[..., Done]
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory) -> Path:
-    return stand_in.repository(tmp_path_factory.mktemp("models") / "repository", spec=stand_in.UPSCALER)
-
-
-@pytest.fixture
-def upscale(upscaler_server, tmp_path) -> Upscale:
-    """Runs upscale.py in a folder of pictures against the shared server."""
-    return lambda *arguments: run(UPSCALE, "--url", upscaler_server.grpc, *arguments, cwd=tmp_path)
-
-
-@pytest.fixture
-def near(repository, tmp_path) -> Upscale:
-    """Runs upscale.py in a folder of pictures, the model in its own process."""
-    return lambda *arguments: run(UPSCALE, "--repository", repository, "--in-process", *arguments, cwd=tmp_path)
-
-
-@pytest.fixture(autouse=True)
-def photos(tmp_path) -> None:
-    """A photo and a folder of three frames, one of them in a folder below, where upscale.py runs."""
-    (tmp_path / "frames" / "late").mkdir(parents=True)
-    for seed, (name, size) in enumerate(SIZES.items()):
-        noise(*size, seed=seed).save(tmp_path / name)
-
-
-def truth(source: Path, version: int = 2) -> np.ndarray:
-    """What the stand-in makes of the whole of a file."""
-    return stand_in.upscaled(np.asarray(pictures.open_picture(source))[None], version)[0]
+repository = models(stand_in.UPSCALER)
+upscale = asking(UPSCALE, "upscaler_server")
+near = in_process(UPSCALE)
+photos = saved(SIZES)
 
 
 def assert_right(made: Path, source: Path, version: int = 2) -> None:
-    np.testing.assert_array_equal(opened(made), truth(source, version))
+    np.testing.assert_array_equal(opened(made), truth.upscaled(pictures.open_picture(source), version))
 
 
 # --- what comes out
@@ -83,7 +59,7 @@ def test_the_shortest_command_enlarges_a_picture(upscale, tmp_path):
 @pytest.mark.parametrize("size", [(600, 500), (1500, 17)], ids=str)
 def test_a_large_picture_has_no_seams(near, tmp_path, size):
     """Though it goes in tiles, and the stand-in sees as far as an upscaler may."""
-    noise(*size).save(tmp_path / "large.png")
+    noise.picture(*size).save(tmp_path / "large.png")
     worked(near("large.png"))
     assert_right(tmp_path / "out" / "large-x4.png", tmp_path / "large.png")
 
@@ -114,7 +90,18 @@ def test_compared_side_by_side(near, tmp_path):
     bicubic = opened(tmp_path / "photo.png").resize((240, 160), Image.Resampling.BICUBIC)
     assert drawn.shape == (16 + 24 + 24 + 160 + 16, 3 * 16 + 2 * 240, 3)
     np.testing.assert_array_equal(drawn[64:224, 16:256], bicubic)
-    np.testing.assert_array_equal(drawn[64:224, 272:512], truth(tmp_path / "photo.png"))
+    np.testing.assert_array_equal(drawn[64:224, 272:512], truth.upscaled(opened(tmp_path / "photo.png")))
+    assert names(tmp_path / "out") == {"photo-x4-compare.png"}
+
+
+def test_a_picture_whose_sheet_nothing_could_open_is_left_out(near, tmp_path):
+    """It has its line, and the others their sheets; by itself it is enlarged all the same."""
+    Image.new("RGB", (200_000, 16)).save(tmp_path / "ribbon.png")
+    done = near("ribbon.png", "photo.png", "--compare")
+    assert (done.returncode, done.stdout) == (1, "out: 1 picture: upscaler version 2\n")
+    says = "upscale.py: ribbon.png: a sheet of it would have 1600048 x 144, more than 178 million pixels"
+    assert done.stderr.startswith(says)
+    assert done.stderr.count("\n") == 1
     assert names(tmp_path / "out") == {"photo-x4-compare.png"}
 
 
@@ -134,16 +121,16 @@ def test_transparency_is_enlarged_too(near, tmp_path):
 @pytest.mark.parametrize("name", ["cmyk.jpg", "16-bit.png", "16-bit.tif", "palette.png", "animated.gif", "gray.webp"])
 def test_pictures_of_every_kind(near, tmp_path, name):
     """Printed, of more bits, indexed with one colour clear, moving: each as `open_picture` has it."""
-    path, gray = tmp_path / name, np.asarray(noise(48, 32).convert("L"))
+    path, gray = tmp_path / name, np.asarray(noise.picture(48, 32).convert("L"))
     match path.stem:
         case "cmyk":
-            noise(48, 32).convert("CMYK").save(path)
+            noise.picture(48, 32).convert("CMYK").save(path)
         case "16-bit":
             Image.fromarray(gray.astype(np.uint16) * 257).save(path)
         case "palette":
-            noise(48, 32).quantize(8).save(path, transparency=3)
+            noise.picture(48, 32).quantize(8).save(path, transparency=3)
         case "animated":
-            noise(48, 32, 1).save(path, save_all=True, append_images=[noise(48, 32, 2)])
+            noise.picture(48, 32, seed=1).save(path, save_all=True, append_images=[noise.picture(48, 32, seed=2)])
         case _:
             Image.fromarray(gray).save(path, lossless=True)
     done = near(name, "--out", "made.png")
@@ -154,7 +141,7 @@ def test_pictures_of_every_kind(near, tmp_path, name):
     assert (seen.mode == "RGBA") == (path.stem == "palette")
     colours = pictures.opaque(seen) if seen.mode == "RGBA" else seen
     made = opened(tmp_path / "made.png")
-    np.testing.assert_array_equal(made.convert("RGB"), stand_in.upscaled(np.asarray(colours)[None], 2)[0])
+    np.testing.assert_array_equal(made.convert("RGB"), truth.upscaled(colours))
     assert made.mode == seen.mode
 
 
@@ -179,12 +166,13 @@ def test_the_others_are_enlarged(upscale, tmp_path):
     Image.new("RGB", (90, 12)).save(frames / "thin.png")
     Image.new("L", (3000, 2000)).save(frames / "vast.png")
     Image.new("RGB", (20_000, 16)).save(frames / "wide.jpg")
-    noise(20_000, 16).save(frames / "wide.png")
-    done = upscale("gone.jpg", "frames", "--out", "large")
+    noise.picture(20_000, 16).save(frames / "wide.png")
+    (tmp_path / "empty").mkdir()
+    done = upscale("gone.jpg", "empty", "frames", "--out", "large")
     assert done.returncode == 1
     lines = dict(line.split(": ", 2)[1:] for line in done.stderr.splitlines())
     assert list(lines) == [
-        "gone.jpg", "frames/0.jpg", "frames/cut.png", "frames/dot.png", "frames/thin.png", "frames/vast.png",
+        "gone.jpg", "empty", "frames/0.jpg", "frames/cut.png", "frames/dot.png", "frames/thin.png", "frames/vast.png",
         "large/frames/wide.jpg",
     ]  # fmt: skip
     assert "give a picture of 16 x 16 or more" in lines["frames/dot.png"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.utils import np_to_triton_dtype
+from waiting import until
 
 from serving.embedded import Embedded
 from serving.spec import Batching, ModelSpec
@@ -52,10 +52,10 @@ def let_go(server: Embedded, spec: ModelSpec, like: np.ndarray[Any, Any]) -> Non
 
 def wait_for_queue(server: Embedded, spec: ModelSpec) -> None:
     """Returns when one request waits in the model's queue, of whichever version."""
-    end = time.monotonic() + PATIENCE_S
-    while (found := _queue_length(server, spec.name)) != 1:
-        assert time.monotonic() < end, f"{found} wait for {spec.name}, and never 1"
-        time.sleep(0.02)
+    until(
+        lambda: _queue_length(server, spec.name) == 1,
+        lambda: f"{_queue_length(server, spec.name)} wait for {spec.name}, and never 1",
+    )
 
 
 def _queue_length(server: Embedded, model: str) -> int:

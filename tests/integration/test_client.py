@@ -136,6 +136,7 @@ def test_an_unknown_version_says_which_there_are(client):
         pytest.param(np.full((1, 100), np.nan), {}, errors.InvalidInput, id="nan"),
         pytest.param(MANY, {"model": "nope"}, errors.UnknownModel, id="model"),
         pytest.param(MANY, {"version": 0}, errors.InvalidInput, id="version"),
+        pytest.param(MANY, {"version": 2**63}, errors.InvalidInput, id="version-of-65-bits"),
         pytest.param(MANY, {"timeout_s": 0}, errors.InvalidInput, id="timeout"),
     ],
 )
@@ -245,7 +246,7 @@ def test_closing_ends_a_call_that_waits(hoarder):
         waits = pool.submit(client.generate, MANY[:1])
         holding.wait_for_queue(hoarder, HELD)
         client.close()
-        with pytest.raises(errors.Cancelled):
+        with pytest.raises(errors.Cancelled, match=f"^{hoarder.grpc}: this client is closed; make another one$"):
             waits.result()
     with pytest.raises(errors.Cancelled, match="closed"):
         client.models()
@@ -258,7 +259,7 @@ async def test_closing_ends_an_async_call_that_waits(hoarder):
     waits = asyncio.create_task(client.generate(MANY[:1]))
     await asyncio.to_thread(holding.wait_for_queue, hoarder, HELD)
     await client.close()
-    with pytest.raises(errors.Cancelled):
+    with pytest.raises(errors.Cancelled, match=f"^{hoarder.grpc}: this client is closed; make another one$"):
         await waits
     with pytest.raises(errors.Cancelled, match="closed"):
         await client.models()

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import stand_in
+import truth
+from noise import picture as photo
 from PIL import Image
 from ways import WAYS, reach
 
-from atelier import AsyncClient, Client, colorizing, errors
-from atelier.inprocess import InProcessClient
+from atelier import Client, colorizing, errors
 
 SIZES = [(40, 30), (16, 16), (40, 30), (33, 57), (40, 30), (16, 16), (40, 30), (40, 30), (40, 30), (41, 30)]
 
@@ -24,20 +23,11 @@ def client(request, colorizer_server) -> Iterator[Client]:
         yield made
 
 
-def photo(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
-
-
 PHOTOS = [photo(*size, seed=index) for index, size in enumerate(SIZES)]
 
 
-def truth(picture: Image.Image, stage: float = 2, version: int = 2) -> np.ndarray:
-    gray = np.asarray(colorizing.grayed(picture.convert("RGB")))[None, ..., None]
-    return stand_in.colored(gray, np.array([[stage]], np.float32), version)[0]
-
-
 def assert_right(made: Image.Image, picture: Image.Image, stage: float = 2, version: int = 2) -> None:
-    np.testing.assert_allclose(np.asarray(made, int), truth(picture, stage, version).astype(int), atol=1)
+    np.testing.assert_allclose(np.asarray(made, int), truth.colored(picture, stage, version).astype(int), atol=1)
     assert made.info == {"model": "colorizer", "version": version, "stage": stage}
 
 
@@ -120,25 +110,3 @@ def test_a_server_without_the_model_says_what_it_has(server):
     """Such as one that serves only wgan."""
     with Client(server.grpc) as client, pytest.raises(errors.UnknownModel, match=r"no model colorizer \(served: wgan"):
         client.colorize(photo())
-
-
-def test_in_process_pictures_are_triton_s(colorizer_server):
-    """The same pixels with and without a server."""
-    with Client(colorizer_server.grpc) as far, InProcessClient(colorizer_server.repository) as near:
-        for one, other in zip(far.colorize(PHOTOS), near.colorize(PHOTOS), strict=True):
-            np.testing.assert_array_equal(one, other)
-
-
-def test_threads_share_a_client(colorizer_server):
-    """Ten threads at once get each its own pictures."""
-    with Client(colorizer_server.grpc, patient=True) as client, ThreadPoolExecutor(10) as pool:
-        for picture, (made,) in pool.map(lambda each: (each, client.colorize(each)), PHOTOS):
-            assert_right(made, picture)
-
-
-async def test_tasks_share_an_async_client(colorizer_server):
-    """And so do ten tasks."""
-    async with AsyncClient(colorizer_server.grpc, patient=True) as client:
-        found = await asyncio.gather(*(client.colorize(each) for each in PHOTOS))
-        for (made,), picture in zip(found, PHOTOS, strict=True):
-            assert_right(made, picture)

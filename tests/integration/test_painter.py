@@ -23,9 +23,11 @@ import pytest
 import traces
 import tritonclient.grpc
 from conftest import need_tritonserver
+from noise import picture
 from PIL import Image
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
+from waiting import until
 
 from atelier import AsyncClient, Client, Painting, Stroke, _wire, errors
 from atelier.inprocess import InProcessClient
@@ -36,11 +38,7 @@ STREAMS = 2
 MAX_PIXELS = 300_000
 
 
-def picture(width: int = 33, height: int = 40, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
-
-
-SMALL, STYLE = picture(), picture(64, 20, seed=1)
+SMALL, STYLE = picture(33, 40), picture(64, 20, seed=1)
 LONG = {"iterations": 1000, "every": 1, "scales": 1}
 """With 400 x 400 pixels, minutes of work."""
 
@@ -66,7 +64,7 @@ def patient(server: Embedded) -> Client:
 
 def long_one(client: Client, seed: int = 0) -> Painting:
     """A painting that goes on for minutes, with its first canvas taken from it."""
-    painting = client.paint(picture(400, 400, seed), STYLE, **LONG)
+    painting = client.paint(picture(400, 400, seed=seed), STYLE, **LONG)
     assert next(painting).iteration == 0
     return painting
 
@@ -310,11 +308,16 @@ def test_closing_a_painting_ends_the_wait_of_another_thread(server, client):
     assert next(painting).iteration == 0
     with ThreadPoolExecutor(1) as threads:
         waits = threads.submit(next, painting)
-        while not painting._strokes.gi_running:
+
+        def begun() -> bool:
             assert not waits.done()
-            time.sleep(0.01)
+            return painting._strokes.gi_running
+
+        until(begun, lambda: f"the thread never asked for a stroke: {waits}")
+        with pytest.raises(errors.InvalidInput, match="another thread or task is already waiting"):
+            next(painting)
         painting.close()
-        with pytest.raises(errors.Cancelled):
+        with pytest.raises(errors.Cancelled, match=f"^{server.grpc}: the painting was closed$"):
             waits.result(PATIENCE_S)
     assert_room(server)
 
@@ -326,6 +329,8 @@ async def test_closing_an_async_painting_ends_the_wait_of_another_task(server):
         assert (await anext(painting)).iteration == 0
         waits = asyncio.create_task(anext(painting))
         await asyncio.sleep(0)
+        with pytest.raises(errors.InvalidInput, match="another thread or task is already waiting"):
+            await anext(painting)
         await painting.close()
         with pytest.raises(errors.Cancelled, match="the painting was closed"):
             await waits
@@ -443,10 +448,10 @@ def test_a_painting_outlasts_the_unloading_of_its_model(idle):
 
 def said(server: Embedded, words: str) -> str:
     """The line of the server's log that has these words, once it is there."""
-    end = time.monotonic() + PATIENCE_S
-    while not (lines := [line for line in server.log.read_text().splitlines() if words in line]):
-        assert time.monotonic() < end, f"the server never said {words}"
-        time.sleep(0.05)
+    lines = until(
+        lambda: [line for line in server.log.read_text().splitlines() if words in line],
+        lambda: f"the server never said {words}",
+    )
     return lines[0]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import need_tritonserver
-from PIL import Image
+from noise import picture
 from tritonclient.grpc import InferenceServerClient
 
 from atelier import Client
@@ -96,11 +96,11 @@ def test_refused_request_is_one_line(server: Embedded, golden: Path) -> None:
 
 def test_more_paintings_than_there_is_room_for(server: Embedded, golden: Path) -> None:
     """A painter that is busy says nothing about its version: a hand-over asks again, and withdraws nothing."""
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8))
+    photo = picture(400, 400)
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(Client(server.grpc, patient=True))
         for _ in range(SPEC.streams):
-            painting = stack.enter_context(client.paint(picture, picture, iterations=1000, every=1, scales=1))
+            painting = stack.enter_context(client.paint(photo, photo, iterations=1000, every=1, scales=1))
             assert next(painting).iteration == 0
         with pytest.raises(Unreachable, match="exceeds maximum queue size; it has too much to do; try again later"):
             verify(server.grpc, "painter", 1, golden)

@@ -8,9 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import fleet
@@ -20,6 +20,7 @@ import stand_in
 import tritonclient.grpc as triton
 from conftest import need_tritonserver
 from fleet import MODEL, Fleet
+from waiting import until
 
 from serving import pbtxt
 from serving import repository as repo
@@ -199,18 +200,18 @@ def test_watch(two: Fleet, tmp_path: Path) -> None:
     """--watch hands over what is published and what is rolled back, counts it, and ends at SIGTERM with status 0."""
     port = scripts.free_port()
     log = tmp_path / "log"
+
+    def handed_over(version: int) -> bool:
+        return two.serve() == [version] * 2 and repo.newest(two.repository, MODEL) == version
+
     with log.open("wb") as file:
         watching = subprocess.Popen(command(two, "--watch", "--metrics-port", str(port)), stderr=file)
     try:
         for publish, version in ((fleet.publish, 3), (fleet.publish_disagreeing, 3), (None, 2)):
             publish(two.repository, tmp_path) if publish else repo.rollback(two.repository, MODEL)
-            end = time.monotonic() + PATIENCE_S
-            while two.serve() != [version] * 2 or repo.newest(two.repository, MODEL) != version:
-                assert time.monotonic() < end, log.read_text()
-                time.sleep(0.1)
-        while 'atelier_served_version{model="classifier"} 2.0' not in (counted := metrics(port)):
-            assert time.monotonic() < end, counted
-            time.sleep(0.1)
+            until(partial(handed_over, version), log.read_text, pause_s=0.1)
+        until(lambda: 'atelier_served_version{model="classifier"} 2.0' in metrics(port), lambda: metrics(port))
+        counted = metrics(port)
         assert 'atelier_reload_total{model="classifier",outcome="rolled_back"} 1.0' in counted
         assert "atelier_reload_replicas 2.0" in counted
         with pytest.raises(ConnectionRefusedError):  # one open to other machines would be on 127.0.0.2, too
@@ -228,10 +229,15 @@ def test_killed_in_the_middle(two: Fleet, tmp_path: Path) -> None:
         fleet.frozen(fleet.process(two.servers[1])),
         subprocess.Popen(command(two, MODEL), stderr=subprocess.DEVNULL) as killed,
     ):
-        while "successfully loaded 'classifier-trial'" not in two.servers[0].log.read_text():
+
+        def loaded() -> bool:
             assert killed.poll() is None
-            time.sleep(0.02)
-        killed.kill()
+            return "successfully loaded 'classifier-trial'" in two.servers[0].log.read_text()
+
+        try:
+            until(loaded, two.servers[0].log.read_text)
+        finally:
+            killed.kill()
     assert two.serve() == [2, 2]
     assert two.reloader().hand_over(MODEL) == 3
 

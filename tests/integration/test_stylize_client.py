@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import stand_in
+import truth
+from noise import picture as photo
 from PIL import Image
+from truth import STYLES
 from ways import WAYS, reach
 
-from atelier import AsyncClient, Client, errors
+from atelier import Client, errors
 from atelier.inprocess import InProcessClient
 
-NAMES = stand_in.STYLE.inputs[1].members
 SIZES = [(40, 30), (16, 16), (40, 30), (33, 57), (40, 30), (16, 16), (40, 30), (40, 30), (40, 30), (41, 30)]
 
 
@@ -25,30 +25,20 @@ def client(request, style_server) -> Iterator[Client]:
         yield made
 
 
-def photo(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
-
-
 PHOTOS = [photo(*size, seed=index) for index, size in enumerate(SIZES)]
 
 
-def truth(picture: Image.Image, weights: dict[str, float], version: int = 2) -> np.ndarray:
-    row = np.array([[weights.get(name, 0) for name in NAMES]], np.float32)
-    return stand_in.styled(np.asarray(picture)[None], row, version)[0]
-
-
 def assert_right(made: Image.Image, picture: Image.Image, style: str | dict[str, float], version: int = 2) -> None:
-    weights = {style: 1.0} if isinstance(style, str) else style
-    np.testing.assert_allclose(np.asarray(made, int), truth(picture, weights, version).astype(int), atol=1)
+    np.testing.assert_allclose(np.asarray(made, int), truth.styled(picture, style, version).astype(int), atol=1)
     assert (made.info["model"], made.info["version"]) == ("style", version)
 
 
 def test_the_styles_are_those_of_the_served_network(client):
     """In the order of its weights, from its config.pbtxt."""
-    assert client.styles() == client.styles("style") == NAMES
+    assert client.styles() == client.styles("style") == STYLES
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", STYLES)
 def test_a_photo_in_each_style(client, name):
     """One picture is a list of one, of its size, and says its style."""
     (made,) = client.stylize(PHOTOS[0], name.upper())
@@ -65,7 +55,7 @@ def test_a_blend_lies_between_its_styles(client):
 
 def test_pictures_of_many_sizes_come_back_in_order(client):
     """Each in its own style and size, though those of one size go together."""
-    styles = [NAMES[index % 3] for index in range(len(PHOTOS))]
+    styles = [STYLES[index % 3] for index in range(len(PHOTOS))]
     made = client.stylize(PHOTOS, styles)
     for painted, picture, name in zip(made, PHOTOS, styles, strict=True):
         assert painted.size == picture.size
@@ -74,7 +64,7 @@ def test_pictures_of_many_sizes_come_back_in_order(client):
 
 def test_one_photo_in_all_styles(client):
     """As a contact sheet wants it."""
-    for made, name in zip(client.stylize([PHOTOS[3]] * 3, NAMES), NAMES, strict=True):
+    for made, name in zip(client.stylize([PHOTOS[3]] * 3, STYLES), STYLES, strict=True):
         assert_right(made, PHOTOS[3], name)
 
 
@@ -139,13 +129,6 @@ def test_a_server_without_the_model_says_what_it_has(server):
         client.styles()
 
 
-def test_in_process_paintings_are_triton_s(style_server):
-    """The same pixels with and without a server."""
-    with Client(style_server.grpc) as far, InProcessClient(style_server.repository) as near:
-        for one, other in zip(far.stylize(PHOTOS, "faded"), near.stylize(PHOTOS, "faded"), strict=True):
-            np.testing.assert_array_equal(one, other)
-
-
 @pytest.mark.parametrize(
     ("config", "error", "says"),
     [
@@ -162,18 +145,3 @@ def test_a_network_whose_styles_have_no_names(tmp_path, config, error, says):
     with InProcessClient(repository) as client, pytest.raises(error, match=says) as caught:
         client.stylize(photo(), "faded")
     assert "\n" not in str(caught.value)
-
-
-def test_threads_share_a_client(style_server):
-    """Ten threads at once get each its own paintings."""
-    with Client(style_server.grpc, patient=True) as client, ThreadPoolExecutor(10) as pool:
-        for picture, (made,) in pool.map(lambda each: (each, client.stylize(each, "faded")), PHOTOS):
-            assert_right(made, picture, "faded")
-
-
-async def test_tasks_share_an_async_client(style_server):
-    """And so do ten tasks."""
-    async with AsyncClient(style_server.grpc, patient=True) as client:
-        found = await asyncio.gather(*(client.stylize(each, "faded") for each in PHOTOS))
-        for (made,), picture in zip(found, PHOTOS, strict=True):
-            assert_right(made, picture, "faded")

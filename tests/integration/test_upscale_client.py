@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import stand_in
+import truth
+from noise import picture as photo
 from PIL import Image
 from ways import WAYS, reach
 
-from atelier import AsyncClient, Client, errors
-from atelier.inprocess import InProcessClient
+from atelier import Client, errors
 
 SIZES = [(40, 30), (16, 16), (300, 20), (33, 57), (40, 30), (16, 16), (257, 280), (40, 30), (40, 30), (41, 30)]
 
@@ -24,15 +22,11 @@ def client(request, upscaler_server) -> Iterator[Client]:
         yield made
 
 
-def photo(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
-
-
 PHOTOS = [photo(*size, seed=index) for index, size in enumerate(SIZES)]
 
 
 def assert_right(made: Image.Image, picture: Image.Image, version: int = 2) -> None:
-    np.testing.assert_array_equal(made, stand_in.upscaled(np.asarray(picture)[None], version)[0])
+    np.testing.assert_array_equal(made, truth.upscaled(picture, version))
     assert made.info == {"model": "upscaler", "version": version}
 
 
@@ -100,25 +94,3 @@ def test_a_server_without_the_model_says_what_it_has(server):
     """Such as one that serves only wgan."""
     with Client(server.grpc) as client, pytest.raises(errors.UnknownModel, match=r"no model upscaler \(served: wgan"):
         client.upscale(photo())
-
-
-def test_in_process_pictures_are_triton_s(upscaler_server):
-    """The same pixels with and without a server."""
-    with Client(upscaler_server.grpc) as far, InProcessClient(upscaler_server.repository) as near:
-        for one, other in zip(far.upscale(PHOTOS), near.upscale(PHOTOS), strict=True):
-            np.testing.assert_array_equal(one, other)
-
-
-def test_threads_share_a_client(upscaler_server):
-    """Ten threads at once get each its own pictures."""
-    with Client(upscaler_server.grpc, patient=True) as client, ThreadPoolExecutor(10) as pool:
-        for picture, (made,) in pool.map(lambda each: (each, client.upscale(each)), PHOTOS):
-            assert_right(made, picture)
-
-
-async def test_tasks_share_an_async_client(upscaler_server):
-    """And so do ten tasks."""
-    async with AsyncClient(upscaler_server.grpc, patient=True) as client:
-        found = await asyncio.gather(*(client.upscale(each) for each in PHOTOS))
-        for (made,), picture in zip(found, PHOTOS, strict=True):
-            assert_right(made, picture)

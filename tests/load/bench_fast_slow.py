@@ -1,6 +1,6 @@
 """The fast style against the slow one: one objective, one backbone, photographs that neither has seen.
 
-Run: ATELIER_DATA=DIR PYTHONPATH=. python tests/load/bench_fast_slow.py      (last line of stdout: one JSON object)
+Run: ATELIER_DATA=DIR python -m tests.load.bench_fast_slow      (last line of stdout: one JSON object)
 
 Johnson et al. 2016 claim that one pass of their network is worth 50 to 100 iterations of Gatys' method. Here both are
 judged by the objective that the network's card tells, squared errors all; the painter starts from noise and from the
@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_painter import graph, opened, picture
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 from serving import cli, repository
 from serving.backends.painter import knobs, painting
 from tests.load import benches, tables
+from tests.load.bench_painter import graph, opened, picture
 from training import plots
 from training.catalog import spec
 from training.data.files import home

@@ -1,6 +1,6 @@
 """The served painter beside torch: how far its objective falls in as many evaluations, and how long it takes.
 
-Run: ATELIER_DATA=DIR PYTHONPATH=. python tests/load/bench_painter.py      (last line of stdout: one JSON object)
+Run: ATELIER_DATA=DIR python -m tests.load.bench_painter      (last line of stdout: one JSON object)
 
     … --content PHOTO --style PAINTING      instead of one of DIR/photos/kodak and one of DIR/paintings
 

@@ -1,6 +1,6 @@
 """What finding the garment is worth on photos: accuracy with it, and with the source program's preprocessing.
 
-Run: ATELIER_DATA=DIR PYTHONPATH=. python tests/load/bench_photos.py      (last line of stdout: one JSON object)
+Run: ATELIER_DATA=DIR python -m tests.load.bench_photos      (last line of stdout: one JSON object)
 
 DIR/clothing holds labels.csv (file, label, fashion_mnist_hint, …, split) and clothing.tar with the photos. Their set's
 own classes are mapped to the ten by the hint; photos without one are left out. Half `test` is for a final number only:

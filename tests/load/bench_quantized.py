@@ -1,6 +1,6 @@
 """What a graph as it is served wins on this CPU, over the same as TensorRT is given it: in floats, and all nets asked.
 
-Run: PYTHONPATH=. python tests/load/bench_quantized.py --model style      (last line of stdout: one JSON object)
+Run: python -m tests.load.bench_quantized --model style      (last line of stdout: one JSON object)
 
 Without --model, all that are quantized. Both run in process on one thread, in turn, in the same run, on the same
 pictures; figures are medians over the rounds.

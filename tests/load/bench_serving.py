@@ -2,10 +2,10 @@
 
 Run: make bench      (last line of stdout: one JSON object)
 
-    PYTHONPATH=. python tests/load/bench_serving.py                        wgan: 20 frames of a walk, and a ratio
-    PYTHONPATH=. python tests/load/bench_serving.py --model classifier     one picture at a time, and a difference
-    PYTHONPATH=. python tests/load/bench_serving.py --model style          pictures a second, beside Johnson's network
-    PYTHONPATH=. python tests/load/bench_serving.py --model upscaler       pictures a second; so for colorizer
+    python -m tests.load.bench_serving                        wgan: 20 frames of a walk, and a ratio
+    python -m tests.load.bench_serving --model classifier     one picture at a time, and a difference
+    python -m tests.load.bench_serving --model style          pictures a second, beside Johnson's network
+    python -m tests.load.bench_serving --model upscaler       pictures a second; so for colorizer
 
 All sides run the same inputs in the same run, in turn, with the same threads; figures are medians. wgan gets one call
 at a time, in process with the threads that its instances have together, the classifier one request, the others two.

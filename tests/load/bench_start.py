@@ -1,6 +1,6 @@
 """How soon the embedded server answers with all models loaded, and what memory it takes until it is asked anything.
 
-Run: PYTHONPATH=. python tests/load/bench_start.py      (last line of stdout: one JSON object)
+Run: python -m tests.load.bench_start      (last line of stdout: one JSON object)
 
 It starts in turn with all models and with each alone; figures are medians over the rounds. Ready is when every model
 would answer, warmed up. Memory is the sum of the processes' proportional sizes (PSS).

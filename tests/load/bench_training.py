@@ -2,8 +2,8 @@
 
 Run: make bench      (last line of stdout: one JSON object)
 
-    PYTHONPATH=. python tests/load/bench_training.py                         wgan
-    PYTHONPATH=. python tests/load/bench_training.py --network four-conv     classifier, one short epoch a round
+    python -m tests.load.bench_training                         wgan
+    python -m tests.load.bench_training --network four-conv     classifier, one short epoch a round
 
 Both loops run in turn in one process, on the same data with the same seed; the plain loops below are those that anybody
 would write first. The plot out/bench_training.png lays their losses over each other.
@@ -21,10 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 
 from serving import cli
 from tests.load import benches, tables
@@ -36,9 +36,6 @@ from training.models.classifier import train as classifier
 from training.models.wgan import net as wgan_net
 from training.models.wgan import train as wgan
 from training.rundir import RunDir
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 Loop = Callable[[Any, Any], tuple[float, list[float]]]
 """Options and corpus to the seconds of a step and the losses."""
@@ -159,7 +156,8 @@ def setting(network: str, steps: int) -> tuple[Any, Any, Loop, Loop]:
 
 def plot(network: str, fast: list[float], slow: list[float], out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
     axes.plot(slow, label="plain float32")
     axes.plot(fast, label="ours", linestyle="--")
     axes.set(xlabel="step", ylabel="loss", title=f"{network}: the same seed twice")

@@ -1,5 +1,5 @@
-"""How every bench runs: its figures are the last line of stdout, one JSON object that names the machine; a mistake is
-one line and exit status 2, and whoever stops reading stops it."""
+"""How every benchmark runs: it prints its figures as the last line of stdout, one JSON object that names the machine. A
+user error is one line and exit status 2, and a closed pipe ends it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from training.errors import BadInput
 
 
 def run(measure: Callable[[argparse.Namespace], Mapping[str, Any]], options: argparse.Namespace) -> int:
-    """Prints what `measure` returns, beside the machine; returns the exit status."""
+    """Prints what `measure` returns, along with the machine; returns the exit status."""
 
     def measured(options: argparse.Namespace) -> str:
         try:
@@ -28,7 +28,7 @@ def run(measure: Callable[[argparse.Namespace], Mapping[str, Any]], options: arg
 
 
 def seconds(action: Callable[[], object]) -> float:
-    """How long it takes."""
+    """How long `action` takes."""
     begun = time.perf_counter()
     action()
     return time.perf_counter() - begun

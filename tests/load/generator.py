@@ -1,4 +1,4 @@
-"""Runs plans: processes of its own send the requests, while this one watches the server."""
+"""Runs plans: worker processes send the requests, while this process watches the server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEAD_START_S = 0.1
 
 
 class Generator:
-    """Processes that stay for several plans: they take 2 s to start. `with Generator(2) as generator: …`"""
+    """Worker processes, kept for several plans as they take 2 s to start. `with Generator(2) as generator: …`"""
 
     def __init__(self, processes: int = 1) -> None:
         self._count = processes
@@ -44,7 +44,7 @@ class Generator:
             connection.close()
 
     def run(self, plan: Plan) -> Result:
-        """Raises what a process raised: ServerError and the like, where a target could not be opened."""
+        """Runs a plan. Raises what a process raised, such as ServerError if a target could not be opened."""
         assert plan.processes == self._count, f"a plan for {plan.processes} processes, and there are {self._count}"
         try:
             for index, connection in enumerate(self._connections):
@@ -77,7 +77,7 @@ class Generator:
             return
         for answer, connection in zip(answers, self._connections, strict=True):
             if answer == READY:
-                connection.send(None)  # it is not to wait for the others
+                connection.send(None)  # so that it does not wait for the others
                 connection.recv()
         raise next(answer for answer in answers if answer != READY)
 

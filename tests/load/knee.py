@@ -1,4 +1,5 @@
-"""Stages of load on one target: in closed loop by numbers of callers, then in open loop by rates, up to the knee."""
+"""Load stages on one target, to find its knee: closed loop with rising numbers of callers, then open loop with rising
+rates."""
 
 from __future__ import annotations
 
@@ -12,13 +13,13 @@ from tests.load.result import Result
 
 CALLERS = (1, 8, 32)
 STREAMS = (1, 2)
-"""callers of the painter, which refuses a third painting at once"""
+"""callers of the painter, which rejects a third concurrent painting"""
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0)
-"""of the highest throughput that callers reached"""
+"""of the highest throughput reached in closed loop"""
 LATENCY_FACTOR = 5.0
-"""Of the 99th percentile over the median latency of the fewest callers; the limit where none is given."""
+"""Default limit of the 99th percentile, as a multiple of the median latency with the fewest callers."""
 MIN_COMPLETED = 0.95
-"""share of the requests that must be answered within the window, as else a backlog grows; one may be on its way"""
+"""share of the requests that must be answered within the window, else a backlog grows; one may still be in flight"""
 
 Show = Callable[[Result], None]
 
@@ -26,7 +27,7 @@ Show = Callable[[Result], None]
 def stages(
     generator: Generator, plan: Plan, callers: Sequence[int], rates: Sequence[float] | None, show: Show
 ) -> list[Result]:
-    """All of them, in order. `rates` None: as the callers' throughput suggests."""
+    """Runs all stages, in order. With `rates` None, they are SHARES of the highest closed-loop throughput."""
     results = list(_run(generator, plan, map(ClosedLoop, callers), show))
     if rates is None:
         highest = max(result.per_s for result in results)
@@ -42,7 +43,7 @@ def _run(generator: Generator, plan: Plan, loads: Iterator[ClosedLoop | OpenLoop
 
 
 def limit_ms(results: Sequence[Result]) -> float | None:
-    """For the 99th percentile, from the fewest callers; None without any."""
+    """The limit of the 99th percentile, from the stage with the fewest callers; None if none had correct answers."""
     closed = [result for result in results if isinstance(result.plan.load, ClosedLoop) and result.total.correct]
     if not closed:
         return None
@@ -50,7 +51,7 @@ def limit_ms(results: Sequence[Result]) -> float | None:
 
 
 def knee(results: Sequence[Result], limit_ms: float) -> Result | None:
-    """The highest rate up to which every rate was sustained: all answered rightly, in time, and without a backlog."""
+    """The highest rate up to which every rate was sustained: all answered correctly, in time, without a backlog."""
     found = None
     for result in by_rate(results):
         if shortfall(result, limit_ms):
@@ -60,13 +61,13 @@ def knee(results: Sequence[Result], limit_ms: float) -> Result | None:
 
 
 def by_rate(results: Sequence[Result]) -> list[Result]:
-    """Those of open loop in whose window a request arrived, the lowest rate first."""
+    """The open-loop results in whose window a request arrived, lowest rate first."""
     asked = [result for result in results if isinstance(result.plan.load, OpenLoop) and result.total.requests]
     return sorted(asked, key=lambda result: result.plan.load.per_s)
 
 
 def shortfall(result: Result, limit_ms: float) -> str:
-    """What shows that a rate was not sustained: errors, a backlog, the 99th percentile. Empty where it was."""
+    """Why a rate was not sustained: errors, a backlog, the 99th percentile. Empty if it was."""
     total, p99_ms, found = result.total, result.percentile_ms(99), []
     if result.failures:
         found.append(f"{result.failures} of {total.requests} requests failed")

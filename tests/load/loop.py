@@ -1,7 +1,7 @@
-"""One process of the load generator: sends requests as the plan says, and records what comes of them.
+"""One process of the load generator: sends requests as the plan says, and records their outcomes.
 
-Latency counts from the intended send time, so that there is no coordinated omission: in open loop that is a request's
-arrival, whether or not this process had time for it then. What is sent more than LATE_S after it is counted as late.
+Latency counts from the intended send time, to avoid coordinated omission: in open loop that is a request's arrival,
+whether or not this process had time for it then. A request sent more than LATE_S after it is counted as late.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ TICK_S = 10e-3
 EPOLL_S = 1e-3
 """epoll's resolution"""
 THREADS = 16
-"""In open loop a ThreadedTarget has at most so many requests in flight; what arrives while no thread is free waits, and
-that counts as latency."""
+"""The most requests that a ThreadedTarget has in flight in open loop; one that arrives while no thread is free waits,
+which counts as latency."""
 HIGHEST_US = 3600 * 10**6
 SIGNIFICANT_DIGITS = 3
 READY = "ready"
@@ -48,7 +48,7 @@ clock = time.monotonic  # the same in all processes of a machine
 
 
 def histogram() -> HdrHistogram:
-    """Of microseconds."""
+    """A histogram of microseconds."""
     return HdrHistogram(1, HIGHEST_US, SIGNIFICANT_DIGITS)
 
 
@@ -58,9 +58,9 @@ def microseconds(seconds: float) -> int:
 
 @dataclass
 class Tally:
-    """Of one model. `requests` are those whose intended send time lies in the window. Of them `correct` were answered
-    rightly, whenever that was, with the latencies of `latency`, and `late` were sent late. `completed` are the right
-    answers that came within the window, to whatever request."""
+    """Counts for one model. `requests` are those whose intended send time lies in the window. Of these, `correct` were
+    answered correctly, at any time, with the latencies in `latency`, and `late` were sent late. `completed` are the
+    correct answers that arrived within the window, to any request."""
 
     requests: int = 0
     correct: int = 0
@@ -97,8 +97,8 @@ class Tally:
 
 @dataclass(frozen=True)
 class WorkerResult:
-    """What one process has done. `utilisation` is that of one core, until its last answer; `wakeup_delay_us` is how
-    late it wakes up from sleeps of 10 ms (median), which is its own part of every latency."""
+    """The results of one process. `utilisation` is that of one core, until its last answer; `wakeup_delay_us` is how
+    late it wakes up from sleeps of 10 ms (median), which it adds to every latency itself."""
 
     tallies: dict[str, Tally]
     utilisation: float
@@ -107,11 +107,11 @@ class WorkerResult:
 
 
 class Abandoned(Exception):
-    """Another process could not begin."""
+    """Another process could not start."""
 
 
 def work(connection: Connection) -> None:
-    """The process: plans come in, results or exceptions go out, until the other end closes."""
+    """A process's main loop: receives plans and sends results or exceptions, until the other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection for each request in flight
@@ -138,14 +138,14 @@ def _run(worker: Worker, connection: Connection) -> WorkerResult:
 
 
 class PunctualSelector(selectors.DefaultSelector):
-    """Waits microseconds: epoll by itself waits whole milliseconds, and arrivals would be up to one late.
+    """Waits with microsecond precision: epoll by itself waits whole milliseconds, and arrivals would be up to one late.
 
-    A longer wait ends with its last whole millisecond: that is one system call, and the event loop asks for the rest.
+    A longer wait ends with its last whole millisecond, which takes one system call; the event loop asks for the rest.
     """
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is not None and timeout >= EPOLL_S:
-            timeout = timeout // EPOLL_S * EPOLL_S - EPOLL_S / 2  # which is rounded up
+            timeout = timeout // EPOLL_S * EPOLL_S - EPOLL_S / 2  # epoll rounds up
         elif timeout is not None and timeout > 0:
             select.select([self.fileno()], [], [], timeout)
             timeout = 0
@@ -165,14 +165,14 @@ class Worker:
         self._outstanding = 0  # closed loop: callers; open loop: requests in flight, and 1 while more are to arrive
         self._arrival_rng, self._mix_rng = (random.Random(f"{plan.seed} {index} {use}") for use in ("arrivals", "mix"))
         self._order = LockedIterator(self._drawn())
-        # Of fewer callers than processes the first ones have one each, and all requests.
+        # With fewer callers than processes, the first processes have one each, and share all requests.
         asking = min(plan.processes, plan.load.callers) if isinstance(plan.load, ClosedLoop) else plan.processes
         self._left = split(plan.requests, asking, index) if plan.requests else math.inf
         self._wakeup_delays = histogram()
         self._answers = itertools.count()
         self._recording = threading.Lock()
 
-    # --- in an event loop, by callbacks: with a coroutine for each request it takes a fifth to a half more CPU
+    # --- in an event loop, with callbacks: a coroutine per request takes a fifth to a half more CPU
 
     async def in_loop(self, connection: Connection) -> WorkerResult:
         assert isinstance(self.plan.target, AsyncTarget)
@@ -195,14 +195,14 @@ class Worker:
         return self._finished(cpu_before)
 
     def _send_next(self, sends: Sequence[Send]) -> None:
-        """One caller's next request, and all that follow."""
+        """Sends one caller's next request, and all that follow."""
         if self._claim(intended := clock()):
             self._send(sends, intended, partial(self._send_next, sends))
         else:
             self._finish_one()
 
     def _send_arrived(self, sends: Sequence[Send], arrivals: Iterator[float], intended: float) -> None:
-        """Sends what has arrived by now, the first of it at `intended`, and comes back for the rest."""
+        """Sends the requests that have arrived by now, the first at `intended`, and schedules itself for the rest."""
         now = clock()
         try:
             while intended <= now:
@@ -235,7 +235,7 @@ class Worker:
             self._drained.set_result(None)
 
     def _fail(self, exc: Exception) -> None:
-        """The generator itself went wrong, in a callback, whose exceptions nobody would see."""
+        """Reports an error of the generator itself in a callback, which would otherwise go unnoticed."""
         if not self._drained.done():
             self._drained.set_exception(exc)
 
@@ -294,16 +294,16 @@ class Worker:
         self.window_start = window_start
         self.window_end = math.inf if self.plan.requests else self.window_start + self.plan.duration_s
         begins = self.window_start - self.plan.warmup_s
-        self.warmup_start = clock() if isinstance(self.plan.load, ClosedLoop) else begins  # callers wait for nothing
+        self.warmup_start = clock() if isinstance(self.plan.load, ClosedLoop) else begins  # callers start at once
 
     def _at_once(self) -> Iterator[float]:
-        """Closed loop's intended send times: whenever a thread is free."""
+        """The intended send times of a closed loop: whenever a thread is free."""
         while self._claim(intended := clock()):
             yield intended
 
     def _due(self, load: OpenLoop) -> Iterator[float]:
-        """The arrivals. The window of so many `requests` ends when the last of them is due: what is answered later was
-        a backlog."""
+        """The arrivals. If the plan has a number of `requests`, the window ends when the last of them is due: what is
+        answered later was backlog."""
         if not self.plan.requests:
             return self._arrivals(load)
         arrivals = list(self._arrivals(load))
@@ -311,20 +311,20 @@ class Worker:
         return iter(arrivals)
 
     def _arrivals(self, load: OpenLoop) -> Iterator[float]:
-        """Open loop's intended send times, from the warm-up on: a Poisson process, of which each process has a part."""
+        """The intended send times of an open loop, from the warm-up on: this process's part of a Poisson process."""
         arrival = self.warmup_start
         rate = load.per_s / self.plan.processes
         while self._claim(arrival := arrival + self._arrival_rng.expovariate(rate)):
             yield math.ceil(arrival / load.coalesce_s) * load.coalesce_s if load.coalesce_s else arrival
 
     def _claim(self, intended: float) -> bool:
-        """Whether a request is still to be sent at that time; if it counts, it is one of the plan's `requests`."""
+        """Whether a request is still to be sent at that time; after the warm-up it is one of the plan's `requests`."""
         if intended >= self.window_start:
             self._left -= 1
         return intended < self.window_end and self._left >= 0
 
     def _drawn(self) -> Iterator[int]:
-        """The index of the next question: a model by its weight, and of that one question after the other."""
+        """Yields indices of questions: models are drawn by weight, each model's questions come in turn."""
         starts = itertools.accumulate((len(share.questions) for share in self.plan.mix), initial=0)
         turns = [
             itertools.cycle(range(start, start + len(share.questions)))
@@ -374,7 +374,7 @@ class LockedIterator(Iterator[T], Generic[T]):
 
 
 def split(total: int, processes: int, index: int) -> int:
-    """How many of `total` are for process `index`."""
+    """How many of `total` go to process `index`."""
     return total // processes + (index < total % processes)
 
 

@@ -1,4 +1,4 @@
-"""What the server says of itself, and what it costs: Triton's statistics, CPU time, memory."""
+"""The server's own statistics, and its cost: what Triton has counted, CPU time, memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TIMEOUT_S = 30.0
 
 @dataclass
 class Counts:
-    """Triton's statistics of one model, all versions: requests, their time in each stage, and batches by their size."""
+    """Triton's statistics of one model, over all versions: requests, their time in each stage, and batches by size."""
 
     answered: int = 0
     failed: int = 0
@@ -48,7 +48,7 @@ class Counts:
         )
 
     def data(self) -> dict[str, Any]:
-        """Mean milliseconds of a request in each stage, and the mean batch."""
+        """Mean milliseconds of a request in each stage, the counts, and the mean batch size."""
         stages = {f"{stage}_ms": 1e-6 * self.ns[stage] / max(1, self.answered) for stage in STAGES}
         return stages | {
             "answered": self.answered,
@@ -59,9 +59,9 @@ class Counts:
 
 
 def statistics(url: str, models: Iterable[str]) -> dict[str, Counts]:
-    """What Triton has counted so far, of these models and of the steps of ensembles among them.
+    """What Triton has counted so far, for these models and the steps of ensembles among them.
 
-    Raises ServerError where no Triton answers, or it does not know one of the models.
+    Raises ServerError if no Triton answers, or if it does not know one of the models.
     """
     if not url:
         return {}
@@ -92,8 +92,9 @@ def _counts(client: triton.InferenceServerClient, model: str) -> Counts:
 
 @dataclass(frozen=True)
 class Usage:
-    """Of a server's processes in `elapsed_s`: CPU seconds, and memory in bytes at seconds from the start. Of memory
-    that processes share, each counts its part (PSS): so not all of what a second server or the generator maps, too."""
+    """Resources that a server's processes used in `elapsed_s`: CPU seconds, and pairs of seconds from the start and
+    bytes of memory. Shared memory is divided among the processes that map it (PSS), so what a second server or the
+    generator maps as well counts only in part."""
 
     cpu_s: float
     elapsed_s: float
@@ -101,8 +102,8 @@ class Usage:
 
     @property
     def cores(self) -> float:
-        """Busy on average, of the time that it was watched for, which is not the window: Triton's statistics are read
-        at its beginning."""
+        """Average number of busy cores while it was watched, which is not quite the window, as Triton's statistics are
+        read at its beginning."""
         return self.cpu_s / self.elapsed_s
 
     def data(self) -> dict[str, Any]:
@@ -111,8 +112,8 @@ class Usage:
 
 
 class Watch:
-    """Samples the memory of processes in a thread for as long as its context lasts, however that ends; `usage` is known
-    then, and None without processes."""
+    """Samples the memory of processes in a thread until its context ends, in whatever way; then `usage` is known, or
+    None without processes."""
 
     def __init__(self, pids: Sequence[int]) -> None:
         self._pids = pids
@@ -168,12 +169,12 @@ def _process_tree(pids: Sequence[int]) -> Iterator[psutil.Process]:
 
 
 def machine() -> dict[str, Any]:
-    """What every figure has to be read with: when it was measured, and on what."""
+    """The context of every figure: when it was measured, and on what machine."""
     return {"date": date.today().isoformat(), "machine": processor(), "cores": CORES}
 
 
 def processor() -> str:
-    """Its name."""
+    """The processor's name."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -3,8 +3,8 @@
 Run: python -m tests.load.nothing --out out/nothing
      python -m tests.load --report --model classifier --repository out/nothing
 
-What batching or another server wins for this one is the most that it can win for any classifier whose pictures take as
-long in a batch as alone.
+What batching or another server gains for this model is the most that it can gain for any classifier whose pictures take
+as long in a batch as alone.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def _written(options: argparse.Namespace) -> str:
 
 
 def write(repository: Path) -> Path:
-    """A repository with the classifier's configuration and golden pictures, and this graph; returns the version."""
+    """Writes a repository with the classifier's configuration and golden pictures, and this graph; returns the
+    version."""
     source = REPOSITORY / SPEC.name
     shutil.copytree(source, repository / SPEC.name, ignore=shutil.ignore_patterns(CARD))
     version = repository / SPEC.name / str(newest(REPOSITORY, SPEC.name))
@@ -64,7 +65,7 @@ def write(repository: Path) -> Path:
 
 
 def logistic() -> onnx.ModelProto:
-    """uint8 (N, 28, 28, 1) -> float (N, 10): one matrix product, with weights of no meaning, and a softmax."""
+    """uint8 (N, 28, 28, 1) -> float (N, 10): one matrix product, with random weights, and a softmax."""
     (image,), (probabilities,) = SPEC.inputs, SPEC.outputs
     pixels, classes = math.prod(image.shape), probabilities.shape[0]
     weights = np.random.default_rng(0).normal(0, 1e-3, (pixels, classes)).astype(np.float32)

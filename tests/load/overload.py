@@ -2,13 +2,13 @@
 
 Run: python -m tests.load.overload classifier --minutes 10 (last line of stdout: one JSON object)
 
-First its capacity, in closed loop with as many callers as fill a batch of every instance; then open loop at twice that
-rate. It promises: no errors but `overloaded`; a goodput of 0.9 of the capacity; a 99th percentile of no more than the
-queue's timeout and the 99th percentile at capacity together; memory that grows by no more than a tenth.
-Writes tests/load/evidence/<model>-overload.md, which the spec's queue rests on.
+First measures its capacity, in closed loop with enough callers to fill a batch on every instance; then runs open loop
+at twice that rate. The server promises: no errors but `overloaded`; a goodput of at least 0.9 of the capacity; a 99th
+percentile of at most the queue's timeout plus the 99th percentile at capacity; memory that grows by at most a tenth.
+Writes tests/load/evidence/<model>-overload.md, on which the spec's queue settings are based.
 
-To ask the classifier takes the generator a tenth of two cores, and in overload twice as much, which the server lacks.
-With --apart each has half of the cores, at capacity and in overload.
+Load on the classifier costs the generator a tenth of two cores, and twice as much in overload, which the server lacks.
+With --apart, generator and server have half of the cores each, at capacity and in overload.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ MIN_GOODPUT = 0.9
 MAX_MEMORY_GROWTH = 1.1
 MINUTE_S = 60.0
 COALESCE_S = 5e-3
-"""of arrivals: little beside what a full queue takes, and the generator leaves more of the machine to the server"""
+"""of arrivals: short compared with the wait in a full queue, and the generator leaves more CPU to the server"""
 TIMEOUT_MARGIN_S = 30.0
-"""beyond the queue's own timeout, so that it is the server that gives a request up, and not the client"""
+"""beyond the queue's own timeout, so that the server gives up a request before the client does"""
 
 
 def measured(
@@ -56,8 +56,8 @@ def measured(
     apart: bool = False,
     say: Callable[[Result], None],
 ) -> tuple[Result, Result]:
-    """At capacity and in overload, on a server of its own. `apart`: it has the first half of the cores, and the
-    generator the rest. Raises ServingError where there is one core for both."""
+    """The results at capacity and in overload, on a dedicated server. With `apart` it has the first half of the cores,
+    and the generator the rest. Raises ServingError if there is one core for both."""
     assert spec.batching, f"{spec.name} is not batched"
     timeout_s = 1e-6 * spec.batching.queue_timeout_us + TIMEOUT_MARGIN_S
     servers_cores, generators_cores = _halves() if apart else (os.sched_getaffinity(0),) * 2
@@ -86,7 +86,7 @@ def _halves() -> tuple[Collection[int], Collection[int]]:
 
 @contextmanager
 def _on(cores: Collection[int]) -> Iterator[None]:
-    """What is started within stays on these cores."""
+    """Pins the processes started in the block to these cores."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:
@@ -120,7 +120,7 @@ def report(spec: ModelSpec, capacity: Result, over: Result) -> dict[str, Any]:
 
 
 def _thirds(memory: Sequence[tuple[float, int]]) -> tuple[float, float]:
-    """Medians of the second and of the last third; in the first the queue fills, and there is no steady state yet."""
+    """Medians of the second and the last third; in the first the queue fills, and there is no steady state yet."""
     sizes = [size for _, size in memory]
     third = max(1, len(sizes) // 3)
     return statistics.median(sizes[third : 2 * third] or sizes), statistics.median(sizes[-third:])

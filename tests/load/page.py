@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a load test: the table, the pictures, what the server and the generator took."""
+"""One self-contained HTML page of a load test: the table, the plots, and what the server and the generator used."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """NVIDIA's perf_analyzer as a second opinion: the same server, the same closed loop, the same requests.
 
-It is in no Debian package and in tritonclient's wheels up to 2.48.0 only, of which one is fetched into out/; it needs
-Debian's libb64-0d and a libcudart.so.12, which the nvidia-pytriton wheel brings along under another name.
+It is in no Debian package, and only in tritonclient's wheels up to 2.48.0, one of which is downloaded into out/; it
+needs Debian's libb64-0d and a libcudart.so.12, which the nvidia-pytriton wheel contains under another name.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from tests.load.targets import Target, Triton
 CACHE = Path(__file__).parents[2] / "out" / "perf_analyzer"
 WHEEL = "tritonclient==2.48.0"
 SHA256 = "7074885798e8a711fedaf94d6dd77f310973fe2ebf29fb2837db350a43e2d6a5"
-"""of the wheel for Linux on x86-64; the others hold no perf_analyzer"""
+"""of the wheel for Linux on x86-64; the others don't contain perf_analyzer"""
 INSIDE = "tritonclient-2.48.0.data/data/bin/perf_analyzer"
 WINDOWS = 3
-"""It measures so many at least, and reports them together."""
+"""The fewest windows that it measures; it reports them together."""
 
 
 class Missing(ServerError):
-    """perf_analyzer can't be had on this machine; the text says what is in the way."""
+    """perf_analyzer is not available on this machine; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Measured:
 
 
 def find(cache: Path = CACHE) -> Path:
-    """The program, fetched at need. Raises Missing."""
+    """The program, downloaded if needed. Raises Missing."""
     program = cache / "perf_analyzer"
     if not program.exists():
         cache.mkdir(parents=True, exist_ok=True)
@@ -81,11 +81,11 @@ def _fetch(program: Path) -> None:
         with zipfile.ZipFile(found) as archive:
             unpacked = Path(archive.extract(INSIDE, folder))
         unpacked.chmod(0o755)
-        unpacked.replace(program)  # at once, for those who fetch it at the same time
+        unpacked.replace(program)  # atomically, as others may fetch it at the same time
 
 
 def _environment(cache: Path) -> dict[str, str]:
-    """With libcudart under the name that it is asked for by."""
+    """The environment variables, with libcudart under the name that perf_analyzer looks for."""
     libraries = wheel.find().libraries
     for runtime in libraries.glob("libcudart*.so.12*"):
         link = cache / "libcudart.so.12"
@@ -97,7 +97,7 @@ def _environment(cache: Path) -> dict[str, str]:
 
 
 def measure(target: Target, share: Share, callers: int, window_s: float, cache: Path = CACHE) -> Measured:
-    """Over HTTP where the target is asked so, else over gRPC. Raises ServerError with its last words if it fails."""
+    """Over HTTP if the target uses it, else over gRPC. Raises ServerError with the end of its output if it fails."""
     url, protocol = (target.http, "http") if isinstance(target, Triton) else (target.statistics_url, "grpc")
     program = find(cache)
     with tempfile.TemporaryDirectory() as folder:
@@ -115,13 +115,13 @@ def measure(target: Target, share: Share, callers: int, window_s: float, cache: 
 
 
 def _row(inputs: Any) -> dict[str, Any]:
-    """Its format: flat, and without the batch dimension."""
+    """A request in perf_analyzer's format: flat, and without the batch dimension."""
     return {name: {"content": array.ravel().tolist(), "shape": list(array.shape[1:])} for name, array in inputs.items()}
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """What this generator and perf_analyzer measured, in turn."""
+    """What this generator and perf_analyzer measured, alternately."""
 
     model: str
     callers: int
@@ -130,7 +130,7 @@ class Agreement:
 
     @property
     def per_s(self) -> float:
-        """Ours for each of theirs, between medians."""
+        """The ratio of our median to theirs."""
         return statistics.median(m.per_s for m in self.ours) / statistics.median(m.per_s for m in self.theirs)
 
     @property
@@ -150,7 +150,8 @@ class Agreement:
 
 
 def agree(target: Target, share: Share, callers: int, *, rounds: int, window_s: float) -> Agreement:
-    """Windows of both in turn, so that what else the machine does befalls both. `target` asks a Triton, in any way."""
+    """Alternates windows of both, so that other load on the machine affects both. `target` reaches a Triton in any
+    way."""
     find()
     ours, theirs = [], []
     plan = Plan(target=target, load=ClosedLoop(callers), mix=[share], warmup_s=window_s / WINDOWS, duration_s=window_s)

@@ -13,7 +13,7 @@ from tests.load.targets import Target
 
 @dataclass(frozen=True)
 class ClosedLoop:
-    """So many callers, each of which sends its next request when the last one is answered: constant concurrency."""
+    """Callers, each of which sends its next request when its last one is answered: constant concurrency."""
 
     callers: int
 
@@ -23,10 +23,10 @@ class ClosedLoop:
 
 @dataclass(frozen=True)
 class OpenLoop:
-    """Requests that arrive whether or not the server keeps up: a Poisson process of so many a second.
+    """Requests that arrive whether or not the server keeps up: a Poisson process of `per_s` a second.
 
-    Arrivals within each `coalesce_s` come together, at its end. That costs the generator less, and is for loads under
-    which every answer takes many times as long.
+    Arrivals within each interval of `coalesce_s` come together, at its end. That costs the generator less, and suits
+    loads under which every answer takes many times as long.
     """
 
     per_s: float
@@ -47,10 +47,10 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One target, one load, one window of `duration_s` after a warm-up; or, where given, of so many `requests`.
+    """One target, one load, one window of `duration_s` after a warm-up; or, if given, of that many `requests`.
 
-    The same seed draws the same arrivals and the same order of models. Of every `closely_every` answers one is
-    compared number by number, the others by their shapes and dtypes.
+    The same seed gives the same arrivals and the same order of models. One in `closely_every` answers is compared
+    number by number, the others only by shape and dtype.
     """
 
     target: Target
@@ -61,9 +61,9 @@ class Plan:
     requests: int = 0
     processes: int = 1
     seed: int = 0
-    closely_every: int = 17  # a prime: by 16 of a model's four questions only the first would ever be compared
+    closely_every: int = 17  # a prime: with 16, only the first of a model's four questions would ever be compared
 
 
 def mixed(models: Mapping[str, float], repository: Path = REPOSITORY) -> list[Share]:
-    """Raises RepositoryError for a model that there is not."""
+    """The shares of models by weight. Raises RepositoryError if a model does not exist."""
     return [Share(model, weight, questions(repository, model)) for model, weight in models.items()]

@@ -8,11 +8,9 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from tests.load.knee import by_rate
@@ -41,11 +39,11 @@ def all_of(results: Sequence[Result], limit_ms: float | None, folder: Path) -> l
 
 
 def _saved(path: Path, draw: Callable[[Axes], None]) -> Path:
-    figure, axes = plt.subplots(figsize=SIZE, layout="constrained")
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.subplots()
     draw(axes)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=140)
-    plt.close(figure)
     return path
 
 
@@ -63,7 +61,7 @@ def _against_rate(axes: Axes, results: Sequence[Result], limit_ms: float | None)
 
 def _histogram(axes: Axes, results: Sequence[Result]) -> None:
     """Which latencies are usual. The tail, of few requests, is hardly seen here."""
-    colours = plt.get_cmap("viridis")
+    colours = mpl.colormaps["viridis"]
     tallies = [result.total.latency for result in results]
     slowest = max(tally.get_max_value() for tally in tallies)
     edges = np.geomspace(0.99 * min(tally.get_min_value() for tally in tallies), 1.01 * slowest, BINS + 1) / 1000
@@ -81,7 +79,7 @@ def _histogram(axes: Axes, results: Sequence[Result]) -> None:
 
 def _distribution(axes: Axes, results: Sequence[Result]) -> None:
     """The share of the requests that take longer (complementary CDF), which shows the tail as large as the rest."""
-    colours = plt.get_cmap("viridis")
+    colours = mpl.colormaps["viridis"]
     for place, result in enumerate(results):
         least = max(LEAST_SHARE, 1 / result.total.correct)
         slower = [least ** (step / STEPS) for step in range(STEPS + 1)]
@@ -98,7 +96,7 @@ def _batches(axes: Axes, results: Sequence[Result]) -> None:
     shares = [batch_shares(result) for result in results]
     groups = sorted({most for each in shares for most in each})
     start = [0.0] * len(results)
-    colours = plt.get_cmap("viridis")
+    colours = mpl.colormaps["viridis"]
     for place, most in enumerate(groups):
         widths = [each.get(most, 0.0) for each in shares]
         colour = colours(place / max(1, len(groups) - 1))

@@ -1,7 +1,7 @@
-"""What each model is asked under load, and what a right answer is.
+"""The requests sent to each model under load, and the correct answers.
 
-Models of fixed size are asked their golden batch, and the painter its golden painting. Where a request chooses the
-size, pictures are drawn at the size of the benchmarks, and ONNX Runtime in process says what is right.
+Models of fixed input size get their golden batch, and the painter its golden painting. If requests choose the size,
+random pictures of the benchmarks' size are used, and ONNX Runtime in process gives the correct answers.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 
 SIDES = {"style": 256, "upscaler": 128, "colorizer": 256}
-LAST_STAGE = 2.0  # the colorizer works out both, whichever is asked for
+LAST_STAGE = 2.0  # the colorizer computes both stages, whichever is asked for
 ITERATIONS = 3
-"""of the painter: few, as it is the stream that is of interest"""
+"""of the painter: few, as only the stream is of interest"""
 DRAWN = 4
-"""pictures of noise of each model that is asked of those, all different, so that answers which were swapped show
+"""pictures of noise for each model that gets noise, all different, so that swapped answers are noticed
 
-Others are asked of their golden batch, the classifier of garments: what one shows decides how long it takes. Two of a
-kind have much the same answer, so that only others' would show.
+Other models get their golden batch, the classifier garments: what a picture shows decides how long it takes. Two
+garments of one class have almost the same answer, so that only a swap between classes is noticed.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A request that is prepared once and sent again and again: a batch of one, or without a batch dimension where the
-    model has none.
+    """A request that is prepared once and sent repeatedly: a batch of one, or without a batch dimension if the model
+    has none.
 
     `expected` is every output of the model, or the first answer of a stream; a number may differ from it by `atol`.
     """
@@ -54,7 +54,7 @@ class Question:
 
 
 def questions(repository: Path, model: str, count: int | None = None) -> list[Question]:
-    """`count` at most. Raises RepositoryError for a model without a version or a golden batch."""
+    """At most `count` questions. Raises RepositoryError for a model without a version or a golden batch."""
     spec = served(model)
     inputs, expected = _inputs_and_expected(repository, spec, count)
     atol = _atol(spec)
@@ -73,7 +73,7 @@ def questions(repository: Path, model: str, count: int | None = None) -> list[Qu
 
 
 def served(model: str) -> Served:
-    """Its spec. Raises RepositoryError for one that there is not."""
+    """The model's spec. Raises RepositoryError if there is no such model."""
     known = catalog.names()
     if model not in known:
         raise RepositoryError(f"no model {model!r}; there are {', '.join(known)}")
@@ -107,17 +107,17 @@ def _golden(repository: Path, model: ModelSpec, tensors: Sequence[Tensor]) -> di
 
 
 def _atol(spec: Served) -> float:
-    """Each step of an ensemble rounds."""
+    """The tolerance: of an ensemble the sum over its steps, as each of them rounds."""
     return sum(step.model.golden_atol for step in spec.steps) if isinstance(spec, Ensemble) else spec.golden_atol
 
 
 def folder(repository: Path, model: str) -> Path:
-    """Of the newest version."""
+    """The folder of the newest version."""
     return repository / model / str(newest(repository, model))
 
 
 def batch(repository: Path, model: ModelSpec, count: int) -> Arrays:
-    """Inputs of as many pictures, of noise or again and again those of its golden batch."""
+    """The model's inputs for `count` pictures: noise, or those of its golden batch, repeated as needed."""
     if model.name in SIDES:
         arrays = random_inputs(model, count, SIDES[model.name])
         return {tensor.name: array for tensor, array in zip(model.inputs, arrays, strict=True)}
@@ -126,7 +126,7 @@ def batch(repository: Path, model: ModelSpec, count: int) -> Arrays:
 
 
 def random_inputs(model: ModelSpec, count: int, side: int) -> tuple[np.ndarray, ...]:
-    """Its inputs, batches of `count`: pictures of noise, and what is asked of each."""
+    """The model's inputs, batches of `count`: pictures of noise, and what is asked for each."""
     channels = model.inputs[0].shape[-1]
     pictures = np.random.default_rng(0).integers(0, 256, (count, side, side, channels), np.uint8)
     match model.name:
@@ -139,8 +139,8 @@ def random_inputs(model: ModelSpec, count: int, side: int) -> tuple[np.ndarray, 
 
 
 def in_process(repository: Path, model: ModelSpec) -> Callable[[Arrays], dict[str, Array]]:
-    """The newest version's graph, without a server. As many calls run at once as the server has instances, and those of
-    other threads wait: more would only take the cores from each other, and this is to be the ceiling."""
+    """Runs the newest version's graph, without a server. As many calls run at once as the server has instances, and
+    those of other threads wait: more would only compete for the cores, and this is meant as the upper bound."""
     session = open_session(folder(repository, model.name) / MODEL, model)
     outputs = [tensor.name for tensor in model.outputs]
     free = threading.Semaphore(model.instances)
@@ -153,7 +153,7 @@ def in_process(repository: Path, model: ModelSpec) -> Callable[[Arrays], dict[st
 
 
 def ensemble(repository: Path, made_of: Ensemble) -> Callable[[Arrays], dict[str, Array]]:
-    """Its steps one after the other, without a server; gives every tensor of theirs."""
+    """Runs its steps one after the other, without a server; returns all of their tensors."""
     steps = [(step, in_process(repository, step.model)) for step in made_of.steps]
 
     def run(given: Arrays) -> dict[str, Array]:
@@ -167,7 +167,7 @@ def ensemble(repository: Path, made_of: Ensemble) -> Callable[[Arrays], dict[str
 
 
 def open_session(path: Path, model: ModelSpec) -> onnxruntime.InferenceSession:
-    """With as many threads as the server's, and ONNX Runtime's defaults otherwise."""
+    """Opens a session with as many threads as the server's, and ONNX Runtime's defaults otherwise."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = model.threads
     options.inter_op_num_threads = 1
@@ -175,7 +175,7 @@ def open_session(path: Path, model: ModelSpec) -> onnxruntime.InferenceSession:
 
 
 def mismatch(answer: Arrays, question: Question, *, closely: bool = True) -> str | None:
-    """What is wrong with an answer, if anything is. Names, shapes and dtypes always; numbers where `closely`."""
+    """What is wrong with an answer, if anything. Compares names, shapes and dtypes, and numbers if `closely`."""
     for name, expected in question.expected.items():
         got = answer.get(name)
         if got is None:

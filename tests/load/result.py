@@ -24,7 +24,8 @@ MAX_WAKEUP_DELAY = 0.1
 
 @dataclass(frozen=True)
 class Result:
-    """`workers` are the generator's processes, `counts` what Triton counted by model, `usage` what the server cost."""
+    """`workers` are the results of the generator's processes, `counts` what Triton counted by model, `usage` what the
+    server used."""
 
     plan: Plan
     workers: Sequence[WorkerResult]
@@ -42,11 +43,12 @@ class Result:
 
     @property
     def per_s(self) -> float:
-        """Throughput: right answers a second, of all models."""
+        """Throughput: correct answers per second, over all models."""
         return self.throughput(self.total)
 
     def throughput(self, tally: Tally) -> float:
-        """Right answers a second: those that came within the window, or those to the number of requests asked for."""
+        """Correct answers per second: those that arrived within the window, or, if the plan has a number of requests,
+        those to these."""
         return (tally.correct if self.plan.requests else tally.completed) / self.window_s
 
     def percentile_ms(self, percentile: float) -> float:
@@ -104,7 +106,7 @@ class Result:
 
 
 def latencies(tally: Tally) -> dict[str, float]:
-    """Milliseconds by percentile, of right answers; nothing where there are none."""
+    """Latencies of the correct answers in milliseconds, by percentile; empty if there are none."""
     if not tally.correct:
         return {}
     found = {f"p{percentile:g}": percentile_ms(tally, percentile) for percentile in PERCENTILES}
@@ -112,10 +114,10 @@ def latencies(tally: Tally) -> dict[str, float]:
 
 
 def percentile_ms(tally: Tally, percentile: float) -> float:
-    """Of right answers; infinite where there are none, as the histogram's own 0 would be the best of all."""
+    """Latency of the correct answers; infinite if there are none, as the histogram's own 0 would be the best of all."""
     if not tally.correct:
         return math.inf
-    # The nearest rank: at least so many in a hundred are no slower. The library's own rounds to the rank below as well.
+    # The nearest rank: at least `percentile` % are no slower. The library's own may round to the rank below as well.
     rank = math.ceil(round(percentile * tally.correct / 100, 9))
     return float(tally.latency.get_value_at_percentile(100 * rank / tally.correct)) / 1000
 
@@ -128,7 +130,7 @@ def _sum(tallies: Iterable[Tally]) -> Tally:
 
 
 def _rounded(value: Any) -> Any:
-    """To four digits, all through."""
+    """Rounds floats to four significant digits, in nested dicts as well."""
     if isinstance(value, dict):
         return {key: _rounded(each) for key, each in value.items()}
     return float(f"{value:.4g}") if isinstance(value, float) else value
@@ -141,7 +143,7 @@ HEAD = ("target", "load", "model", "requests", "per s", *(f"p{p:g}" for p in PER
 
 
 def rows(result: Result) -> list[tuple[str, ...]]:
-    """One for each model, and one for all where there are several."""
+    """One row per model, and one for all if there are several."""
     lines = list(result.models.items())
     if len(lines) > 1:
         lines.append(("all", result.total))
@@ -164,7 +166,7 @@ def _row(result: Result, model: str, tally: Tally) -> tuple[str, ...]:
 
 
 def server_lines(result: Result) -> list[str]:
-    """What Triton counted meanwhile, and what the server and the generator took."""
+    """Lines that say what Triton counted meanwhile, and what the server and the generator used."""
     lines = []
     for model, counts in result.counts.items():
         if counts.answered:

@@ -1,4 +1,4 @@
-"""The SDK as a target: what an application would call, pictures in and pictures out, its retries included."""
+"""The SDK as a target: what an application would call, with pictures in and pictures out, retries included."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class SdkThreads(ThreadedTarget):
 
 
 def prepared(client: atelier.Client | atelier.AsyncClient, question: Question) -> Callable[[], Any]:
-    """The method that asks the same, with its arguments."""
+    """The client's method that makes the same request, with its arguments bound."""
     first, *rest = question.inputs.values()
     match question.model:
         case "classifier":
@@ -76,7 +76,7 @@ def prepared(client: atelier.Client | atelier.AsyncClient, question: Question) -
 
 
 def _picture(pixels: Array) -> Image.Image:
-    """Of a batch of one; a gray one has no channels in Pillow."""
+    """The picture of a batch of one; in Pillow a gray one has no channel dimension."""
     return Image.fromarray(pixels.squeeze())
 
 
@@ -91,7 +91,7 @@ def _painting(given: Arrays) -> dict[str, Any]:
 
 
 def outputs(question: Question, results: Sequence[Any]) -> Arrays:
-    """What came back, as the model itself would answer."""
+    """Converts what the SDK returned to the model's own outputs."""
     match question.model:
         case "classifier":
             rows = [list(result.probabilities.values()) for result in results]

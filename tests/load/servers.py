@@ -1,4 +1,4 @@
-"""The servers under load, started here: each way is a context manager that yields its `Target`."""
+"""Starts the servers under load: each way is a context manager that yields its `Target`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def unbatched(repository: Path, models: Sequence[str] = ()) -> Iterator[Triton]:
 
 @contextlib.contextmanager
 def preempting(repository: Path, models: Sequence[str] = ()) -> Iterator[Triton]:
-    """The same server, each of whose threads may preempt the one that wakes it: serving/keeper.py forbids that."""
+    """The same server, with threads that may preempt the one that wakes them, which serving/keeper.py prevents."""
     with triton(repository, models) as target:
         for pid in target.pids:
             for thread in Path(f"/proc/{pid}/task").iterdir():
@@ -51,7 +51,7 @@ def preempting(repository: Path, models: Sequence[str] = ()) -> Iterator[Triton]
 
 @contextlib.contextmanager
 def changed(repository: Path, change: Callable[[pb.ModelConfig], None]) -> Iterator[Path]:
-    """A copy of a repository in which every config.pbtxt has gone through `change`, which may edit it in place."""
+    """A copy of a repository, with `change` applied to every config.pbtxt, which it edits in place."""
     with tempfile.TemporaryDirectory(prefix="atelier-load-") as folder:
         copy = Path(folder) / "repository"
         shutil.copytree(repository, copy)
@@ -63,7 +63,7 @@ def changed(repository: Path, change: Callable[[pb.ModelConfig], None]) -> Itera
 
 
 def without_batching(model: pb.ModelConfig) -> None:
-    """Each request runs alone."""
+    """Disables dynamic batching: each request runs alone."""
     model.ClearField("dynamic_batching")
 
 
@@ -97,7 +97,7 @@ WAYS: dict[str, Opened] = {
 
 @contextlib.contextmanager
 def elsewhere(way: str, url: str, models: Sequence[str]) -> Iterator[Target]:
-    """A Triton that runs already. Raises ServerError if there is none, or none with these models."""
+    """A Triton that is already running. Raises ServerError if there is none, or none with these models."""
     statistics(url, models)
     yield ELSEWHERE[way](name=f"{way} at {url}", url=url, statistics_url=url)
 

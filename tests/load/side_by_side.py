@@ -1,7 +1,7 @@
-"""Every way to serve a model beside the others, in one run on one machine: `python -m tests.load --report`.
+"""Compares all ways to serve a model, in one run on one machine: `python -m tests.load --report`.
 
-Rounds go through the ways in turn, and a figure is the median of its rounds, so that what else the machine does
-befalls all of them. A way's capacity is its highest throughput in closed loop; in open loop it gets shares of that.
+Each round goes through the ways in turn, and a figure is the median of its rounds, so that other load on the machine
+affects all of them. A way's capacity is its highest throughput in closed loop; in open loop it gets shares of that.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from tests.load.targets import Target
 
 COMPARED = ("in-process", "triton", "unbatched", "torchserve")
 CALLERS = (1, 2, 8, 32)
-"""Two are as many as a server has instances. In process, more than that only wait for each other."""
+"""2 is the number of instances of a server. In process, more callers than that only wait for each other."""
 SHARES = (0.5, 0.9)
 JIT_WARMUP_S = {"torchserve": 15.0}
-"""Warm-up of a way before its first window, for a just-in-time compiler: of the classifier, TorchServe's first ten
-thousand requests take it up to 1.6 times the CPU of later ones."""
+"""Warm-up of a way before its first window, for a just-in-time compiler: with the classifier, TorchServe's first ten
+thousand requests take up to 1.6 times the CPU of later ones."""
 
 Say = Callable[[str], None]
 
 
 @dataclass
 class Row:
-    """One way to serve one model: its results by load, a callers' count or a share of the capacity."""
+    """One way to serve one model: its results by load, which is a number of callers or a share of the capacity."""
 
     model: str
     way: str
@@ -70,8 +70,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Times:
-    """Of one window, in closed and in open loop, and how many rounds of them; `jit_warmup` is what part of JIT_WARMUP_S
-    is given. Open loop takes longer, as at half of their capacity slow models give some 15 answers a second."""
+    """The length of a window, in closed and in open loop, and the number of rounds; `jit_warmup` is the fraction of
+    JIT_WARMUP_S to spend. Open loop takes longer, as slow models give some 15 answers a second at half of their
+    capacity."""
 
     rounds: int = 3
     duration_s: float = 2.0
@@ -84,7 +85,7 @@ QUICK = Times(rounds=1, duration_s=0.5, open_s=0.5, warmup_s=0.1, jit_warmup=0.0
 
 
 def compare(repository: Path, models: Sequence[str], times: Times, say: Say) -> list[Row]:
-    """A way that can't start is left out, with a line that says why."""
+    """The rows of all ways for each model. A way that can't start is left out, with a line that says why."""
     with Generator() as generator:
         return [row for model in models for row in _compared(generator, repository, model, times, say)]
 
@@ -120,7 +121,7 @@ def _compared(generator: Generator, repository: Path, model: str, times: Times, 
 
 
 def rotated(ways: Any, turn: int) -> list[str]:
-    """Each goes first as often: what ran before leaves its mark on the caches."""
+    """Rotates the order, so that each goes first equally often, as what ran before affects the caches."""
     names = list(ways)
     first = turn % len(names)
     return names[first:] + names[:first]

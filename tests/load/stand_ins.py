@@ -1,4 +1,4 @@
-"""Stand-ins for a server whose behaviour is known, and for what came of asking it."""
+"""Stand-ins for a server with known behaviour, and for the results of asking it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MIX = [Share("stand-in", 1, [QUESTION])]
 
 @dataclass(frozen=True, kw_only=True)
 class Stalling(AsyncTarget):
-    """Answers one request after the other; the first takes `stall_s`, the others nothing."""
+    """Answers one request after the other; the first takes `stall_s`, the others no time."""
 
     stall_s: float
 
@@ -45,7 +45,7 @@ class Stalling(AsyncTarget):
 
 @dataclass(frozen=True, kw_only=True)
 class Faulty(ThreadedTarget):
-    """Goes through `answers` for ever: arrays, or kinds of failures."""
+    """Cycles through `answers`: arrays, or kinds of failures, or None for another exception."""
 
     answers: tuple[object, ...]
 
@@ -75,7 +75,8 @@ def worker_result(
     failed: int = 0,
     last_answer: float = 0.0,
 ) -> WorkerResult:
-    """One process. Of its `requests`, `unfinished` were answered rightly after the window, and `failed` were not."""
+    """The result of one process. Of its `requests`, `unfinished` were answered correctly after the window, and `failed`
+    were not."""
     correct = requests - failed
     tally = Tally(requests, correct, completed=correct - unfinished, late=late, failures=+Counter(overloaded=failed))
     tally.latency.record_value(latency_us, correct)
@@ -83,7 +84,7 @@ def worker_result(
 
 
 def made(load: OpenLoop | ClosedLoop, **of_worker: float) -> Result:
-    """Of 5 s and one process."""
+    """The result of 5 s and one process."""
     plan = Plan(target=Stalling(name="none", stall_s=0), load=load, mix=MIX)
     counts = measure.Counts(answered=100, inferences=100, executions=50)
     counts.batches.update({1: 20, 2: 40})

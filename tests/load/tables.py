@@ -1,7 +1,7 @@
-"""What people read of a comparison: tables in Markdown, which the files that show them hold between markers.
+"""A comparison in human-readable form: Markdown tables, which are written into files between markers.
 
 `<!-- load-report -->` and `<!-- /load-report -->` enclose every way to serve every model, `<!-- capacity -->` and
-`<!-- /capacity -->` what a replica of Triton does.
+`<!-- /capacity -->` the capacity of a replica of Triton.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def data(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Row], times: Times) -> str:
-    """Every way, beside the others."""
+    """The table of all ways, side by side."""
     windows = [result for row in rows for results in row.results.values() for result in results]
     doubtful = sum(bool(result.doubts()) for result in windows)
     how = f"medians of {times.rounds} rounds of {times.duration_s:g} s, in open loop of {times.open_s:g} s"
@@ -67,7 +67,8 @@ def table(rows: Sequence[Row], times: Times) -> str:
 
 
 def capacity(rows: Sequence[Row], times: Times) -> str:
-    """What one Triton does with all of the machine, and how many each target rate needs."""
+    """The table of one Triton's capacity with the whole machine, and the number of replicas that each target rate
+    needs."""
     head = _measured(f"medians of {times.rounds} rounds", rows)
     lines = [f"| {' | '.join(CAPACITY_HEAD)} |", f"|---|{'---:|' * (len(CAPACITY_HEAD) - 1)}"]
     for row in rows:
@@ -103,13 +104,13 @@ def _p50_p99(row: Row, share: float) -> str:
 
 
 def _ratio(row: Row, rows: Sequence[Row]) -> float | None:
-    """Of capacities."""
+    """The row's capacity relative to that in process."""
     ceilings = [each.capacity for each in rows if (each.model, each.way) == (row.model, "in-process")]
     return row.capacity / ceilings[0] if ceilings and ceilings[0] else None
 
 
 def _figure(value: float, digits: int = 3) -> str:
-    """Never as a power of ten; "-" for an infinite latency."""
+    """The number without an exponent; "-" for an infinite latency."""
     return "-" if math.isinf(value) else f"{float(f'{value:.{digits}g}'):g}"
 
 
@@ -130,15 +131,15 @@ def _measured(how: str, rows: Sequence[Row]) -> str:
 
 
 def worded(about: dict[str, Any]) -> str:
-    """Of `measure.machine()`, without its date."""
+    """`measure.machine()` in words, without the date."""
     return f"{about['cores']} cores of {about['machine']}, generator beside the server"
 
 
 def check_markers(paths: Iterable[Path]) -> None:
-    """Raises RepositoryError for a file that no table can be written into: before measuring, not after."""
+    """Raises RepositoryError for a file that no table can be written into. Call it before measuring."""
     for path in paths:
         try:
-            with path.open("r+", encoding="utf-8") as file:  # so that it is known to be writable, and stays as it is
+            with path.open("r+", encoding="utf-8") as file:  # checks that it is writable, and leaves it unchanged
                 text = file.read()
         except UnicodeDecodeError as exc:
             raise RepositoryError(f"--write {path}: is not UTF-8; name a text file with markers") from exc
@@ -163,7 +164,7 @@ def positive(kind: type[Number]) -> Callable[[str], Number]:
 
 
 def folder(text: str) -> Path:
-    """For argparse: a folder that files can be written into, or that can be made. It is tried before measuring."""
+    """For argparse: a folder that is writable or can be created. This is tried before measuring."""
     path = Path(text)
     there = next(each for each in (path, *path.absolute().parents) if each.exists())
     try:
@@ -180,7 +181,7 @@ def file(text: str) -> Path:
 
 
 def write(paths: Iterable[Path], rows: Sequence[Row], times: Times) -> None:
-    """Puts each table between its markers, where a file has them. All are made before the first is written."""
+    """Writes each table between its markers, if a file has them. All texts are made before the first is written."""
     texts = {path: _written(path.read_text(encoding="utf-8"), rows, times) for path in paths}
     for path, text in texts.items():
         path.write_text(text, encoding="utf-8")

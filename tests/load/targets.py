@@ -1,10 +1,10 @@
-"""What the load generator asks. A target is a description that is pickled for the generator's processes; there it is
-opened, and gives a call for each prepared question.
+"""The targets of the load generator. A target is a description that is pickled for the generator's processes; opened
+there, it provides a call for each prepared question.
 
 To add one, derive from `AsyncTarget` (a call returns at once, and thousands may be in flight) or from `ThreadedTarget`
-(a call blocks, and each caller has a thread), and write `opened`. The outcome of a call is all of its question's
-outputs, decoded, or `Failed`. It never retries, but for the SDK, which tries an unreachable server four times in all,
-as it does for any application. Prepare everything in `opened`: what a call does itself is measured.
+(a call blocks, and each caller has a thread), and implement `opened`. The outcome of a call is all of its question's
+outputs, decoded, or `Failed`. It never retries, except through the SDK, which tries an unreachable server four times in
+all, as it does for any application. Prepare everything in `opened`: what a call itself does is measured.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
     ("grpc.enable_http_proxy", 0),
-    ("grpc.use_local_subchannel_pool", 1),  # else the processes' and targets' channels of one address are one
+    ("grpc.use_local_subchannel_pool", 1),  # else processes' and targets' channels to an address are shared
 ]
 SERVICE = "/inference.GRPCInferenceService"
 GRPC_CODES = {
@@ -59,11 +59,11 @@ GRPC_CODES = {
     HTTPStatus.NOT_IMPLEMENTED: grpc.StatusCode.UNIMPLEMENTED,
     HTTPStatus.SERVICE_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
 }
-"""gRPC's code for each status by which Triton tells an error over HTTP."""
+"""gRPC's code for each HTTP status with which Triton reports an error."""
 
 Done = Callable[[Arrays | Exception], None]
 Send = Callable[[Done], None]
-"""Sends a request. Done is called with its outcome, once, from the event loop, and not before this returns."""
+"""Sends a request. Done is called once with its outcome, from the event loop, and not before this returns."""
 Call = Callable[[], Arrays]
 """Sends a request and waits for its answer. Raises Failed."""
 
@@ -102,8 +102,8 @@ class ThreadedTarget(Target, ABC):
 
 
 def from_coroutine(call: Callable[[], Awaitable[Arrays]]) -> Send:
-    """Of a call that is a coroutine function."""
-    in_flight: set[asyncio.Task[None]] = set()  # asyncio itself keeps none alive
+    """Makes a Send from a coroutine function."""
+    in_flight: set[asyncio.Task[None]] = set()  # asyncio itself does not keep them alive
 
     async def run(done: Done) -> None:
         outcome: Arrays | Exception
@@ -122,7 +122,7 @@ def from_coroutine(call: Callable[[], Awaitable[Arrays]]) -> Send:
 
 
 async def gathered(send: Send, times: int = 1) -> list[Arrays | Exception]:
-    """The outcomes of so many requests at once."""
+    """The outcomes of `times` concurrent requests."""
     outcomes = [asyncio.get_running_loop().create_future() for _ in range(times)]
     for outcome in outcomes:
         send(outcome.set_result)
@@ -130,7 +130,8 @@ async def gathered(send: Send, times: int = 1) -> list[Arrays | Exception]:
 
 
 def from_http(pool: connections.Pool, request: bytes, read: Callable[[connections.Answer], Arrays]) -> Send:
-    """Of a prepared HTTP request. `read` decodes the answer, whatever its status, and raises Failed for an error."""
+    """Makes a Send from a prepared HTTP request. `read` decodes the answer, whatever its status, and raises Failed for
+    an error."""
 
     def decode(done: Done, answer: connections.Answer | OSError) -> None:
         outcome: Arrays | Exception
@@ -142,7 +143,7 @@ def from_http(pool: connections.Pool, request: bytes, read: Callable[[connection
             try:
                 outcome = read(answer)
             except Exception as exc:
-                outcome = exc.with_traceback(None)  # it holds this frame, and that the exception: work for the gc
+                outcome = exc.with_traceback(None)  # else a reference cycle through this frame: work for the gc
         done(outcome)
 
     return lambda done: pool.send(request, partial(decode, done))
@@ -155,8 +156,8 @@ def from_http(pool: connections.Pool, request: bytes, read: Callable[[connection
 class Grpc(AsyncTarget):
     """Triton's gRPC at `url`, with requests serialised beforehand.
 
-    For 32 callers of the classifier tritonclient.grpc.aio takes the generator 1.2 times the CPU of this, and a thread
-    for each caller 1.5 times.
+    With 32 callers of the classifier, tritonclient.grpc.aio costs the generator 1.2 times as much CPU as this, and a
+    thread per caller 1.5 times.
     """
 
     url: str
@@ -182,7 +183,7 @@ class Grpc(AsyncTarget):
 
 @dataclass(frozen=True, kw_only=True)
 class Triton(Grpc):
-    """Triton's HTTP at `http`, which leaves more of the machine to the server; streams, which it has not, over gRPC."""
+    """Triton's HTTP at `http`, which leaves more CPU to the server; streams, which it does not have, go over gRPC."""
 
     http: str
 
@@ -196,7 +197,7 @@ class Triton(Grpc):
 
 
 def answered(answer: connections.Answer) -> Arrays:
-    """What Triton answered over HTTP. Raises Failed for an error."""
+    """Decodes Triton's answer over HTTP. Raises Failed for an error."""
     if answer.status != HTTPStatus.OK:
         text = json.loads(answer.body)["error"]
         raise failed(_failures.kind(GRPC_CODES.get(answer.status, grpc.StatusCode.UNKNOWN), text), text)
@@ -209,10 +210,10 @@ def answered(answer: connections.Answer) -> Arrays:
 
 @functools.lru_cache(maxsize=256)
 def layout(head: bytes) -> list[tuple[str, np.dtype[Any], tuple[int, ...], int]]:
-    """Of each tensor in the body: name, dtype, shape, and offset behind the head. Heads repeat, hence the cache.
+    """Name, dtype, shape and offset behind the head of each tensor in the body. Heads repeat, hence the cache.
 
-    As Triton's extension for binary tensors has it. tritonclient's own parser makes two classes for each answer, which
-    takes as long as all else that the generator does with it.
+    The format is that of Triton's binary tensor data extension. tritonclient's own parser makes two classes for each
+    answer, which takes as long as everything else that the generator does with it.
     """
     outputs = json.loads(head)["outputs"]
     sizes = [output["parameters"]["binary_data_size"] for output in outputs]
@@ -244,8 +245,8 @@ def prepared(question: Question) -> tuple[bytes, bool]:
 
 
 async def _first(call: Any, message: bytes) -> Arrays:
-    """A stream's first answer, once the last has come. A call that is left alone at its end is cancelled, and Triton
-    2.51 then can't unload the model."""
+    """A stream's first answer, returned once the last has arrived. A call that is dropped before its end is cancelled,
+    and Triton 2.51 then can't unload the model."""
     first: Arrays = {}
     await call.write(message)
     while (reply := await call.read()) is not grpc.aio.EOF:
@@ -267,7 +268,7 @@ def failed(error: type[errors.AtelierError], text: object) -> Failed:
 
 @dataclass(frozen=True, kw_only=True)
 class Tritonclient(AsyncTarget):
-    """Through tritonclient.grpc.aio, as its examples do: each call makes its request anew."""
+    """Through tritonclient.grpc.aio, as its examples do: each call builds its request anew."""
 
     url: str
 
@@ -292,13 +293,13 @@ def _tensor(client: ModuleType, name: str, array: Array) -> Any:
     return tensor.set_data_from_numpy(array)
 
 
-# --- ONNX Runtime in this process: the ceiling
+# --- ONNX Runtime in this process: the upper bound
 
 
 @dataclass(frozen=True, kw_only=True)
 class InProcess(ThreadedTarget):
-    """The graphs of `repository` in the generator itself, with the threads of each spec. N callers are N threads, of
-    which as many compute at once as the spec has instances."""
+    """Runs the graphs of `repository` in the generator itself, with the threads of each spec. N callers are N threads,
+    of which as many compute at once as the spec has instances."""
 
     repository: Path
 

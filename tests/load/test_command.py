@@ -48,7 +48,7 @@ def test_a_bench_refuses_what_it_cannot_measure(
 ) -> None:
     monkeypatch.setattr(sys, "argv", [bench, *arguments])
     with pytest.raises(SystemExit, match="2"):
-        importlib.import_module(bench).main()
+        importlib.import_module(f"tests.load.{bench}").main()
     said = capsys.readouterr().err
     assert arguments[-2] in said
     assert said.count("\n") == 1
@@ -168,7 +168,7 @@ def test_the_machine_is_its_processor_and_its_cores() -> None:
 def test_the_last_line_of_every_bench_names_day_and_machine(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bench = importlib.import_module(name)
+    bench = importlib.import_module(f"tests.load.{name}")
     monkeypatch.setattr(sys, "argv", [name])
     monkeypatch.setattr(bench, "report", lambda options: {"bench": name})
     monkeypatch.setattr(benches, "machine", lambda: ABOUT)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from tests.load import page, plots
 from tests.load.loop import Tally, WorkerResult
@@ -25,9 +26,8 @@ def with_latencies(load: ClosedLoop | OpenLoop, counts: Mapping[int, int]) -> Re
 
 
 def drawn(draw: Callable[[Axes], None]) -> Axes:
-    figure, axes = plots.plt.subplots()
+    axes = Figure().subplots()
     draw(axes)
-    plots.plt.close(figure)
     return axes
 
 

@@ -1,4 +1,4 @@
-"""TorchServe under load: its REST inference API, by prepared requests and without a client of its own."""
+"""TorchServe under load: prepared requests to its REST inference API, without a client of its own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.load.questions import Arrays, Question
 from tests.load.targets import AsyncTarget, Failed, Kind, Send, from_http
 
 QUEUE_FULL = "has no worker to serve inference request"
-"""TorchServe's words for a full queue, though every worker is up."""
+"""TorchServe's message for a full queue, even if every worker is up."""
 KINDS: dict[int, Kind] = {HTTPStatus.SERVICE_UNAVAILABLE: "unavailable"}
 
 
@@ -54,7 +54,7 @@ def _answered(outputs: Sequence[pb.ModelOutput], reply: connections.Answer) -> A
 
 @contextlib.contextmanager
 def torchserve(repository: Path, models: Sequence[str] = ()) -> Iterator[TorchServe]:
-    """TorchServe on this machine. Raises ServerError where it, or Java, is not installed."""
+    """TorchServe on this machine. Raises ServerError if it or Java is not installed."""
     with server.TorchServe(repository, models=models) as started:
         pids = tuple(traces.processes(started.running.id))
         yield TorchServe(name="torchserve", url=started.http, token=started.token, repository=repository, pids=pids)

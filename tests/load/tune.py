@@ -2,10 +2,10 @@
 
 Run: make load-tune MODEL=classifier, or python -m tests.load.tune classifier (last line of stdout: one JSON object)
 
-In each of several rounds every setting is served and measured in turn: with one caller, with two, whose requests a
-batcher may join while an instance idles, with many, and in open loop at nine tenths of the throughput that the spec's
-own setting reached in that round. Ratios are to that throughput, too.
-Writes tests/load/evidence/<model>.md, which the numbers in its spec rest on.
+Each of several rounds serves and measures every setting in turn: with one caller, with two, whose requests a batcher
+may join while an instance is idle, with many, and in open loop at nine tenths of the throughput that the spec's own
+setting reached in that round. Ratios are relative to that throughput, too.
+Writes tests/load/evidence/<model>.md, on which the numbers in its spec are based.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ COLUMNS = {
     "busy_p50_ms": "p50 at 0.9 of the spec's, ms",
     "busy_p99_ms": "p99 there, ms",
 }
-"""Of the page, by what Row.data calls them."""
+"""The page's column titles, by their keys in Row.data."""
 
 Opened = Callable[[], AbstractContextManager[Target]]
 
@@ -73,7 +73,7 @@ class Setting:
         return f"{self.instances} x {self.threads} threads, {batches}, delay {self.delay_us} us"
 
     def apply(self, name: str, model: pb.ModelConfig) -> None:
-        """Makes the model's config.pbtxt say so, and leaves the others'."""
+        """Puts this setting into the config.pbtxt of the model with this name; leaves other models unchanged."""
         if model.name != name:
             return
         model.max_batch_size = self.max_batch
@@ -92,7 +92,7 @@ def own_setting(spec: ModelSpec) -> Setting:
 
 
 def settings(own: Setting) -> list[Setting]:
-    """The spec's own first, then each that differs from it in one thing."""
+    """The spec's own setting first, then each that differs from it in one respect."""
     shaped = [replace(own, instances=instances, threads=threads) for instances, threads in SHAPES]
     batched = [replace(own, max_batch=size) for size in (max(1, own.max_batch // 2), 2 * own.max_batch)]
     delayed = [replace(own, delay_us=delay) for delay in DELAYS_US]
@@ -118,7 +118,7 @@ def _with_setting(repository: Path, name: str, setting: Setting) -> Iterator[Tar
 
 @dataclass(frozen=True)
 class Row:
-    """What one way gave, a Result of each round: with one caller, two and many, and in open loop."""
+    """The results of one way, one per round: with one caller, two and many, and in open loop."""
 
     one: Sequence[Result]
     two: Sequence[Result]
@@ -126,7 +126,7 @@ class Row:
     busy: Sequence[Result]
 
     def data(self, own: Row) -> dict[str, Any]:
-        """Medians, but for the slowest answer of all; `to_own` is that of the rounds' ratios."""
+        """Medians over the rounds, except the slowest answer of all; `to_own` is the median of the rounds' ratios."""
         everything = (*self.one, *self.two, *self.many, *self.busy)
         return {
             "p50_ms": _median(result.percentile_ms(50) for result in self.one),
@@ -148,7 +148,7 @@ def _median(values: Iterator[float]) -> float | None:
 
 
 def _finite(latency_ms: float) -> float | None:
-    """None where there was no right answer."""
+    """None if there was no correct answer."""
     return None if math.isinf(latency_ms) else latency_ms
 
 
@@ -234,7 +234,7 @@ def _tuned(options: argparse.Namespace) -> str:
 
 
 def batched(model: str) -> ModelSpec:
-    """Its spec. Raises RepositoryError for a model that has no batcher of its own."""
+    """The model's spec. Raises RepositoryError if it has no batcher of its own."""
     spec = served(model)
     if not isinstance(spec, ModelSpec) or spec.batching is None:
         raise RepositoryError(f"MODEL {model}: has no dynamic batcher; name one that has, such as classifier")

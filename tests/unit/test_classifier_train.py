@@ -198,6 +198,8 @@ def test_figures_that_were_lost_leave_a_gap_in_the_curves(corpus: Garments, tmp_
     assert (rows[0], rows[3]) == (whole[0], whole[3])
     measures.save_curves(rows, tmp_path / "gap.png", title="a run")
     assert (tmp_path / "gap.png").stat().st_size > 5_000
+    measures.save_curves(recipe.by_epoch([], 3, 2), tmp_path / "nothing.png", title="a run")  # nor does losing all
+    assert (tmp_path / "nothing.png").is_file()
 
 
 def test_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:

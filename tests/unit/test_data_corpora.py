@@ -98,7 +98,6 @@ def test_the_checksum_is_of_the_pictures_and_their_shape() -> None:
     ("name", "options", "says"),
     [
         pytest.param("linez", {}, ("--corpus: linez", "lines", "schotter", "folder"), id="unknown name"),
-        pytest.param("schotter", {"size": 64}, ("--size", "128", "64"), id="another size"),
         pytest.param("lines", {"count": 3}, ("--pictures: 3", "16"), id="too few"),
     ],
 )

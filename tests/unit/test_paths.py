@@ -189,7 +189,9 @@ def test_the_cubic_is_the_textbook_one(closed, kind, count):
         pytest.param(["here", "there"], {}, "keyframes: must be an array of numbers", id="texts"),
         pytest.param(np.ones((2, 4)), {"steps": 100_000}, "100,001 frames is too long", id="many-steps"),
         pytest.param(np.ones((2, 4)), {"steps": 10**25}, "frames is too long", id="very-many-steps"),
+        pytest.param(np.ones((2, 4), complex), {}, "keyframes: must be an array of numbers", id="complex"),
         pytest.param(np.ones((2, 4)), {"path": "zigzag"}, "lerp, slerp, spline", id="unknown-path"),
+        pytest.param(np.ones((2, 4)), {"path": np.array(["lerp", "slerp"])}, "lerp, slerp, spline", id="two-paths"),
     ],
 )
 def test_bad_walks_are_refused(keyframes, options, says):

@@ -1,9 +1,11 @@
 """Run directories: nothing of an earlier run is lost, whatever is asked of it or happens to the disk."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -20,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from training import catalog, provenance, rundir
 from training.errors import BadInput, Refused
 from training.run import _push_metrics, main
-from training.rundir import RunDir, load_checkpoint, machine
+from training.rundir import RunDir, Stopped, load_checkpoint, machine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +123,29 @@ def test_a_run_that_does_not_say_how_it_was_begun_is_named(content: str | None, 
     with pytest.raises(BadInput, match=says):
         open_run(tmp_path / "run", resume=True)
     assert options.exists() == (content is not None)
+
+
+@pytest.mark.parametrize("content", ['{"run": ', "[]", "\0"], ids=["cut short", "a list", "zeros"])
+def test_a_damaged_story_of_what_a_run_starts_from_is_named(content: str, tmp_path: Path) -> None:
+    """The options.json beside --init: one line, and no directory is made. Without one, the story is the checkpoint."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Started(Options):
+        init: str = str(tmp_path / "before" / "checkpoints" / "last.pt")
+
+    options = tmp_path / "before" / "options.json"
+    options.parent.mkdir()
+    options.write_text(content)
+    says = (
+        rf"^{options}: doesn't say how the run was begun \(.*\); put it right, or remove it to start without its story$"
+    )
+    with pytest.raises(BadInput, match=says):
+        open_run(tmp_path / "run", Started())
+    assert not (tmp_path / "run").exists()
+    options.unlink()
+    run = open_run(tmp_path / "run", Started())
+    run.close()
+    assert run.made_by["started_from"] == {"checkpoint": Started().init}
 
 
 def test_a_checkpoint_that_does_not_say_its_step_is_named(tmp_path: Path) -> None:
@@ -268,6 +293,28 @@ def test_a_note_counts_while_the_repository_holds_the_version(
     said = provenance.note(run.path, "m", 2, tmp_path / "models")
     assert said == f"published m version 2 in {tmp_path / 'models'}\n"
     assert provenance.noted(run.path / "published.txt") == (said if counts else "")
+
+
+@pytest.mark.parametrize(
+    ("minutes", "stops", "saved"),
+    [(60.0, None, [3]), (-1.0, None, [1, 2, 3, 3]), (60.0, 1, [2]), (60.0, 2, [3])],
+    ids=["at the end", "when it is due", "where it is stopped", "stopped in the last step"],
+)
+def test_a_loop_saves(minutes: float, stops: int | None, saved: list[int], tmp_path: Path) -> None:
+    """After the last step, too, and then with the signals' handlers as they were, so that none goes unheard."""
+    run, steps, handler = open_run(tmp_path / "run"), [], signal.getsignal(signal.SIGTERM)
+
+    def save(step: int) -> None:
+        steps.append(step)
+        last = step == 3 and stops is None and len(steps) == len(saved)
+        assert (signal.getsignal(signal.SIGTERM) is handler) == last
+
+    with pytest.raises(Stopped) if stops is not None else contextlib.nullcontext():
+        for step in run.steps(0, 3, save=save, every_minutes=minutes):
+            if step == stops:
+                run.stop()
+    run.close()
+    assert steps == saved
 
 
 def test_figures_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:

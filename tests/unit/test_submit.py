@@ -262,6 +262,12 @@ def test_several_values_reach_the_run(capsys):
         (["wgan", "--nodes", "2"], "--nodes: 2 can't train wgan; on 2 or more style and upscaler can be trained"),
         (["style", "--nodes", "0"], "--nodes: 0 can't train style"),
         (["wgan", "--preset", "huge"], "--preset: no 'huge'; wgan has default, seed, tiny"),
+        (["wgan", "--name", "A B"], "--name: 'A B' can't name a Job; give at most 63 of a-z, 0-9 and -"),
+        (["wgan", "--name", ""], "--name: '' can't name a Job"),
+        (["wgan", "--name", "a-"], "--name: 'a-' can't name a Job"),
+        (["wgan", "--name", "a" * 64], "give at most 63 of a-z"),
+        (["style", "--nodes", "12", "--set", "batch=12", "--name", "a" * 61], "give at most 60 of a-z"),
+        (["wgan", "--image", ""], "--image: is empty; give the image's address, or leave it out"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

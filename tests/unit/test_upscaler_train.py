@@ -16,6 +16,7 @@ from training.errors import BadInput
 from training.models.upscaler import train as recipe
 from training.models.upscaler.train import PRESETS, Options
 from training.rundir import RunDir
+from training.schedules import warm_up_cosine
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +213,7 @@ def test_shares_are_of_the_patches(photos: Path, drawn: float, degraded: float, 
 
 def test_the_rate_rises_and_falls() -> None:
     """Over the first 2 % of the steps, then along half a cosine to nothing."""
-    rates = [recipe.lr_multiplier(done) for done in (0.01, 0.02, 0.51, 1.0)]
+    rates = [warm_up_cosine(done, 0.02) for done in (0.01, 0.02, 0.51, 1.0)]
     assert rates == pytest.approx([0.5, 1.0, 0.5, 0.0])
 
 
