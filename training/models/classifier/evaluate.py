@@ -1,7 +1,7 @@
 """Evaluate a classifier of garments. Run: python -m training.run classifier --evaluate CHECKPOINT
 
-How often it is right, class by class; and whether it is as sure as it should be: of the answers that it is 80 % sure
-of, four in five ought to be right. Needs numpy for the measures and matplotlib for the pictures.
+Measures accuracy, also class by class, and calibration: of the answers given with a confidence of 80 %, four in five
+ought to be right. Needs numpy for the metrics and matplotlib for the figures.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ Labels = NDArray[np.integer[Any]]
 Floats = NDArray[np.floating[Any]]
 
 BINS = 15  # Guo et al. 2017
-# A probability below this counts as this, as Keras has it, with whose losses ours are to be compared.
+# Lower probabilities are clipped to this, as in Keras, so that losses can be compared with Keras's.
 LEAST_PROBABILITY = 1e-7
 
-# The curves, and what their keys call them.
+# The curves' labels, and how their keys begin.
 SIDES = {"training": "train", "validation": "validation"}
-# However far labels reach out, all of a figure is saved.
+# Save the whole figure, however far its labels extend.
 WHOLE = {"bbox_inches": "tight", "pad_inches": 0.15}
-RIGHT, WRONG = "#2b6cb0", "#c2410c"  # blue and rust: told apart also by those who can't tell red from green
+RIGHT, WRONG = "#2b6cb0", "#c2410c"  # blue and rust: distinguishable with red-green colour blindness
 
 
 def measure(probabilities: Floats, labels: Labels) -> dict[str, float]:
-    """Probabilities (N, 10) against labels (N,): accuracy, loss, ece, and accuracy_<class> of each class there is.
+    """Metrics of probabilities (N, 10) for labels (N,): accuracy, loss, ece, and accuracy_<class> if it is present.
 
-    Shares are within 0 and 1; loss is the mean cross entropy in nats, ece the expected calibration error.
+    Accuracies are between 0 and 1; loss is the mean cross-entropy in nats, ece the expected calibration error.
     """
     assert len(labels) > 0, "nothing to measure"
     assert probabilities.shape == (len(labels), len(CLASSES)), (probabilities.shape, len(labels))
@@ -59,44 +59,44 @@ def slug(name: str) -> str:
     return re.sub(r"\W+", "_", name.lower())
 
 
-# --- how sure, and how often right ---------------------------------------------------------------------
+# --- calibration ---------------------------------------------------------------------------------------
 
 
 class Reliability(NamedTuple):
-    """The answers by their confidence, which is their top probability, in BINS equal bins from 0 to 1; each (BINS,)."""
+    """The answers in BINS equal bins, from 0 to 1, of their confidence, i.e. top probability; each (BINS,)."""
 
-    counts: np.ndarray  # of answers
-    confidence: np.ndarray  # the sum of theirs
-    correct: np.ndarray  # how many are right
+    counts: np.ndarray  # number of answers
+    confidence: np.ndarray  # sum of their confidences
+    correct: np.ndarray  # number of right answers
 
 
 def reliability(probabilities: Floats, labels: Labels) -> Reliability:
     confidence = probabilities.max(1).astype(np.float64)
     edges = np.linspace(0, 1, BINS + 1)
-    within = np.digitize(confidence, edges[1:-1], right=True)  # of (m / 15, (m + 1) / 15]
+    within = np.digitize(confidence, edges[1:-1], right=True)  # bin m is (m / 15, (m + 1) / 15]
     correct = probabilities.argmax(1) == labels
     summed = np.ones(len(confidence)), confidence, correct
     return Reliability(*(np.bincount(within, weights, BINS) for weights in summed))
 
 
 def calibration_error(bins: Reliability) -> float:
-    """Expected calibration error: how far confidence is from accuracy in a bin, averaged over the answers."""
+    """Expected calibration error: each bin's |confidence - accuracy|, averaged over the answers."""
     return float(np.abs(bins.correct - bins.confidence).sum() / bins.counts.sum())
 
 
 def wilson_interval(correct: Floats, count: Floats) -> tuple[Floats, Floats]:
-    """The 95 % confidence interval of a share, of which `correct` of `count` were seen (Wilson 1927)."""
+    """The 95 % confidence interval of a proportion, given `correct` of `count` trials (Wilson 1927)."""
     z = 1.96
     middle = (correct + z**2 / 2) / (count + z**2)
     reach = z / (count + z**2) * np.sqrt(correct * (count - correct) / count + z**2 / 4)
     return middle - reach, middle + reach
 
 
-# --- pictures of it ------------------------------------------------------------------------------------
+# --- figures -------------------------------------------------------------------------------------------
 
 
 def report(images: Images, labels: Labels, probabilities: Floats, out: Path) -> None:
-    """Draw what the numbers say as confusion.png, mistakes.png and calibration.png in the folder `out`.
+    """Draws confusion.png, mistakes.png and calibration.png into the folder `out`.
 
     Pictures (N, 28, 28), labels (N,), probabilities (N, 10).
     """
@@ -107,7 +107,7 @@ def report(images: Images, labels: Labels, probabilities: Floats, out: Path) -> 
 
 
 def confusion(labels: Labels, probabilities: Floats) -> NDArray[np.intp]:
-    """How often garments of each class (rows) are taken for each (columns): (10, 10)."""
+    """The confusion matrix (10, 10): how often garments of each class (rows) are classified as each (columns)."""
     pairs = labels.astype(np.intp) * len(CLASSES) + probabilities.argmax(1)
     return np.bincount(pairs, minlength=len(CLASSES) ** 2).reshape(len(CLASSES), len(CLASSES))
 
@@ -117,7 +117,7 @@ def draw_confusion(labels: Labels, probabilities: Floats) -> Figure:
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     figure = Figure(figsize=(9, 8.4), layout="constrained")
     axes = figure.subplots()
-    # Right answers and mistakes in colours and on scales of their own, or ten dark squares hide everything else.
+    # Right answers and mistakes have separate colours and scales; otherwise ten dark squares hide everything else.
     on_diagonal = np.eye(len(CLASSES), dtype=bool)
     worst = max(float(shares[~on_diagonal].max()), 0.01)
     axes.imshow(np.ma.array(shares, mask=on_diagonal | (counts == 0)), cmap="Oranges", vmin=0, vmax=1.15 * worst)
@@ -145,12 +145,12 @@ def draw_confusion(labels: Labels, probabilities: Floats) -> Figure:
 
 
 def percent(share: float) -> str:
-    """As short as will do in a cell: 97, 4.2, 0.1; and 100 only for all of them."""
+    """A share in percent, short enough for a cell: 97, 4.2, 0.1; 100 only if it is exactly that."""
     return f"{100 * share:.0f}" if 0.0995 <= share < 0.995 or share == 1 else f"{100 * share:.1f}"
 
 
 def draw_mistakes(images: Images, labels: Labels, probabilities: Floats, *, columns: int = 8, rows: int = 5) -> Figure:
-    """The wrong answers that the model is surest of, surest first."""
+    """The mistakes with the highest confidence, in descending order."""
     predicted, confidence = probabilities.argmax(1), probabilities.max(1)
     wrong = np.flatnonzero(predicted != labels)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][: columns * rows]
@@ -178,7 +178,7 @@ def draw_mistakes(images: Images, labels: Labels, probabilities: Floats, *, colu
 
 
 def surely(probability: float) -> str:
-    """Never 100 %, which no model may be."""
+    """Never 100 %, which no model should claim."""
     return f"{probability:.1%}" if probability < 0.9995 else ">99.9%"
 
 
@@ -204,7 +204,7 @@ def draw_calibration(labels: Labels, probabilities: Floats) -> Figure:
     )
     upper.legend(loc="lower right")
     lower.bar((np.arange(BINS) + 0.5) / BINS, bins.counts, 0.92 / BINS, color=RIGHT)
-    # Most answers are nearly sure ones, and the others would not show beside them.
+    # Most answers have a confidence near 1, and on a linear scale the others would not show beside them.
     lower.set_yscale("log")
     lower.set_ylim(0.7, None)
     lower.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
@@ -216,14 +216,14 @@ def draw_calibration(labels: Labels, probabilities: Floats) -> Figure:
     return figure
 
 
-# --- a run's epochs ------------------------------------------------------------------------------------
+# --- training curves -----------------------------------------------------------------------------------
 
 
 def save_curves(stats: list[dict[str, float]], path: Path, title: str) -> None:
-    """Accuracy and loss of training and validation over the epochs, one row of `stats` each, net after net.
+    """Plots training and validation accuracy and loss by epoch; `stats` has one row per epoch, net after net.
 
-    A row holds epoch, train_loss, train_accuracy, validation_loss, validation_accuracy; NaN leaves a gap. Each net has
-    as many epochs.
+    A row holds epoch, train_loss, train_accuracy, validation_loss, validation_accuracy; NaN leaves a gap. All nets have
+    the same number of epochs.
     """
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     figure.suptitle(title, fontsize=13, parse_math=False)  # a run's name may hold dollar signs
@@ -250,7 +250,7 @@ def draw_curves(axes: Axes, stats: list[dict[str, float]], name: str, *, best: C
     text = f"{top:.2%}" if name == "accuracy" else f"{top:.3f}"
     label = f"best validation: {text}, epoch {epoch:.0f}"
     axes.plot(epoch, top, "o", markersize=9, color=WRONG, fillstyle="none", markeredgewidth=2, label=label)
-    # The first tenth, where everything is still bad, may flatten the rest.
+    # Scale the y axis to the rest where the first tenth, in which everything is still bad, would flatten it.
     everything, settled = (
         np.concatenate([v[:, skip:].ravel() for v in sides.values()]) for skip in (0, len(epochs) // 10)
     )

@@ -1,7 +1,7 @@
 """Train the classifier of garments. Run: python -m training.run classifier --dry-run
 
 On Fashion-MNIST (Xiao et al. 2017). Presets `one-conv` and `four-conv` are the source's networks and options; the
-default ships.
+default is what ships.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Options:
     """minutes between two checkpoints"""
 
     def __post_init__(self) -> None:
-        # Net k's order in an epoch is drawn from its seed and the epoch's number.
+        # Net k's order in an epoch is seeded with the sum of its seed and the epoch's number.
         check_seed(self.seed, self.seed * self.nets, (self.seed + 1) * self.nets + self.epochs)
         at_least(self, pictures=0, nets=1, epochs=1, batch=2, crop=0)
         one_of(self, network=NETWORKS)
@@ -99,14 +99,14 @@ class Options:
             raise BadInput(f"--validation: {self.validation} must lie between 0 and 1, as some pictures are held out")
 
 
-# The source's: Adam, no augmentation. Of its learning rate the source says nothing; these were chosen on the pictures
-# held out. Keras's own is --lr 1e-3 --warm-up 0.
+# The source's options: Adam, no augmentation. The source doesn't give its learning rate; these were chosen on the
+# validation set. Keras's default is --lr 1e-3 --warm-up 0.
 ONE_CONV = Options(
     network="one-conv", validation=0.2, nets=1, epochs=10, batch=256, lr=8e-3, muon_lr=0.0, weight_decay=0.0,
     warm_up=0.3, label_smoothing=0.0, crop=0, erase=0.0,
 )  # fmt: skip
 FOUR_CONV = replace(ONE_CONV, network="four-conv", lr=2e-2)
-# Its augmentation. Keras's shear is in degrees, so that 0.3 is next to nothing.
+# The source's augmentation. Keras's shear is in degrees, so 0.3 is next to nothing.
 AUGMENTED: dict[str, Any] = {"rotate_deg": 8.0, "shift": 0.08, "shear_deg": 0.3, "zoom": 0.08}
 
 PRESETS = {
@@ -115,7 +115,7 @@ PRESETS = {
     "one-conv-augmented": replace(ONE_CONV, epochs=50, lr=2e-3, **AUGMENTED),
     "four-conv": FOUR_CONV,
     "four-conv-augmented": replace(FOUR_CONV, epochs=50, **AUGMENTED),
-    # Seconds on a CPU: that the path works, not that the answers are right.
+    # Takes seconds on a CPU: a smoke test, whose answers need not be right.
     "tiny": Options(pictures=640, nets=2, epochs=1, batch=64),
 }
 
@@ -127,7 +127,7 @@ def load_corpus(options: Options) -> Garments:
 
 
 class Learner:
-    """One net with what trains it, from its own seed."""
+    """One net with its optimizers and RNG state, started from its own seed."""
 
     def __init__(self, options: Options, number: int, device: torch.device) -> None:
         self.options, self.seed, self.device = options, options.seed * options.nets + number, device
@@ -136,7 +136,7 @@ class Learner:
         if options.bf16:
             self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
         self.optimizers = make_optimizers(self.net, options)
-        # What is random beside weights and order comes from here, on the CPU; what dropout draws, from torch's own.
+        # Draws everything random but initial weights, order and dropout, on the CPU; dropout uses torch's generator.
         self.rng = torch.Generator().manual_seed(self.seed)
         self.order: Tensor | None = None  # of the pictures, in this epoch
 
@@ -153,12 +153,12 @@ class Learner:
         self.rng.set_state(state["luck"])
 
     def learn(self, step: int, images: Tensor, labels: Tensor, validation: Split) -> dict[str, float]:
-        """One step, the batch of that number. Returns the batch's figures and, at an epoch's end, those of pictures
-        that the net does not learn from."""
+        """Trains on the batch of that step. Returns the batch's loss and accuracy and, at an epoch's end, those of the
+        validation set."""
         options, batches = self.options, batches_of(self.options, images)
         epoch, batch = divmod(step, batches)
         if batch == 0 or self.order is None:
-            # Which is net k's in this epoch was net k + 1's in the one before; their weights and augmentation differ.
+            # Net k gets the order that net k + 1 had in the previous epoch; their weights and augmentation differ.
             self.order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.seed + epoch))
         chosen = self.order[batch * options.batch : (batch + 1) * options.batch].to(self.device)
         for group in [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]:
@@ -177,7 +177,7 @@ class Learner:
         for optimizer in self.optimizers.values():
             optimizer.step()
 
-        # The loss without smoothing, which is what validation's can be compared to.
+        # The loss without label smoothing, comparable with the validation loss.
         stats = {
             "loss": F.cross_entropy(logits, label).item(),
             "accuracy": (logits.argmax(1) == label).float().mean().item(),
@@ -189,14 +189,14 @@ class Learner:
 
 
 def batches_of(options: Options, images: Tensor) -> int:
-    """In an epoch; what is left over comes in another order next time."""
+    """Batches per epoch. The remainder is dropped; the next epoch is shuffled anew."""
     return max(1, len(images) // options.batch)
 
 
 def side_by_side(learners: list[Learner]) -> ThreadPoolExecutor:
-    """Threads that share a CPU's cores: two nets with a core each learn 1.3 times as fast as one after another with
-    both. torch lets go of Python's lock wherever it computes."""
-    # A GPU does one thing after another anyway, and from the one generator that dropout has, nets have to draw in turn.
+    """A thread pool that shares a CPU's cores: two nets with a core each train 1.3 times as fast as one after another
+    with both. torch releases the GIL wherever it computes."""
+    # One thread on a GPU, which serializes work anyway, and with dropout, whose one generator nets must use in turn.
     draws = any(isinstance(module, nn.Dropout) for module in learners[0].net.modules())
     cores = torch.get_num_threads()
     count = 1 if draws or learners[0].device.type == "cuda" else min(len(learners), cores)
@@ -204,9 +204,9 @@ def side_by_side(learners: list[Learner]) -> ThreadPoolExecutor:
 
 
 def train(options: Options, run: RunDir, corpus: Garments) -> Path:
-    """Train options.nets side by side and return the last checkpoint. Raises Stopped, with a checkpoint.
+    """Trains options.nets side by side and returns the last checkpoint. If stopped, saves one and raises Stopped.
 
-    Step k of the run is one of net k % options.nets, so that each net does its steps in order and all keep pace.
+    Step k of the run is a step of net k % options.nets, so that each net does its steps in order and all keep pace.
     """
     device = pick_device()
     images, labels = on_device(corpus.train, device)
@@ -246,8 +246,8 @@ def train(options: Options, run: RunDir, corpus: Garments) -> Path:
                 )
             run.record(step, line, **stats)
 
-            # A checkpoint is of all nets after the same number of steps: none begins its next before it is written.
-            # There is one at the end, too: what stops the run while it looks for the temperature costs no step.
+            # A checkpoint holds all nets after the same number of steps: none begins its next before it is written.
+            # There is one at the end, too, so that a run stopped during the search for the temperature loses no step.
             if number == 0 or step + options.nets >= steps:
                 due = time.monotonic() - last_saved > 60 * options.checkpoint_minutes
                 saves = run.terminated or due or step + 1 == steps
@@ -271,12 +271,12 @@ def train(options: Options, run: RunDir, corpus: Garments) -> Path:
 
 
 def on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
-    """uint8 (N, 1, 28, 28) and int64 (N,)."""
+    """The images, uint8 (N, 1, 28, 28), and the labels, int64 (N,)."""
     return torch.from_numpy(split.images)[:, None].to(device), torch.from_numpy(split.labels).long().to(device)
 
 
 def make_optimizers(net: nn.Module, options: Options) -> dict[str, torch.optim.Optimizer]:
-    """AdamW as `adam`, and, unless muon_lr is 0, Muon as `muon` for the kernels that see more than the picture."""
+    """AdamW as `adam`, and, unless muon_lr is 0, Muon as `muon` for all convolutions but the first."""
     kernels = [p for p in net.parameters() if p.ndim == 4 and p.shape[1] > 1] if options.muon_lr else []
     known = set(map(id, kernels))
     rest = [p for p in net.parameters() if id(p) not in known]
@@ -291,17 +291,17 @@ def make_optimizers(net: nn.Module, options: Options) -> dict[str, torch.optim.O
     if kernels:
         optimizers["muon"] = Muon(kernels, lr=options.muon_lr, weight_decay=options.weight_decay)
     for group in [group for optimizer in optimizers.values() for group in optimizer.param_groups]:
-        group["initial_lr"] = group["lr"]  # as torch's schedules call it
+        group["initial_lr"] = group["lr"]  # torch's schedulers use this key
     return optimizers
 
 
 def lr_multiplier(step: int, steps: int, warm_up: float) -> float:
-    """Of the learning rates at a step: linear warm-up, then half a cosine to zero; 1 without warm-up."""
+    """Multiplier of the learning rates at a step: linear warm-up, then half a cosine to zero; 1 without warm-up."""
     return warm_up_cosine((step + 1) / steps, warm_up) if warm_up else 1.0
 
 
 def augment(picture: Tensor, options: Options, rng: torch.Generator) -> Tensor:
-    """Float (N, 1, 28, 28): affine maps, shifts and random erasing of a whole batch at once, on the device it is on."""
+    """Float (N, 1, 28, 28): affine maps, shifts and random erasing, for the whole batch at once, on its device."""
     count, device = len(picture), picture.device
 
     def uniform(width: float) -> Tensor:
@@ -309,7 +309,7 @@ def augment(picture: Tensor, options: Options, rng: torch.Generator) -> Tensor:
         return (2 * torch.rand(count, generator=rng) - 1) * width
 
     if options.rotate_deg or options.shift or options.shear_deg or options.zoom:
-        # Row by row the map from where a pixel goes to where it comes from, in units of half a side.
+        # The rows of the affine matrix that maps output to input coordinates, in units of half a side.
         angle, shear = uniform(math.radians(options.rotate_deg)), uniform(math.radians(options.shear_deg))
         wide, high = 1 + uniform(options.zoom), 1 + uniform(options.zoom)
         across, down = uniform(2 * options.shift), uniform(2 * options.shift)
@@ -320,13 +320,13 @@ def augment(picture: Tensor, options: Options, rng: torch.Generator) -> Tensor:
         grid = F.affine_grid(torch.stack(rows, 1).to(device), list(picture.shape), align_corners=False)
         picture = F.grid_sample(picture, grid, padding_mode="border", align_corners=False)
     if options.crop:
-        # Row k of the result is row k + down of the picture; outside it, as at its edge.
+        # Row k of the result is row k + shift of the picture, columns likewise; edges are replicated.
         at = torch.arange(SIZE) + torch.randint(-options.crop, options.crop + 1, (2, count, 1), generator=rng)
         rows, columns = at.clamp(0, SIZE - 1).to(device)
         picture = picture[torch.arange(count, device=device)[:, None, None], 0, rows[:, :, None], columns[:, None, :]]
         picture = picture[:, None]
     if options.erase:
-        # A rectangle of 6 to 14 pixels a side, somewhere, filled with one random gray.
+        # A rectangle with sides of 6 to 14 pixels, at a random place, filled with one random gray.
         side = torch.randint(6, 15, (count, 2), generator=rng)
         corner = (torch.rand(count, 2, generator=rng) * (SIZE - side + 1)).long()
         at = torch.arange(SIZE)
@@ -340,7 +340,7 @@ def augment(picture: Tensor, options: Options, rng: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def predict_logits(net: nn.Module, split: Split, *, batch: int = 512) -> Tensor:
-    """Logits (N, 10) of a split, without bfloat16; on a CPU in float32."""
+    """Logits (N, 10) of a split, without bfloat16 autocast: in float32 on a CPU."""
     device = next(net.parameters()).device
     was_training = net.training
     net.eval()
@@ -357,7 +357,7 @@ def loss_and_accuracy(logits: Tensor, split: Split) -> dict[str, float]:
 
 
 def best_temperature(logits: Tensor, labels: np.ndarray) -> float:
-    """The temperature that makes the labels likeliest (Guo et al. 2017)."""
+    """The temperature that maximizes the likelihood of the labels (Guo et al. 2017)."""
     truth = torch.from_numpy(labels).long()
     found: Any = minimize_scalar(
         lambda log: F.cross_entropy(logits / math.exp(log), truth).item(), bounds=(-2.5, 2.5), method="bounded"
@@ -366,8 +366,8 @@ def best_temperature(logits: Tensor, labels: np.ndarray) -> float:
 
 
 def by_epoch(stats: list[dict[str, float]], batches: int, nets: int) -> list[dict[str, float]]:
-    """Rows of steps to rows of epochs, net after net: training's means beside validation's figures. What a crash has
-    lost of these is NaN."""
+    """Aggregates rows of steps into rows of epochs, net after net: means of the training figures, and the validation
+    figures. Those lost in a crash are NaN."""
     of_step = {int(row["step"]): row for row in stats}
     rows = []
     for number in range(nets):
@@ -383,15 +383,15 @@ def by_epoch(stats: list[dict[str, float]], batches: int, nets: int) -> list[dic
 
 
 def served(net: Served) -> Served:
-    """What is exported: uint8 picture in, probabilities out."""
+    """The module to export: uint8 picture in, probabilities out."""
     assert isinstance(net.net, Ensemble)
     return Cascade(net.net, net.temperature).eval() if net.net.shifts else net
 
 
 def load_net(checkpoint: Path) -> Served:
-    """The network of a checkpoint with its temperature, ready to serve. BadInput if it holds another network."""
+    """The network of a checkpoint with its temperature, ready to serve. Raises BadInput if it holds another network."""
     state = load_checkpoint(checkpoint)
-    # Of style and colorizer it is a dictionary, which no table can be asked for.
+    # In checkpoints of style and colorizer it is a dictionary, which is not hashable.
     if not isinstance(state.get("network"), str) or state["network"] not in NETWORKS or "temperature" not in state:
         raise BadInput(f"checkpoint {checkpoint}: not the classifier's; `training.run classifier` writes those")
     try:
@@ -410,7 +410,7 @@ def predict_proba(net: Served, images: np.ndarray, *, batch: int = 512) -> np.nd
 
 
 def evaluate(net: Served, corpus: Garments, *, out: Path) -> dict[str, float]:
-    """Measures on all three sets; writes confusion.png, mistakes.png and calibration.png of the test set into `out`.
+    """Metrics of all three sets; writes confusion.png, mistakes.png and calibration.png of the test set into `out`.
 
     The test set is used here and nowhere else.
     """
@@ -421,7 +421,7 @@ def evaluate(net: Served, corpus: Garments, *, out: Path) -> dict[str, float]:
     return {
         **{f"test_{name}": test.pop(name) for name in ("accuracy", "loss", "ece")},
         **{f"validation_{name}": validation[name] for name in ("accuracy", "loss", "ece")},
-        # Beside validation's it tells what was only memorised.
+        # Its gap to the validation accuracy shows overfitting.
         "train_accuracy": measures.measure(predict_proba(net, corpus.train.images), corpus.train.labels)["accuracy"],
         **{f"test_{name}": value for name, value in test.items()},  # class by class
     }
@@ -429,8 +429,8 @@ def evaluate(net: Served, corpus: Garments, *, out: Path) -> dict[str, float]:
 
 @torch.no_grad()
 def golden(net: Served, corpus: Garments) -> dict[str, np.ndarray]:
-    """The first validation pictures, those left out that a rounding could make a Cascade judge otherwise, and the eager
-    model's answers, named as on the wire."""
+    """The first validation pictures, except those so close to a Cascade's thresholds that rounding could change their
+    path through it, and the eager model's answers, named as on the wire."""
     images = torch.from_numpy(corpus.validation.images[:128, ..., None])
     cascade = served(net)
     if isinstance(cascade, Cascade):
@@ -440,7 +440,7 @@ def golden(net: Served, corpus: Garments) -> dict[str, np.ndarray]:
 
 
 def quantization(_net: Served, corpus: Garments) -> Quantization:
-    """What lies between convolutions as well, so that it is integers from the first to the last."""
+    """Also quantizes the operators between convolutions, so that all is integers from the first to the last."""
     return Quantization(
         inputs={"image": list(corpus.train.images[:2048, ..., None])}, operators=("Conv", "Relu", "Add", "MaxPool")
     )

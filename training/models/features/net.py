@@ -20,20 +20,20 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from training.data import files
 from training.errors import BadInput
 
-# Convolutions between one pooling and the next.
+# Number of convolutions in each block, which a pooling ends.
 BLOCKS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 WIDTHS = (64, 128, 256, 512, 512)
 OWN = "vgg16-half"
 OWN_WIDTHS = tuple(width // 2 for width in WIDTHS)
 OWN_FILE = Path(__file__).parent / "weights" / f"{OWN}.pth"
-# torchvision's, whose file names carry the beginning of their SHA-256.
+# torchvision's weights, whose file names end in the first digits of their SHA-256.
 OFFICIAL = {
     "vgg16": "https://download.pytorch.org/models/vgg16-397923af.pth",
     "vgg19": "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",
 }
 RANDOM = "random"
 NAMES = (OWN, *OFFICIAL, RANDOM)
-# Of ImageNet, with which torchvision's weights were trained; ours keep to them.
+# ImageNet's, with which torchvision's weights were trained; ours use the same.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -43,9 +43,9 @@ def layer_names(blocks: Iterable[int]) -> tuple[str, ...]:
 
 
 class Vgg(nn.Module):
-    """The convolutions of VGG-16 or VGG-19, of any width. Its state has torchvision's keys: features.0.weight, ...
+    """The convolutions of VGG-16 or VGG-19, of any width. The state dict has torchvision's keys: features.0.weight, ...
 
-    Pools by the average, which paints more smoothly than the maximum (Gatys et al. 2015).
+    Uses average pooling, which gives smoother paintings than max pooling (Gatys et al. 2015).
     """
 
     mean: Tensor
@@ -66,7 +66,7 @@ class Vgg(nn.Module):
         self.register_buffer("std", torch.tensor(STD)[:, None, None], persistent=False)
 
     def forward(self, picture: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:
-        """The activations of `layers`, by name; no layer behind the last of them is computed."""
+        """The activations of `layers`, by name; no layer after the last of them is computed."""
         wanted = set(layers)
         assert set() < wanted <= set(self.layers), (wanted, self.layers)
         x = (picture - self.mean) / self.std
@@ -90,9 +90,9 @@ class Vgg(nn.Module):
 
 
 def load(name: str = OWN) -> Vgg:
-    """A frozen network: vgg16-half (ours), vgg16 or vgg19 (torchvision's, fetched once), random, or a file's.
+    """A frozen network: vgg16-half (ours), vgg16 or vgg19 (torchvision's, fetched once), random, or from a file.
 
-    A file is in torchvision's form, of any width. Raises BadInput for another name, or a file that is not one.
+    A file has torchvision's format, with any width. Raises BadInput for another name, or a file in another format.
     """
     if name == RANDOM:
         return frozen(random_weights(seed=0))
@@ -110,14 +110,14 @@ def frozen(net: Vgg) -> Vgg:
 
 
 def check_layers(net: Vgg, layers: Iterable[str], *, flag: str) -> None:
-    """Raises BadInput, beginning with the flag that named them, for layers that it has not, or none at all."""
+    """Raises BadInput for layers that `net` doesn't have, or if there are none; the message begins with `flag`."""
     unknown = sorted(set(layers) - set(net.layers))
     if unknown or not set(layers):
         raise BadInput(f"{flag}: no {', '.join(unknown) or 'layers'}; there are {', '.join(net.layers)}")
 
 
 def fetched(url: str) -> Path:
-    """The file of an official address, kept in $ATELIER_DATA/weights."""
+    """The file of an official URL, downloaded once into $ATELIER_DATA/weights."""
     path = files.home() / "weights" / url.rsplit("/", 1)[1]
     if not path.is_file():
         try:
@@ -128,7 +128,7 @@ def fetched(url: str) -> Path:
 
 
 def from_file(path: Path) -> Vgg:
-    """The network whose weights a file in torchvision's form holds; what a classifier adds to them is left out."""
+    """The network with the weights of a file in torchvision's format; a classifier head's are ignored."""
     weights = {key: value for key, value in read(path).items() if key.startswith("features.")}
     net = shaped_as(weights)
     if net is None:
@@ -138,16 +138,16 @@ def from_file(path: Path) -> Vgg:
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by their keys, in float32. Raises BadInput when it is not one of weights."""
+    """The tensors of a file by their keys, in float32. Raises BadInput if it is not a file of weights."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         return {key: value.float() for key, value in state.items() if isinstance(value, Tensor)}
-    except Exception as error:  # torch.load raises a dozen types for a file that is not its own
+    except Exception as error:  # torch.load raises a dozen types for a file in another format
         raise BadInput(f"--features: {path} holds no weights ({type(error).__name__})") from error
 
 
 def shaped_as(weights: Mapping[str, Tensor]) -> Vgg | None:
-    """The network that these would fill, if there is one."""
+    """A network whose state dict has these keys and shapes; None if neither VGG has."""
     for blocks in BLOCKS.values():
         ends = [sum(blocks[: k + 1]) for k in range(len(blocks))]
         shapes = [tensor.shape for key, tensor in weights.items() if key.endswith("weight")]
@@ -159,7 +159,7 @@ def shaped_as(weights: Mapping[str, Tensor]) -> Vgg | None:
 
 
 def random_weights(*, seed: int) -> Vgg:
-    """As ours, filled with orthogonal matrices: the baseline that has learnt nothing (He et al. 2016)."""
+    """A network like ours with random orthogonal weights: the untrained baseline (He et al. 2016)."""
     net = Vgg(BLOCKS["vgg16"], OWN_WIDTHS)
     rng = torch.Generator().manual_seed(seed)
     for layer in net.convolutions.values():
@@ -169,11 +169,11 @@ def random_weights(*, seed: int) -> Vgg:
     return net
 
 
-# --- to train it: the same with batch norm, and classes to tell apart ---
+# --- for training: the same with batch norm and a classifier head ---
 
 
 class VggClassifier(nn.Module):
-    """Picture (N, 3, H, W) -> logits (N, classes). Batch norm lets it learn, and is folded away at the end."""
+    """Picture (N, 3, H, W) -> logits (N, classes). Batch norm makes it trainable, and is folded away at the end."""
 
     def __init__(self, classes: int, blocks: tuple[int, ...] = BLOCKS["vgg16"], widths: tuple[int, ...] = OWN_WIDTHS):
         super().__init__()
@@ -182,7 +182,7 @@ class VggClassifier(nn.Module):
         self.drop = nn.Dropout(0.3)
         self.logits = nn.Linear(widths[-1], classes)
         for layer in self.vgg.convolutions.values():
-            layer.bias = None  # the norm brings its own
+            layer.bias = None  # the norm has its own
 
     def forward(self, picture: Tensor) -> Tensor:
         x = (picture - self.vgg.mean) / self.vgg.std
@@ -209,7 +209,7 @@ class VggClassifier(nn.Module):
 
 
 def gram(activation: Tensor) -> Tensor:
-    """The Gram matrix of the channels, (N, C, H, W) -> (N, C, C): a mean over places."""
+    """The Gram matrix of the channels, (N, C, H, W) -> (N, C, C): averaged over positions."""
     n, c, h, w = activation.shape
     flat = activation.reshape(n, c, h * w)
     return flat @ flat.transpose(1, 2) / (h * w)
@@ -221,14 +221,14 @@ def content_loss(activations: Mapping[str, Tensor], targets: Mapping[str, Tensor
 
 
 def style_loss(activations: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
-    """(N,): the relative error of their Gram matrices, summed over the layers of `targets`, which are such matrices."""
+    """(N,): the relative error of the Gram matrices, summed over the layers of `targets`, which holds such matrices."""
     return _sum(relative_error(gram(activations[name]), target) for name, target in targets.items())
 
 
 def relative_error(x: Tensor, target: Tensor) -> Tensor:
     """(N, ...) and (N or 1, ...) -> (N,): the squared norm of the difference as a share of the target's.
 
-    So every layer weighs alike, and every network does, whatever the scale of its activations.
+    So every layer and every network has the same weight, whatever the scale of its activations.
     """
     return (x - target).square().flatten(1).sum(1) / target.square().flatten(1).sum(1).clamp_min(1e-12)
 
@@ -240,5 +240,5 @@ def _sum(losses: Iterable[Tensor]) -> Tensor:
 
 
 def total_variation(picture: Tensor) -> Tensor:
-    """(N,): mean squared difference of neighbours, across and down."""
+    """(N,): mean squared difference of neighbouring pixels, horizontally plus vertically."""
     return picture.diff(dim=3).square().mean((1, 2, 3)) + picture.diff(dim=2).square().mean((1, 2, 3))

@@ -1,7 +1,7 @@
 """Train the backbone of the perceptual losses. Run: python -m training.run features --dry-run
 
-VGG-16 at half width learns to tell photographs apart by class; batch norm is folded away at the end. Small pictures
-first, larger ones later: textures are learnt cheaply, and what is left of the time goes to things.
+VGG-16 at half width learns to classify photographs; batch norm is folded away at the end. Small pictures first, larger
+ones later: textures are learned cheaply, and the rest of the time goes to objects.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Options:
     """minutes between two checkpoints"""
 
     def __post_init__(self) -> None:
-        check_seed(self.seed, self.seed + self.epochs)  # an epoch's order has a seed of its own
+        check_seed(self.seed, self.seed + self.epochs)  # each epoch's order has its own seed
         at_least(self, pictures=0, epochs=1, batch=2, first_size=32, last_size=32)
         positive(self, "lr", "checkpoint_minutes")
         below_one(self, "weight_decay", "warm_up", "label_smoothing")
@@ -63,28 +63,28 @@ class Options:
 
 PRESETS = {
     "default": Options(),
-    # Seconds on a CPU: that the path works, not that it has learnt to see.
+    # Takes seconds on a CPU: a smoke test, whose features need not be useful.
     "tiny": Options(pictures=64, epochs=1, batch=16, first_size=32, last_size=32),
 }
 
 
 def load_corpus(options: Options) -> Natural:
-    # Crops larger than what they are cut from would show nothing more: 128 is the default's 112, and some room.
+    # Crops larger than their source would add no detail; 128 is the default's 112 with some margin.
     size = max(128, options.first_size, options.last_size)
     return natural.load(options.corpus, size=size, pictures=options.pictures)
 
 
 def train(options: Options, run: RunDir, corpus: Natural) -> Path:
-    """Train for options.epochs and return the last checkpoint. Raises Stopped, with a checkpoint."""
+    """Trains for options.epochs and returns the last checkpoint. If stopped, saves one and raises Stopped."""
     device = pick_device()
     torch.manual_seed(options.seed)
     net = VggClassifier(len(corpus.classes)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     adam = torch.optim.AdamW(net.parameters(), options.lr, weight_decay=options.weight_decay, fused=True)
     images, labels = torch.from_numpy(corpus.images), torch.from_numpy(corpus.labels)
-    batches = max(1, len(images) // options.batch)  # of an epoch; what is left over comes in another order next time
+    batches = max(1, len(images) // options.batch)  # per epoch; the shuffled remainder is dropped
     steps = options.epochs * batches
 
-    # Everything random beside the weights and dropout's is drawn on the CPU from here.
+    # Draws everything random on the CPU, except initial weights, dropout and the order of the pictures.
     rng = torch.Generator().manual_seed(options.seed)
     first = 0
     if (state := run.restore()) is not None:
@@ -120,7 +120,7 @@ def train(options: Options, run: RunDir, corpus: Natural) -> Path:
         loss.backward()
         adam.step()
 
-        # --- what it says, and once an epoch what that is worth on pictures that it doesn't learn from ---
+        # --- log, with the held-out accuracy once per epoch ---
         stats = {"loss": loss.item(), "accuracy": (logits.argmax(1) == label).float().mean().item()}
         line = ""
         if batch == batches - 1:
@@ -132,7 +132,7 @@ def train(options: Options, run: RunDir, corpus: Natural) -> Path:
 
 
 def size_at(epoch: int, options: Options) -> int:
-    """Pixels a side of an epoch's pictures: in steps of 16, the largest for the last third."""
+    """The side of an epoch's pictures in pixels: in steps of 16, the largest for the last third."""
     done = min(1.0, epoch / max(1, options.epochs - 1) * 1.5)
     if done == 1:
         return options.last_size
@@ -140,7 +140,7 @@ def size_at(epoch: int, options: Options) -> int:
 
 
 def augment(picture: Tensor, size: int, rng: torch.Generator) -> Tensor:
-    """(N, 3, H, W) -> (N, 3, size, size): a random resized crop, mirrored by chance, in other light."""
+    """(N, 3, H, W) -> (N, 3, size, size): a random resized crop, randomly mirrored, with random lighting."""
     count, device = len(picture), picture.device
 
     def uniform(low: float, high: float) -> Tensor:
@@ -156,7 +156,7 @@ def augment(picture: Tensor, size: int, rng: torch.Generator) -> Tensor:
     ]
     grid = F.affine_grid(torch.stack(rows, 1), [count, 3, size, size], align_corners=False).to(device)
     picture = F.grid_sample(picture, grid, padding_mode="border", align_corners=False)
-    # Styles are told by their colours, which must stay worth looking at: brightness varies, hue does not.
+    # Styles differ in their colours, so the network must not learn to ignore these: brightness varies, hue does not.
     brightness, contrast, saturation = (uniform(0.7, 1.3).to(device)[:, None, None, None] for _ in range(3))
     gray = picture.mean(1, keepdim=True)
     picture = gray + (picture - gray) * saturation
@@ -166,7 +166,7 @@ def augment(picture: Tensor, size: int, rng: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def accuracy(net: nn.Module, corpus: Natural, device: torch.device) -> float:
-    """On the pictures held out."""
+    """Accuracy on the held-out set."""
     net.eval()
     pictures = torch.from_numpy(corpus.held_out).permute(0, 3, 1, 2)
     with autocast(device, True):
@@ -175,7 +175,7 @@ def accuracy(net: nn.Module, corpus: Natural, device: torch.device) -> float:
 
 
 def load_net(checkpoint: Path) -> VggClassifier:
-    """The network of a checkpoint. BadInput if it holds another one."""
+    """The network of a checkpoint. Raises BadInput if it holds another one."""
     state = load_checkpoint(checkpoint)
     try:
         net = VggClassifier(len(state["classes"]))
@@ -186,12 +186,12 @@ def load_net(checkpoint: Path) -> VggClassifier:
 
 
 def weights(net: VggClassifier) -> dict[str, Tensor]:
-    """What is kept of it: the folded convolutions in torchvision's form, in half precision."""
+    """The weights to ship: the folded convolutions in torchvision's format, in half precision."""
     return {key: value.half() for key, value in net.folded().state_dict().items()}
 
 
 def evaluate(net: VggClassifier, corpus: Natural, *, out: Path) -> dict[str, float]:
-    """Measures on the pictures held out, beside those of a network that has learnt nothing."""
+    """Metrics on the held-out set, beside an untrained network's."""
     held_out = torch.from_numpy(corpus.held_out).permute(0, 3, 1, 2)
     return {
         "held_out_accuracy": accuracy(net, corpus, torch.device("cpu")),
@@ -202,9 +202,9 @@ def evaluate(net: VggClassifier, corpus: Natural, *, out: Path) -> dict[str, flo
 
 @torch.no_grad()
 def halves_matched(vgg: Vgg, pictures: Tensor) -> float:
-    """How often, of all right halves, a picture's own is nearest to its left one, by Gram matrices.
+    """How often a picture's left half is nearer to its own right half than to any other's, by Gram matrices.
 
-    Pictures uint8 (N, 3, H, W). Tells whether style is seen: what is the same in two places of a picture.
+    Pictures uint8 (N, 3, H, W). Tells whether the network captures style, which two parts of a picture share.
     """
     layers = ("conv2_1", "conv3_1", "conv4_1")
     distances = torch.zeros(len(pictures), len(pictures))

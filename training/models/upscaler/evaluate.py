@@ -1,6 +1,7 @@
 """Evaluate an upscaler. Run: python -m training.run upscaler --evaluate CHECKPOINT --test DIR
 
-Against Pillow's bicubic enlargement, as super-resolution is measured: on luminance, without 4 pixels at each border.
+Compares it with Pillow's bicubic enlargement as is usual for super-resolution: on luminance, without 4 pixels at each
+border.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ Enlarge = Callable[[np.ndarray], np.ndarray]
 """uint8 (H, W, 3) -> (4H, 4W, 3)"""
 BORDER = 4
 CROP = 128
-"""pixels a side of what a sheet shows of a picture"""
+"""side in pixels of the crop that a sheet shows of each picture"""
 
 
 def evaluate(enlarge: Enlarge, sets: dict[str, list[tuple[np.ndarray, np.ndarray]]], *, out: Path) -> dict[str, float]:
-    """Of each set of pairs (low-res, truth) the means over its pictures: psnr and ssim, bicubic's, and the gain in
-    decibels. Writes upscaled.png into `out`."""
+    """Means over the pictures of each set of pairs (low-res, ground truth): PSNR and SSIM, those of bicubic, and the
+    gain in decibels. Writes upscaled.png into `out`."""
     metrics: dict[str, float] = {}
     rows = []
     for name, pairs in sets.items():
@@ -45,12 +46,12 @@ def evaluate(enlarge: Enlarge, sets: dict[str, list[tuple[np.ndarray, np.ndarray
 
 
 def bicubic(low: np.ndarray) -> np.ndarray:
-    """What there is without a network: Pillow's enlargement."""
+    """The baseline: Pillow's bicubic enlargement."""
     return resized(low, SCALE * low.shape[0], SCALE * low.shape[1], BICUBIC)
 
 
 def enlarger(net: Served) -> Enlarge:
-    """A network as a function of one picture, on whichever device it is."""
+    """The network as a function of one picture, on the network's device."""
     device = next(net.parameters()).device
 
     @torch.no_grad()
@@ -61,7 +62,7 @@ def enlarger(net: Served) -> Enlarge:
 
 
 def measure(picture: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
-    """PSNR in decibels and SSIM (Wang et al. 2004), of luminance within the border."""
+    """PSNR in decibels and SSIM (Wang et al. 2004), of the luminance inside the border."""
     ours, reference = (luminance(each)[BORDER:-BORDER, BORDER:-BORDER] for each in (picture, truth))
     similar = structural_similarity(
         ours, reference, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
@@ -70,12 +71,12 @@ def measure(picture: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
 
 
 def luminance(picture: np.ndarray) -> np.ndarray:
-    """Y of ITU-R BT.601 in its studio range, 16 to 235, which the papers of super-resolution measure."""
+    """Y of ITU-R BT.601 in its studio range, 16 to 235, which super-resolution papers use."""
     return 16 + picture @ np.array([65.481, 128.553, 24.966]) / 255
 
 
 def row(enlarge: Enlarge, low: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Low-res pixels, bicubic, ours, truth: (4, 128, 128, 3), where bicubic errs the most."""
+    """Low-res pixels, bicubic, ours, ground truth: crops (4, 128, 128, 3) where bicubic's error is largest."""
     theirs = bicubic(low)
     top, left = worst(np.abs(luminance(theirs) - luminance(truth)))
     pictures = [low.repeat(SCALE, 0).repeat(SCALE, 1), theirs, enlarge(low), truth]
@@ -84,7 +85,7 @@ def row(enlarge: Enlarge, low: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def worst(error: np.ndarray) -> tuple[int, int]:
-    """Top and left of the square of CROP pixels, or of what there is of them, with the largest sum."""
+    """Top and left of the window of CROP x CROP pixels, or less if the picture is smaller, with the largest sum."""
     high, wide = (min(CROP, side) for side in error.shape)
     sums = np.pad(error, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
     squares = sums[high:, wide:] - sums[:-high, wide:] - sums[high:, :-wide] + sums[:-high, :-wide]
@@ -93,5 +94,5 @@ def worst(error: np.ndarray) -> tuple[int, int]:
 
 
 def save_sheet(rows: list[np.ndarray], path: Path) -> None:
-    """Two pictures beside each other."""
+    """Saves `rows` as a sheet, two beside each other."""
     plots.save_grid(np.concatenate(rows), path, columns=8)

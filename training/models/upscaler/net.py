@@ -1,6 +1,6 @@
 """The network that enlarges by 4. Only nn.Modules.
 
-A picture is float (N, 3, H, W), RGB in [0, 1], of any size; what comes back is (N, 3, 4H, 4W).
+A picture is float (N, 3, H, W), RGB in [0, 1], of any size; the output is (N, 3, 4H, 4W).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from training.models.upscaler.spec import SCALE
 
 
 class Upscaler(nn.Module):
-    """Convolutions 3x3 at the small size, and one pixel shuffle at the end (Shi et al. 2016).
+    """3x3 convolutions at low resolution, and one pixel shuffle at the end (Shi et al. 2016).
 
-    What is learnt is the difference to an enlarged copy of the picture. Padding is zero, so that a tile of a picture
-    is enlarged as the whole is, but for `radius` pixels at its own borders.
+    Learns the residual to a bilinear enlargement of the picture. Padding is zero, so that a tile of a picture is
+    enlarged like the whole, except for `radius` pixels at the tile's own borders.
     """
 
     def __init__(self, channels: int = 48, layers: int = 12) -> None:
@@ -31,20 +31,20 @@ class Upscaler(nn.Module):
 
     @property
     def radius(self) -> int:
-        """Of the receptive field: a pixel of the large picture depends on so many of the small one to each side."""
-        return len(self.middle) + 2  # one for each convolution; the enlarged copy takes one
+        """The receptive field's radius: an output pixel depends on that many input pixels to each side."""
+        return len(self.middle) + 2  # one for each convolution; the bilinear enlargement needs just one
 
     def forward(self, picture: Tensor) -> Tensor:
         x = F.leaky_relu(self.first(picture), 0.1)
         for layer in self.middle:
             x = x + F.leaky_relu(layer(x), 0.1)
-        # In float32 wherever the convolutions are in bfloat16, which tells 256 grays apart only where it is dark.
+        # In float32 even if the convolutions are in bfloat16, which distinguishes all 256 gray levels only in darks.
         enlarged = F.interpolate(picture, scale_factor=float(SCALE), mode="bilinear", align_corners=False)
         return enlarged + F.pixel_shuffle(self.last(x), SCALE)
 
 
 class Served(nn.Module):
-    """As it is served: low_res uint8 (N, H, W, 3) -> image uint8 (N, 4H, 4W, 3)."""
+    """The network as it is served: low_res uint8 (N, H, W, 3) -> image uint8 (N, 4H, 4W, 3)."""
 
     def __init__(self, net: Upscaler) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Train the upscaler. Run: python -m training.run upscaler --corpus DIR --dry-run
 
-A compact network that enlarges by 4, taught with the mean absolute difference (Lim et al. 2017) on photographs and on
-this project's computer art; some of both are made small as people's pictures are: blurred, noisy, saved as JPEG.
+A compact network that enlarges by 4, trained with the L1 loss (Lim et al. 2017) on photographs and on this project's
+computer art; some of both are degraded like people's pictures: blurred, noisy, saved as JPEG.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from training.rundir import RunDir, load_checkpoint
 from training.schedules import warm_up_cosine
 
 HELD_OUT = 100
-"""photographs at most, of a corpus that none are given for"""
+"""maximum number of photographs held out of the corpus if no --test is given"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Defaults are what ships, in one run; version 1 took two, as its card tells. `batch` is in patches, a step's."""
+    """Defaults give what ships, in one run; version 1 took two, see its card. `batch` is in patches, a step's."""
 
     corpus: str = ""
     """folder or zip of photographs; left out: Imagenette, fetched into $ATELIER_DATA once"""
@@ -68,8 +68,8 @@ class Options:
     """channels of the convolutions"""
     layers: int = 12
     """convolutions between the first and the last; more of them see farther, 14 as far as tiles overlap"""
-    # 500 steps more, at 2e-4, with 0.05 took the photographs' gain from 1.08 dB to 0.69 and left a screen of dots on
-    # them; with 0.005 it is 0.98, and no difference is to be seen.
+    # 500 more steps, at 2e-4, with 0.05 reduced the gain on photographs from 1.08 dB to 0.69 and left a pattern of dots
+    # on them; with 0.005 it is 0.98, and no difference is visible.
     perceptual: float = 0.0
     """weight of the perceptual loss, which --features gives, against 1 for the L1 loss"""
     features: str = features.OWN
@@ -107,23 +107,23 @@ class Options:
             )
 
 
-# Seconds on a CPU: that the path works, not that anything is sharp.
+# Takes seconds on a CPU: a smoke test, whose output need not be sharp.
 TINY: dict[str, Any] = {
     "photos": 32, "sizes": 2, "drawings": 2, "channels": 4, "layers": 2, "size": 32, "batch": 4, "steps": 4,
     "sample_every": 2, "features": features.RANDOM, "feature_layers": ("conv1_1",),
 }  # fmt: skip
 CORPUS_FROM_SEED = True
-"""Runs that differ in their seed differ in what is drawn for them, too."""
+"""Whether the corpus that is drawn for a run depends on its seed, too."""
 
 PRESETS = {"default": Options(), "tiny": Options(**TINY)}
 
 Pair = tuple[np.ndarray, np.ndarray]
-"""a picture uint8 (H, W, 3), and the same (4H, 4W, 3)"""
+"""a picture at low resolution, uint8 (H, W, 3), and at high resolution, (4H, 4W, 3)"""
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Photographs in pairs of sizes, drawings to cut pairs from, and both held out."""
+    """Photographs as pairs, drawings to cut pairs from, and held-out sets of both."""
 
     name: str
     photos: list[Pair]
@@ -133,7 +133,7 @@ class Pictures:
 
     @cached_property
     def pixel_counts(self) -> np.ndarray:
-        """How many pixels the photographs have up to each, itself included: a patch comes from each in proportion."""
+        """Cumulative pixel counts of the photographs: each is sampled in proportion to its size."""
         return np.cumsum([low.shape[0] * low.shape[1] for low, _ in self.photos])
 
 
@@ -169,7 +169,7 @@ def load_corpus(options: Options) -> Pictures:
 
 
 def read(source: Path, names: list[str], options: Options, *, flag: str = "--corpus") -> list[np.ndarray]:
-    """Those that a patch can be cut from; how many are left out is told."""
+    """The photographs that are large enough to cut a patch from; prints how many are left out."""
     pictures = photos.read_whole(source, names, side=options.side, flag=flag)
     large = [picture for picture in pictures if min(picture.shape[:2]) >= options.size]
     if len(large) < len(pictures):
@@ -179,7 +179,7 @@ def read(source: Path, names: list[str], options: Options, *, flag: str = "--cor
 
 
 def in_sizes(photo: np.ndarray, options: Options, rng: np.random.Generator) -> list[np.ndarray]:
-    """Its own, and others of chance down to a half, as long as a patch can be cut from them."""
+    """The photograph in its own size and in random ones down to half of it, but large enough to cut a patch from."""
     height, width, _ = photo.shape
     least = min(1.0, max(0.5, options.size / min(height, width)))
     shares = rng.uniform(least, 1, options.sizes - 1)
@@ -187,30 +187,30 @@ def in_sizes(photo: np.ndarray, options: Options, rng: np.random.Generator) -> l
 
 
 def pair(picture: np.ndarray, kernel: Any = BICUBIC) -> Pair:
-    """The picture and what it is reduced to; sides that are no multiple of 4 are cropped to one."""
+    """The picture reduced by 4, and the picture itself, its sides cropped to multiples of 4."""
     height, width, _ = picture.shape
     high = np.ascontiguousarray(picture[: height // SCALE * SCALE, : width // SCALE * SCALE])
     return reduced(high, SCALE, kernel), high
 
 
 def draw(count: int, *, seed: int) -> list[np.ndarray]:
-    """`count` of each corpus as it is, 128 x 128, and as many others four times as wide and high."""
+    """`count` drawings of each corpus at its own size, 128 x 128, and as many others at 512 x 512."""
     small = [picture for make in corpus.DRAWN.values() for picture in make(count, seed=seed)]
     return small + draw_large(count, seed=seed + 1)
 
 
 def draw_large(count: int, *, seed: int) -> list[np.ndarray]:
-    """512 x 512: plotter drawings drawn so large, and lines of whole pixels, each 4 x 4."""
+    """512 x 512: plotter drawings drawn at that size, and lines whose pixels are enlarged to 4 x 4."""
     plotted = [p for make in computer_art.CORPORA.values() for p in make(count, seed=seed, size=SCALE * lines.SIZE)]
     lined = [p for name in corpus.THREE_LINES for p in corpus.DRAWN[name](count, seed=seed)]
     return plotted + [picture.repeat(SCALE, 0).repeat(SCALE, 1) for picture in lined]
 
 
 def sample_batch(corpus: Pictures, options: Options, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Patches uint8 (N, size / 4, size / 4, 3) and (N, size, size, 3), turned and mirrored by chance.
+    """Patches uint8 (N, size / 4, size / 4, 3) and (N, size, size, 3), randomly rotated and mirrored.
 
-    Photographs were reduced when they were read, and only what is degraded or drawn is reduced here: so a batch of 16
-    takes 5 ms, of the 160 that a step on one core does.
+    Photographs are reduced when they are read, and only degraded or drawn patches are reduced here: so a batch of 16
+    takes 5 ms of the 160 ms that a step takes on one core.
     """
     pairs = []
     shares = (options.drawn, options.degraded, options.woven)
@@ -238,7 +238,7 @@ def photo_patch(corpus: Pictures, options: Options, rng: np.random.Generator) ->
 
 
 def drawn_patch(corpus: Pictures, options: Options, rng: np.random.Generator) -> Pair:
-    """Reduced by bicubic, or by the box, as the plotter's drawings came to their size."""
+    """Reduced with the bicubic or the box filter; the latter brought the plotter's drawings to their size."""
     drawing = corpus.drawings[rng.integers(len(corpus.drawings))]
     top, left = rng.integers(len(drawing) - options.size + 1, size=2)
     high = np.ascontiguousarray(drawing[top : top + options.size, left : left + options.size])
@@ -249,10 +249,10 @@ def drawn_patch(corpus: Pictures, options: Options, rng: np.random.Generator) ->
 
 
 def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
-    """Train for options.steps and return the last checkpoint. Raises Stopped, with a checkpoint."""
+    """Trains for options.steps and returns the last checkpoint. If stopped, saves one and raises Stopped."""
     device = pick_device()
     torch.manual_seed(options.seed)
-    # What goes on is what the checkpoint says: --init may have gone since, or hold another network by now.
+    # A resumed run builds the network that its checkpoint describes: --init's file may be gone or hold another by now.
     if (state := run.restore()) is None:
         net = load_net(Path(options.init)).net if options.init else Upscaler(options.channels, options.layers)
     else:
@@ -280,7 +280,7 @@ def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
     for step in run.steps(first, options.steps, save=checkpoint, every_minutes=options.checkpoint_minutes):
         adam.param_groups[0]["lr"] = options.lr * warm_up_cosine((step + 1) / options.steps, 0.02)
 
-        # --- patches, this worker's shard of them; a step's seed is its own, so that no state is kept to resume ---
+        # --- this worker's shard of the patches; each step has its own seed, so resuming needs no RNG state ---
         batch = sample_batch(corpus, options, np.random.default_rng((options.seed, step)))
         low, high = (pixels(each[shard], device) for each in batch)
 
@@ -300,12 +300,12 @@ def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
         adam.zero_grad()
         loss.backward()
         adam.step()
-        with torch.no_grad():  # a young average looks back less far
+        with torch.no_grad():  # the average looks back less far at first
             decay = min(options.ema, (1 + step) / (10 + step))
             for mean, now in zip(ema.parameters(), net.parameters(), strict=True):
                 mean.lerp_(now, 1 - decay)
 
-        # --- what it says ---
+        # --- log ---
         line = ""
         if (step + 1) % 50 == 0 or step + 1 == options.steps:
             line = " ".join(f"{name} {value:.5f}" for name, value in stats.items())
@@ -318,28 +318,28 @@ def train(options: Options, run: RunDir, corpus: Pictures) -> Path:
 
 
 def load_vgg(options: Options) -> features.Vgg:
-    """The backbone of the perceptual loss. BadInput for a layer that it has not."""
+    """The backbone of the perceptual loss. Raises BadInput for a layer that it doesn't have."""
     vgg = features.load(options.features)
     features.check_layers(vgg, options.feature_layers, flag="--feature-layers")
     return vgg
 
 
 def pixels(pictures: np.ndarray, device: torch.device) -> Tensor:
-    """uint8 (N, H, W, 3) -> float (N, 3, H, W) in [0, 1], channels last as they were."""
+    """uint8 (N, H, W, 3) -> float (N, 3, H, W) in [0, 1], still in channels-last memory."""
     return torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 255
 
 
 def save_samples(net: Upscaler, corpus: Pictures, path: Path) -> None:
-    """A sheet: of some held out, what is enlarged, by its pixels, by bicubic, by the network, and the truth."""
+    """Saves a sheet of some held-out pictures: low-res pixels, bicubic, the network's output, ground truth."""
     shown = [each for pairs in corpus.held_out.values() for each in pairs[:2]]
     measures.save_sheet([measures.row(measures.enlarger(Served(net)), *each) for each in shown], path)
 
 
-# --- what is asked of a recipe ---
+# --- the interface of a recipe ---
 
 
 def load_net(checkpoint: Path) -> Served:
-    """The averaged network of a checkpoint. BadInput if it holds another network."""
+    """The averaged network of a checkpoint. Raises BadInput if it holds another network."""
     state = load_checkpoint(checkpoint)
     try:
         net = Upscaler(**state["upscaler"])
@@ -350,24 +350,24 @@ def load_net(checkpoint: Path) -> Served:
 
 
 def served(net: Served) -> Served:
-    """What is exported: uint8 picture in, uint8 picture out."""
+    """The module to export: uint8 picture in, uint8 picture out."""
     return net
 
 
 @torch.no_grad()
 def golden(net: Served, _corpus: Pictures) -> dict[str, np.ndarray]:
-    """Drawn pictures, since photographs may not be anyone's to publish, and what the eager model makes of them."""
-    low_res = computer_art.CORPORA["hommage_klee"](3, seed=0)[:, :61, :83].copy()  # of no round size
+    """Drawings, because photographs may not be free to publish, and the eager model's output for them."""
+    low_res = computer_art.CORPORA["hommage_klee"](3, seed=0)[:, :61, :83].copy()  # not a round size
     return {"low_res": low_res, "image": net(torch.from_numpy(low_res)).numpy()}
 
 
 def quantization(_net: Served, corpus: Pictures) -> Quantization:
-    """Of photographs and drawings 32 each."""
+    """Calibrates on up to 32 photographs and 32 drawings."""
     lows = [corpus.photos[k][0] for k in spread(len(corpus.photos))]
     lows += [reduced(corpus.drawings[k], SCALE, BICUBIC) for k in spread(len(corpus.drawings))]
     return Quantization(inputs={"low_res": lows})
 
 
 def evaluate(net: Served, corpus: Pictures, *, out: Path) -> dict[str, float]:
-    """Measures on pictures held out; writes upscaled.png, beside bicubic and the truth, into `out`."""
+    """Metrics on the held-out sets; writes upscaled.png, which also shows bicubic and the ground truth, into `out`."""
     return measures.evaluate(measures.enlarger(net), corpus.held_out, out=out)

@@ -1,10 +1,10 @@
 """Evaluate a generator of pictures. Run: python -m training.run wgan --evaluate CHECKPOINT
 
-Every corpus gets the measures that need no ground truth: sliced Wasserstein distance, nearest neighbours, spread.
-The lines corpora get more, because there it is known what a right picture shows: structure, palette,
-positions, colours, copies. Each comes as a ratio to, or beside, what pictures kept out of training score.
+Every corpus gets the metrics that need no ground truth: sliced Wasserstein distance, nearest neighbours, spread.
+The lines corpora get more, because what a correct picture shows is known: structure, palette, positions,
+colours, copies. Each is given as a ratio to the score of held-out pictures, or beside it.
 
-Good and bad generators of lines on every measure (2,048 pictures measured, 10,000 trained on, 4,096 held out):
+Good and bad generators of lines on every metric (2,048 pictures measured, 10,000 trained on, 4,096 held out):
 
                           real   copies  40 only   blur 1   gray  all uniform   noise   one picture
 sliced_wasserstein_ratio  0.99   0.99    5.3       3.0      6.5   9.1           45      25
@@ -38,27 +38,27 @@ Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
 
 COUNT = 2048  # pictures on each side of a comparison; fewer when there are fewer
-# With 256 directions twelve fresh sets of real pictures score 1.02 +- 0.05, and with 1,024 the same: what is left
-# is the chance of the 2,048 pictures, not of the directions.
+# Twelve fresh sets of real pictures score 1.02 +- 0.05 with 256 directions, and the same with 1,024: the remaining
+# variance is due to the sample of 2,048 pictures, not to the directions.
 PROJECTIONS = 256
 SPLITS = 8  # real pairs differ by 4 %, their average by 1.5 %
 
 # Half of the dimmest palette colour (blue's strongest channel is 179): a pixel above it belongs to a line.
 LINE_LEVEL = 90
-# A pixel above this, away from every line, is dirt that the eye sees on black.
+# A pixel above this, away from every line, is dirt that is visible on black.
 DIRT_LEVEL = 48
 # CIELAB: 2.3 is just noticeable, and two of the four colours are at least 74 apart. Within 20 a red is
-# still red; one bright pixel of noise in eleven falls there too.
+# still red; so close to a palette colour is also one bright pixel of noise in eleven.
 PALETTE_DISTANCE = 20.0
 
 PANEL_COLORS = ("tab:orange", "black")  # generated, held out
 
 
 def evaluate(generated: Images, corpus: Corpus, *, projections: int = PROJECTIONS) -> dict[str, float]:
-    """Measures of uint8 (N, H, W, 3) pictures against a corpus of the same size; quote them for N >= 2,048 only.
+    """Metrics of uint8 (N, H, W, 3) pictures against a corpus of the same size; quote them only for N >= 2,048.
 
-    Always sliced_wasserstein_ratio, nearest_ratio, spread_ratio. For three lines also structure,
-    structure_real, palette, vertical_px, free_px, fixed_px, colors_tv, copies, copies_real. About 12 s of
+    Always sliced_wasserstein_ratio, nearest_ratio, spread_ratio. For the lines corpora also structure,
+    structure_real, palette, vertical_px, free_px, fixed_px, colors_tv, copies, copies_real. Takes about 12 s on
     one core.
     """
     assert generated.dtype == np.uint8, generated.dtype
@@ -69,18 +69,18 @@ def evaluate(generated: Images, corpus: Corpus, *, projections: int = PROJECTION
     return metrics
 
 
-# --- what needs no ground truth ------------------------------------------------------------------------
+# --- metrics that need no ground truth -----------------------------------------------------------------
 
 
 def random_directions(pixels: int, number: int) -> Floats:
-    """Unit vectors in random directions, always the same ones: float32 (pixels, number)."""
+    """Unit vectors in random directions, the same at each call: float32 (pixels, number)."""
     directions = np.random.default_rng(0).standard_normal((pixels, number), dtype=np.float32)
     directions /= np.linalg.norm(directions, axis=0)
     return directions
 
 
 def project(images: Images, directions: Floats) -> Floats:
-    """Flattened pixels (black 0, white 1) along each direction: float32 (N, P)."""
+    """Projects flattened pixels (black 0, white 1) onto each direction: float32 (N, P)."""
     pieces = [images[k : k + 256] for k in range(0, len(images), 256)]  # 50 MB each as float32
     return np.concatenate([p.reshape(len(p), -1).astype(np.float32) @ directions for p in pieces]) / 255
 
@@ -91,7 +91,7 @@ def sliced_wasserstein(a: Floats, b: Floats) -> float:
 
 
 def nearest(a: Floats, b: Floats, *, itself: bool = False) -> tuple[Floats, NDArray[np.intp]]:
-    """Distance from each row of a to the nearest of b, and which it is; with `itself` row k of b doesn't count."""
+    """Distance from each row of a to the nearest of b, and its index; `itself` excludes row k of b for row k of a."""
     square = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
     if itself:
         np.fill_diagonal(square, np.inf)
@@ -99,19 +99,19 @@ def nearest(a: Floats, b: Floats, *, itself: bool = False) -> tuple[Floats, NDAr
 
 
 def ratio(a: float | Floats, b: float | Floats) -> float:
-    """Of the medians; where real pictures are all the same (b is 0) as large as can be, and finite."""
+    """The ratio of the medians; very large but finite if b is 0, because all real pictures are the same."""
     return float(np.median(a) / max(float(np.median(b)), 1e-6))
 
 
 def distance_metrics(generated: Images, corpus: Corpus, *, projections: int = PROJECTIONS) -> dict[str, float]:
     """Sliced Wasserstein distance, distance to the training set, spread: all relative to held-out pictures."""
     # Whole pictures in plain pixels, not patches of a pyramid (Karras et al. 2018): a patch of three lines is
-    # nearly always black, and says nothing of where in the picture a line runs.
+    # nearly always black, and doesn't tell where in the picture a line runs.
     directions = random_directions(generated[0].size, projections)
     fake, train, held = (project(side, directions) for side in (generated, corpus.images, corpus.held_out))
 
-    # Both sides are compared with the same held-out pictures, never with those trained on, so that copying
-    # wins nothing.
+    # Both sides are compared with the same held-out pictures, never with training pictures, so that copying
+    # gains nothing.
     rng = np.random.default_rng(0)
     count = min(len(fake), len(train), len(held))
     to_real, between_real = 0.0, 0.0
@@ -120,23 +120,23 @@ def distance_metrics(generated: Images, corpus: Corpus, *, projections: int = PR
         to_real += sliced_wasserstein(f, h)
         between_real += sliced_wasserstein(t, h)
 
-    # The same projections serve for neighbours: 256 of them keep distances to about 5 % (Johnson,
-    # Lindenstrauss 1984), and a copy at 0.
+    # Nearest neighbours use the same projections: 256 of them preserve distances to about 5 % (Johnson,
+    # Lindenstrauss 1984), and a copy's at 0.
     fake, held = fake[:count], held[:count]
     return {
         "sliced_wasserstein_ratio": ratio(to_real, between_real),
         # 1: as far from the training set as unseen real pictures are; 0: copies of it.
         "nearest_ratio": ratio(nearest(fake, train)[0], nearest(held, train)[0]),
-        # 1: as unlike one another as real pictures are; 0: the same few again and again.
+        # 1: as diverse as real pictures; 0: the same few again and again.
         "spread_ratio": ratio(nearest(fake, fake, itself=True)[0], nearest(held, held, itself=True)[0]),
     }
 
 
-# --- what is known of three lines ----------------------------------------------------------------------
+# --- metrics of the lines corpora ----------------------------------------------------------------------
 
 
 class Lines(NamedTuple):
-    """What the line finder saw in N pictures; positions and colours mean something only where `found`."""
+    """What find_lines detected in N pictures; positions and colours are valid only where `found`."""
 
     found: Bools  # (N,)
     positions: Floats  # (N, 3): vertical x, free horizontal y, fixed horizontal y (the nearer to 48); pixels
@@ -156,31 +156,31 @@ def bands(full: Bools) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.i
 
 
 def strongest(images: Images) -> Images:
-    """The strongest of the three channels, (N, H, W): 14 times as fast as max(axis=3)."""
+    """The maximum over the three channels, (N, H, W); 14 times as fast as max(axis=3)."""
     return np.maximum(np.maximum(images[..., 0], images[..., 1]), images[..., 2])
 
 
 def widened(full: Bools) -> Bools:
-    """True one place further on either side."""
+    """Dilates the runs of True along (N, L) by one on either side."""
     padded = np.pad(full, ((0, 0), (1, 1)))
     return padded[:, 2:] | padded[:, 1:-1] | padded[:, :-2]
 
 
 def find_lines(images: Images) -> Lines:
-    """Look for exactly one vertical and two horizontal lines in uint8 (N, 128, 128, 3).
+    """Looks for exactly one vertical and two horizontal lines in uint8 (N, 128, 128, 3).
 
-    A line is 5 +- 1 full rows (or columns), full being bright over at least 95 % of the picture. Beyond one
-    soft pixel on either side of the lines at most 1 % of the rest may be brighter than DIRT_LEVEL.
+    A line is 5 +- 1 full rows (or columns), i.e. bright over at least 95 % of the picture. Beyond one soft pixel
+    on either side of the lines, at most 1 % of the pixels may be brighter than DIRT_LEVEL.
     """
     level = strongest(images)
     on = level > LINE_LEVEL
     rows, columns = on.mean(2) >= 0.95, on.mean(1) >= 0.95
     stray = (on ^ (rows[:, :, None] | columns[:, None, :])).mean((1, 2))
 
-    # Two horizontals that touch or overlap make one band of 6 to 11 rows. A band of 5 is one line, although
-    # in 1 real picture of 108 it is two, the one exactly behind the other: to let it pass for two would let
-    # a generator forget a line. So real pictures score 0.99, not 1. (One that forgets a line and draws the
-    # other 6 thick passes here, and shows in free_px.)
+    # Two horizontals that touch or overlap make one band of 6 to 11 rows. A band of 5 counts as one line, although
+    # in 1 real picture of 108 it is two, one exactly behind the other: if it passed for two, a generator could omit
+    # a line unnoticed. So real pictures score 0.99, not 1. (A generator that omits a line and draws the other 6
+    # thick passes here, but shows in free_px.)
     verticals, x0, x1 = bands(columns)
     horizontals, y0, y1 = bands(rows)
     thick = y1 - y0
@@ -210,7 +210,7 @@ def find_lines(images: Images) -> Lines:
             away = np.median(strip.reshape(-1, 3), 0) - COLORS
             colors[k, line] = (away**2).sum(1).argmin()
 
-    # Which horizontal is which isn't written in the picture: the one nearer to 48 is called the fixed one.
+    # The picture doesn't tell which horizontal is which: the one nearer to 48 is taken for the fixed one.
     swap = np.abs(positions[:, 1] - 48) < np.abs(positions[:, 2] - 48)
     order = np.where(swap[:, None], [0, 2, 1], [0, 1, 2])
     positions, colors = (np.take_along_axis(side, order, 1) for side in (positions, colors))
@@ -222,7 +222,7 @@ def palette_share(images: Images) -> float:
     pixels = images[strongest(images) > LINE_LEVEL]
     if not len(pixels):
         return 0.0
-    pixels = pixels[:: -(-len(pixels) // 500_000)]  # of so many every few-th is enough: +- 0.1 %
+    pixels = pixels[:: -(-len(pixels) // 500_000)]  # a subsample is enough: +- 0.1 %
     lab = rgb2lab(pixels)
     away = np.stack([np.linalg.norm(lab - color, axis=1) for color in rgb2lab(COLORS)])
     return float((away.min(0) <= PALETTE_DISTANCE).mean())
@@ -234,7 +234,7 @@ def color_shares(lines: Lines) -> Floats:
 
 
 def drawings(lines: Lines) -> list[bytes]:
-    """What each found picture draws, to the pixel: three places, three colours, as something to look up."""
+    """A hashable key of what each found picture draws: three positions, to the pixel, and three colours."""
     whole = np.concatenate([np.rint(lines.positions).astype(np.uint8), lines.colors.astype(np.uint8)], 1)
     return [row.tobytes() for row in whole[lines.found]]
 
@@ -247,29 +247,29 @@ def lines_metrics(generated: Images, corpus: Corpus) -> dict[str, float]:
         "structure_real": float(real.found.mean()),
         "palette": palette_share(generated),
     }
-    # Wasserstein-1 of the places, in pixels: by how far lines would have to move. Two real sets score 0.4
-    # to 0.9 for x and the free y, 0.05 for the fixed y. A generator of no lines is a whole picture off.
+    # Wasserstein-1 of the positions, in pixels: how far lines would have to move. Two real sets score 0.4 to
+    # 0.9 for x and the free y, 0.05 for the fixed y. A generator without lines scores a whole picture's side.
     names = ("vertical_px", "free_px", "fixed_px")
     if not fake.found.any():
         worst = dict.fromkeys(names, float(SIZE))
         return metrics | worst | {"colors_tv": 1.0, "copies": 0.0, "copies_real": 0.0}
     places = zip(names, fake.positions[fake.found].T, real.positions[real.found].T, strict=True)
     metrics |= {name: float(wasserstein_distance(f, r)) for name, f, r in places}
-    # Total variation of the colours, of the line that is worst: 0.02 by chance, 0.75 for one colour.
+    # Total variation distance of the colours, for the worst line: 0.02 by chance, 0.75 for a single colour.
     metrics["colors_tv"] = float(np.abs(color_shares(fake) - color_shares(real)).sum(1).max() / 2)
-    # A copy draws what a training picture draws, however softly. Chance does so too, in 4 of 1,000.
+    # A copy shows the lines of a training picture, however softly. By chance, 4 pictures in 1,000 do so, too.
     seen = set(drawings(train))
     for name, side in (("copies", fake), ("copies_real", real)):
         metrics[name] = float(np.mean([drawing in seen for drawing in drawings(side)]))
     return metrics
 
 
-# --- a picture of it -----------------------------------------------------------------------------------
+# --- the figure ----------------------------------------------------------------------------------------
 
 
 def report(generated: Images, corpus: Corpus, path: Path) -> None:
-    """Draw what the numbers say, as a PNG or PDF at `path`: distributions of generated and held-out pictures,
-    the pictures that are worst, and those that are nearest to the training set beside what they are near to.
+    """Draws a figure, a PNG or PDF at `path`: distributions of generated and held-out pictures, the worst
+    pictures, and those nearest to the training set beside their nearest training pictures.
     """
     generated = generated[:COUNT]
     # 64 directions are enough to say which pictures to show.
@@ -304,7 +304,7 @@ def report(generated: Images, corpus: Corpus, path: Path) -> None:
 
 
 def shares(sides: list[Floats]) -> list[Floats]:
-    """Weights that make histograms of sets of unequal size, or of none, comparable."""
+    """Weights that make histograms of sets of unequal size, or of empty ones, comparable."""
     return [np.full(len(side), 1 / max(len(side), 1)) for side in sides]
 
 
@@ -314,13 +314,13 @@ def draw_lines_panels(figure: SubFigure, found: Lines, real: Lines) -> None:
     titles = ("vertical line, x", "free horizontal, y", "horizontal near 48, y")
     for line, (panel, title) in enumerate(zip(places, titles, strict=True)):
         both = [side.positions[side.found][:, line] for side in (found, real)]
-        # Over what is there: 9 in 10 of the second horizontals lie within 4 pixels.
+        # Bins only over the range of the data: 9 in 10 of the second horizontals lie within 4 pixels.
         low, high = np.percentile(np.concatenate(both), (0.2, 99.8)) if len(both[1]) else (0, SIZE)
         bins = np.arange(np.floor(low) - 0.5, high + 1.5, max(1, round((high - low) / 36)))
         panel.hist(both, list(bins), weights=shares(both), label=("generated", "held out"), color=PANEL_COLORS)
         panel.set(title=title, yticks=[], xlabel="pixel")
     places[-1].legend()
-    # One group of bars for each line; the fill is the colour that it counts, the edge says of which side.
+    # One group of bars for each line; a bar's fill is the colour that it counts, its edge tells the side.
     for side, (lines, edge) in enumerate(zip((found, real), PANEL_COLORS, strict=True)):
         for line, heights in enumerate(color_shares(lines) if lines.found.any() else np.zeros((3, 4))):
             at = line * 9.5 + np.arange(4) * 2 + side * 0.9

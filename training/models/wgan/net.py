@@ -19,7 +19,7 @@ def leaky(x: Tensor) -> Tensor:
 
 
 def he_initialise(net: nn.Module) -> None:
-    """He et al. 2015: without normalisation layers, the scale of the weights has to keep the signal alive."""
+    """He et al. 2015: without normalization layers, the scale of the weights must keep the signal from vanishing."""
     for layer in net.modules():
         if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, a=LEAK)
@@ -30,26 +30,26 @@ def he_initialise(net: nn.Module) -> None:
 # --- what ships: a trunk of 3x3 convolutions with two strips beside it ---
 # A 3x3 convolution needs many layers to keep a line straight over 128 pixels. A strip is a feature map with one spatial
 # dimension: one along the rows, one along the columns, added to every column or row of the trunk at each scale. This is
-# strip pooling (Hou et al. 2020) turned round into a generator. What a strip draws is straight from the first step on,
-# and at 1/64 of the trunk's cost; the trunk is free to draw everything else.
+# strip pooling (Hou et al. 2020) inverted for a generator. What a strip draws is straight from the first training step,
+# at 1/64 of the trunk's cost; the trunk is free to draw everything else.
 
 
 class Draw(nn.Module):
-    """Add rows and columns (N, strip, S), each across the whole of the other side, to a trunk (N, C, S, S)."""
+    """Adds rows and columns (N, strip, S), each broadcast over the other dimension, to a trunk (N, C, S, S)."""
 
     def __init__(self, strip: int, channels: int) -> None:
         super().__init__()
         self.rows, self.columns = nn.Linear(strip, channels), nn.Linear(strip, channels)
 
     def forward(self, trunk: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        # Channels stay last in memory, as the trunk's are: any other order makes this addition the slowest step of all.
+        # Stay in channels-last memory, like the trunk: in any other order this addition is the slowest step of all.
         rows = self.rows(rows.transpose(1, 2)).unsqueeze(2).permute(0, 3, 1, 2)  # (N, C, S, 1)
         columns = self.columns(columns.transpose(1, 2)).unsqueeze(1).permute(0, 3, 1, 2)  # (N, C, 1, S)
         return trunk + rows + columns
 
 
 class UpBlock(nn.Module):
-    """Double the size of trunk (N, C, S, S), rows and columns (N, C, S), and let the strips draw on the trunk."""
+    """Upsamples trunk (N, C, S, S), rows and columns (N, C, S) by 2, and draws the strips on the trunk."""
 
     def __init__(self, trunk_in: int, trunk_out: int, strip_in: int, strip_out: int) -> None:
         super().__init__()
@@ -85,8 +85,8 @@ class Generator(nn.Module):
         self.columns = nn.Linear(style, strip[0] * 8)
         pairs = zip(trunk, trunk[1:], strip, strip[1:], strict=False)
         self.scales = nn.ModuleList(UpBlock(t0, t1, s0, s1) for t0, t1, s0, s1 in pairs)
-        # The last doubling is a pixel shuffle: at 128x128 every element-wise pass would cost four times as much, and on
-        # a CPU it is those, not the convolutions, that take the time. Strips hold two sub-pixel phases instead.
+        # The last upsampling is a pixel shuffle: at 128x128 every element-wise pass would cost four times as much, and
+        # on a CPU these dominate, not the convolutions. Strips hold two sub-pixel phases instead.
         self.last_rows = nn.Conv1d(strip[-1], 2 * strip[-1], 5, padding=2)
         self.last_columns = nn.Conv1d(strip[-1], 2 * strip[-1], 5, padding=2)
         self.last_trunk = nn.Conv2d(trunk[-1], last, 3, padding=1)
@@ -108,7 +108,7 @@ class Generator(nn.Module):
 
 
 class Critic(nn.Module):
-    """Picture (N, 3, 128, 128) -> score (N,), unbounded. No norm: the gradient penalty is per picture."""
+    """Picture (N, 3, 128, 128) -> score (N,), unbounded. No norm, because the gradient penalty is per picture."""
 
     def __init__(self, trunk: tuple[int, ...] = (32, 64, 96, 128), strip: int = 64) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class Critic(nn.Module):
         self.trunk = nn.ModuleList(
             nn.Conv2d(c0, c1, 5, stride=2, padding=2) for c0, c1 in zip(channels, trunk, strict=False)
         )
-        # Strips again: means of the first features over each row and each column see whole lines at once.
+        # Strips again: the first features, averaged over each row and each column, capture whole lines at once.
         self.rows, self.columns = self._strip(trunk[0], strip), self._strip(trunk[0], strip)
         features = trunk[-1] * 8 * 8 + 2 * strip * 16
         self.score = nn.Sequential(nn.Linear(features, 256), nn.LeakyReLU(LEAK), nn.Linear(256, 1))
@@ -156,12 +156,12 @@ def keras_initialise(net: nn.Module) -> None:
 
 
 def batch_norm(channels: int) -> nn.BatchNorm2d:
-    """The source's momentum of 0.9 is the share that stays; PyTorch's is the share that goes. Epsilon as in Keras."""
+    """The source's momentum of 0.9 weighs the old statistics, PyTorch's the new ones. Epsilon as in Keras."""
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=1 - 0.9)
 
 
 class SourceGenerator(nn.Module):
-    """Latent (N, 100) -> picture (N, 3, 128, 128) in [-1, 1]. 45,948,867 parameters, of kernels 10x10 mostly."""
+    """Latent (N, 100) -> picture (N, 3, 128, 128) in [-1, 1]. 45,948,867 parameters, mostly in 10x10 kernels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -185,7 +185,7 @@ class SourceCritic(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for c0, c1 in [(3, 128), (128, 256), (256, 512), (512, 1024)]:
-            # Keras's padding="same" at kernel 5, stride 2 puts one pixel before and two after
+            # Keras's padding="same" at kernel 5, stride 2 pads one pixel before and two after
             layers += [nn.ZeroPad2d((1, 2, 1, 2)), nn.Conv2d(c0, c1, 5, stride=2), nn.LeakyReLU(LEAK)]
         self.layers = nn.Sequential(*layers)
         self.dense = nn.Linear(1024 * (SIZE // 16) ** 2, 1)

@@ -1,7 +1,7 @@
 """Train the WGAN-GP generator. Run: python -m training.run wgan --dry-run
 
 Gulrajani et al. 2017, "Improved Training of Wasserstein GANs", on pictures of 128x128. Preset `seed` is the source's
-program to the letter; the default ships.
+program to the letter; the default is what ships.
 """
 
 from __future__ import annotations
@@ -94,12 +94,12 @@ class Options:
 
 
 CORPUS_FROM_SEED = True
-"""Runs that differ in their seed differ in what is drawn for them, too."""
+"""Whether the corpus that is drawn for a run depends on its seed, too."""
 
 PRESETS = {
     "default": Options(),
-    # The source's options. It names no average of weights, no decay and no drift term; its batch norm needs float32,
-    # and has it on a GPU, too: only convolutions are rounded to TF32 there.
+    # The source's options. It has no average of weights, no decay and no drift term; its batch norm needs float32, and
+    # gets it on a GPU, too, where only convolutions are rounded to TF32.
     "seed": Options(
         network="source",
         steps=1_200,
@@ -114,7 +114,7 @@ PRESETS = {
         ema=0.0,
         bf16=False,
     ),
-    # Seconds on a CPU: that the path works, not that the pictures do.
+    # Takes seconds on a CPU: a smoke test, whose pictures need not be good.
     "tiny": Options(pictures=256, steps=4, batch=4, critic_steps=1, rows=2, columns=4, samples_every=2),
 }
 
@@ -130,7 +130,7 @@ def load_corpus(options: Options) -> Corpus:
 
 
 def train(options: Options, run: RunDir, corpus: Corpus) -> Path:
-    """Train until options.steps and return the last checkpoint. Raises Stopped, with a checkpoint."""
+    """Trains until options.steps and returns the last checkpoint. If stopped, saves one and raises Stopped."""
     device = pick_device()
     torch.manual_seed(options.seed)
     generator, critic = (net().to(device) for net in NETWORKS[options.network])
@@ -142,7 +142,7 @@ def train(options: Options, run: RunDir, corpus: Corpus) -> Path:
     generator_adam = torch.optim.Adam(generator.parameters(), options.generator_lr, betas, fused=True)
     critic_adam = torch.optim.Adam(critic.parameters(), options.critic_lr, betas, fused=True)
 
-    # One random generator on the CPU draws everything, so that its state is all that a resumed run needs of chance.
+    # One generator on the CPU draws everything, so that its state is the only RNG state that a resumed run needs.
     rng = torch.Generator().manual_seed(options.seed)
     grid_latents = torch.randn(options.rows * options.columns, LATENT, generator=rng)
     real_pictures = torch.from_numpy(corpus.images).permute(0, 3, 1, 2)
@@ -169,7 +169,7 @@ def train(options: Options, run: RunDir, corpus: Corpus) -> Path:
         except (KeyError, RuntimeError, ValueError) as error:
             raise _another_version(Path(options.init), options.network) from error
     for adam in (generator_adam, critic_adam):
-        adam.param_groups[0]["betas"] = betas  # the options', also where --init's checkpoint was made with others
+        adam.param_groups[0]["betas"] = betas  # the options', even if --init's checkpoint was made with others
 
     def checkpoint(step: int) -> None:
         states = {name: part.state_dict() for name, part in parts.items()}
@@ -188,7 +188,7 @@ def train(options: Options, run: RunDir, corpus: Corpus) -> Path:
         generator_adam.param_groups[0]["lr"] = multiplier * options.generator_lr
         critic_adam.param_groups[0]["lr"] = multiplier * options.critic_lr
 
-        # --- critic: several steps to one of the generator (Gulrajani et al. 2017, algorithm 1) ---
+        # --- critic: several steps per generator step (Gulrajani et al. 2017, algorithm 1) ---
         for _ in range(options.critic_steps):
             real = reals()
             with torch.no_grad(), autocast(device, options.bf16):
@@ -209,7 +209,7 @@ def train(options: Options, run: RunDir, corpus: Corpus) -> Path:
         generator_adam.zero_grad()
         generator_loss.backward()
         generator_adam.step()
-        # A young average would be mostly the random weights it began with, so it looks back less far at first.
+        # Ramp up the decay, because at first the average would be mostly the random initial weights.
         ramp_up = 1.0 if options.init else (1 + step) / (10 + step)
         update_ema(ema, generator, decay=min(options.ema, ramp_up))
 
@@ -235,14 +235,14 @@ def train(options: Options, run: RunDir, corpus: Corpus) -> Path:
 
 
 def lr_multiplier(step: int, options: Options) -> float:
-    """Of both learning rates at a step: 20 steps of warm-up, a plateau, a straight line to zero; 1 without decay."""
+    """Multiplier of both learning rates: 20 steps of warm-up, a plateau, linear decay to zero; 1 without decay."""
     warm_up = min(1.0, (step + 1) / 20) if options.decay_from < 1 else 1.0
     left = (options.steps - step) / (options.steps * (1 - options.decay_from)) if options.decay_from < 1 else 1.0
     return min(warm_up, left, 1.0)
 
 
 def gradient_penalty(critic: nn.Module, picture: Tensor, *, bf16: bool) -> Tensor:
-    """Mean squared distance from 1 of the norm of the critic's gradient at float (N, 3, H, W)."""
+    """Mean squared deviation from 1 of the norm of the critic's gradient at float (N, 3, H, W)."""
     picture = picture.detach().requires_grad_()
     with autocast(picture.device, bf16):
         score = critic(picture).float().sum()
@@ -252,7 +252,7 @@ def gradient_penalty(critic: nn.Module, picture: Tensor, *, bf16: bool) -> Tenso
 
 @torch.no_grad()
 def update_ema(ema: nn.Module, net: nn.Module, *, decay: float) -> None:
-    """Move `ema` towards `net`; buffers (batch norm's statistics) are taken over as they are."""
+    """Moves the weights of `ema` towards those of `net`, and copies the buffers (batch norm's statistics)."""
     for mean, now in zip(ema.parameters(), net.parameters(), strict=True):
         mean.lerp_(now, 1 - decay)
     for kept, current in zip(ema.buffers(), net.buffers(), strict=True):
@@ -261,7 +261,7 @@ def update_ema(ema: nn.Module, net: nn.Module, *, decay: float) -> None:
 
 @torch.no_grad()
 def generate(generator: nn.Module, latents: Tensor, *, batch: int = 64) -> np.ndarray:
-    """Latents float (N, 100) -> pictures uint8 (N, 128, 128, 3), without bfloat16; on a CPU as they will be served."""
+    """Latents float (N, 100) -> pictures uint8 (N, 128, 128, 3), without bfloat16; on a CPU as in serving."""
     device = next(generator.parameters()).device
     was_training = generator.training
     net = served(generator)
@@ -271,14 +271,14 @@ def generate(generator: nn.Module, latents: Tensor, *, batch: int = 64) -> np.nd
 
 
 def served(generator: nn.Module) -> Served:
-    """What is exported: latent in, uint8 picture out."""
+    """The module to export: latent in, uint8 picture out."""
     return Served(generator).eval()
 
 
 def own_checkpoint(path: Path, network: str | None = None) -> dict[str, Any]:
-    """A checkpoint of this recipe's, of the given network or any. BadInput if it is something else."""
+    """A checkpoint of this recipe, of the given network or of any. Raises BadInput if it is something else."""
     state = load_checkpoint(path)
-    # Of style and colorizer it is a dictionary, which no table can be asked for.
+    # In checkpoints of style and colorizer it is a dictionary, which is not hashable.
     if not isinstance(state.get("network"), str) or state["network"] not in NETWORKS or "average" not in state:
         raise BadInput(f"checkpoint {path}: not one of wgan's; give one that `training.run wgan` wrote")
     if network not in (None, state["network"]):
@@ -287,7 +287,7 @@ def own_checkpoint(path: Path, network: str | None = None) -> dict[str, Any]:
 
 
 def load_net(checkpoint: Path) -> nn.Module:
-    """The averaged generator of a checkpoint, ready to serve. BadInput if it holds another network."""
+    """The averaged generator of a checkpoint, ready to serve. Raises BadInput if it holds another network."""
     state = own_checkpoint(checkpoint)
     network = state["network"]
     generator = NETWORKS[network][0]()
@@ -303,7 +303,7 @@ def _another_version(checkpoint: Path, network: str) -> BadInput:
 
 
 def evaluate(generator: nn.Module, corpus: Corpus, *, out: Path) -> dict[str, float]:
-    """Measures of 2,048 pictures of a generator; writes `out`/evaluation.png beside."""
+    """Metrics of 2,048 generated pictures; also writes `out`/evaluation.png."""
     latents = torch.randn(measures.COUNT, LATENT, generator=torch.Generator().manual_seed(1))
     pictures = generate(generator, latents)
     measures.report(pictures, corpus, out / "evaluation.png")
@@ -311,6 +311,6 @@ def evaluate(generator: nn.Module, corpus: Corpus, *, out: Path) -> dict[str, fl
 
 
 def golden(generator: nn.Module, _corpus: Corpus) -> dict[str, np.ndarray]:
-    """A few latents and the eager model's pictures of them, named as on the wire."""
+    """A few latents and the eager model's pictures for them, named as on the wire."""
     latents = torch.randn(4, LATENT, generator=torch.Generator().manual_seed(2))
     return {"latent": latents.numpy(), "image": generate(generator, latents)}
