@@ -1,4 +1,4 @@
-"""What the commands of serving share: a mistake is one line on stderr and exit status 2."""
+"""Shared by serving's commands: an error is one line on stderr and exit status 2."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from serving.errors import ServingError
 
 BAD_INPUT = 2
 LONGEST_S = 1e6
-"""11 days. The system counts what it waits for in milliseconds, of which 31 bits hold 24."""
+"""11 days. The system counts timeouts in milliseconds; 31 bits of them hold 24 days."""
 INTERRUPTED, UNREAD = 130, 141
-"""128 + SIGINT or SIGPIPE, as shells report a command that Ctrl-C has ended, or that nobody reads any more."""
+"""128 + SIGINT or SIGPIPE, as shells report a command ended by Ctrl-C, or one whose output nobody reads any more."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,12 +23,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def seconds(text: str) -> float:
-    """For argparse: a time that the system can wait."""
+    """argparse type: a duration that the system can wait."""
     return _number(text, LONGEST_S, f"from 0 to {LONGEST_S:g}")
 
 
 def tolerance(text: str) -> float:
-    """For argparse: a difference that may be allowed."""
+    """argparse type: a difference that may be allowed."""
     return _number(text, sys.float_info.max, "from 0 upwards")
 
 
@@ -45,7 +45,7 @@ def run(command: Callable[[argparse.Namespace], str], options: argparse.Namespac
     """Prints what `command` returns; returns the exit status."""
     try:
         show(command(options))
-    except BrokenPipeError:  # of what it says on the way: nobody reads the rest, so it was not done
+    except BrokenPipeError:  # from its progress output, so it did not finish
         drop_output()
         return UNREAD
     except (ServingError, OSError) as exc:
@@ -56,7 +56,7 @@ def run(command: Callable[[argparse.Namespace], str], options: argparse.Namespac
 
 
 def show(text: str) -> bool:
-    """Prints it, and tells whether anybody reads: `head` ends when it has enough, and `tee` by the same Ctrl-C."""
+    """Prints it; returns whether anybody reads it: `head` exits once it has enough, and `tee` by the same Ctrl-C."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -66,12 +66,12 @@ def show(text: str) -> bool:
 
 
 def drop_output() -> None:
-    """Once nobody reads standard output: or Python tries to write the rest once more as it ends."""
+    """Call it once nobody reads standard output; otherwise Python tries to write the rest again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def report(error: ServingError | OSError) -> int:
-    """Prints it as one line, which names the files that the system could not use; returns the exit status."""
+    """Prints it as one line, which names the files of an OSError; returns the exit status."""
     said = str(error)
     if isinstance(error, OSError) and error.strerror:
         files = " -> ".join(str(name) for name in (error.filename, error.filename2) if name)

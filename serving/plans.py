@@ -1,9 +1,9 @@
-"""TensorRT plans in a model repository: which are good, and whether Triton is told of them.
+"""TensorRT plans in a model repository: which are valid, and whether Triton is configured to serve them.
 
-A plan stands beside the model.onnx that it was built from, with a record of what it was built for. A Triton that runs
-with --model-config-name=tensorrt serves the plans of a model that has configs/tensorrt.pbtxt, and the ONNX graphs of
-one that has not. So that file is there while every version in service has a good plan, and gone before one comes that
-has none.
+A plan lies beside the model.onnx that it was built from, with a record of what it was built for. A Triton that runs
+with --model-config-name=tensorrt serves the plans of a model that has configs/tensorrt.pbtxt, and otherwise its ONNX
+graphs. So that file exists while every version in service has a valid plan, and is removed before a version without one
+is added.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MAX_PIXELS = "max_pixels"
 
 @dataclass(frozen=True)
 class Target:
-    """The GPU that a plan runs on, and the TensorRT that loads it. It fits no other."""
+    """The GPU that a plan runs on, and the version of TensorRT that loads it. A plan works with no other."""
 
     gpu: str
     tensorrt: str
@@ -50,7 +50,7 @@ def target(repository: Path) -> Target | None:
 
 
 def set_target(repository: Path, wanted: Target) -> None:
-    """Notes the target of the Triton that is to serve: from now on plans for any other are not good."""
+    """Records the target of the Triton that is to serve: from now on plans for any other are invalid."""
     write_atomically(repository / TARGET, json.dumps(asdict(wanted)) + "\n")
 
 
@@ -58,12 +58,12 @@ def set_target(repository: Path, wanted: Target) -> None:
 
 
 def takes_plans(config: pb.ModelConfig) -> bool:
-    """Whether Triton itself runs the graph. One that a backend of ours runs, and an ensemble, have no plans."""
+    """Whether Triton itself runs the graph. Models run by our own backends, and ensembles, have no plans."""
     return str(config.backend) == "onnxruntime"
 
 
 def is_good(version: Path, wanted: Target, config: pb.ModelConfig) -> bool:
-    """Whether the version's plan is whole, and built from its graph, for these limits and this GPU."""
+    """Whether the version's plan is complete, and built from its graph for these limits and this target."""
     try:
         return bool(_read(version / RECORD) == _record(version, wanted, config))
     except (OSError, ValueError, KeyError):
@@ -71,7 +71,7 @@ def is_good(version: Path, wanted: Target, config: pb.ModelConfig) -> bool:
 
 
 def write_record(version: Path, wanted: Target, config: pb.ModelConfig) -> None:
-    """Notes beside a plan that has just been put there what it was built for."""
+    """Records, beside a plan that has just been put there, what it was built for."""
     write_atomically(version / RECORD, json.dumps(_record(version, wanted, config), indent=2) + "\n")
 
 
@@ -81,7 +81,7 @@ def remove(version: Path) -> None:
 
 
 def files(version: Path) -> list[str]:
-    """The plan and its record, if there are both."""
+    """The names of the plan and its record if both exist, else none."""
     found = [name for name in (PLAN, RECORD) if (version / name).is_file()]
     return found if len(found) == 2 else []
 
@@ -93,19 +93,19 @@ def _record(version: Path, wanted: Target, config: pb.ModelConfig) -> dict[str, 
 
 
 def max_pixels(config: pb.ModelConfig) -> int:
-    """Of a picture of free size; 0 is any."""
+    """The most pixels of an input picture of dynamic size; 0 is no limit."""
     return int(config.parameters[MAX_PIXELS].string_value) if MAX_PIXELS in config.parameters else 0
 
 
-# --- what Triton is told
+# --- Triton's configuration
 
 
 def reconcile(folder: Path, *, incoming: Iterable[Path] = (), outgoing: int = 0) -> bool:
-    """Has Triton serve the plans of a model if all versions in service have good ones, its ONNX graphs otherwise.
+    """Makes Triton serve the plans of a model if all versions in service have valid ones, its ONNX graphs otherwise.
 
-    Before a change, `incoming` are the folders of the versions that it brings, and `outgoing` is how many it takes out
-    of service: what Triton is told then holds before and after. Returns whether plans are served. Where no GPU has
-    served, it changes nothing.
+    Before a change, `incoming` are the folders of the versions that it adds, and `outgoing` is how many it takes out of
+    service: the configuration is then right before and after it. Returns whether plans are served. Changes nothing if
+    no GPU has served.
     """
     wanted, config = target(folder.parent), configs.read(folder)
     if wanted is None:
@@ -117,21 +117,21 @@ def reconcile(folder: Path, *, incoming: Iterable[Path] = (), outgoing: int = 0)
 
 
 def missed(folder: Path) -> Target | None:
-    """The target for which a model that takes plans is served by its ONNX graphs; None where plans are served, or where
-    no GPU has served."""
+    """The target, if a model that takes plans is served by its ONNX graphs instead; None if plans are served, or if no
+    GPU has served."""
     told = (folder / CONFIG).is_file() or not takes_plans(configs.read(folder))
     return None if told else target(folder.parent)
 
 
 def in_service(folder: Path, config: pb.ModelConfig, more: int = 0) -> list[Path]:
-    """Folders of the versions that Triton loads, oldest first, and of as many `more` before them."""
+    """Folders of the versions that Triton loads, oldest first, and of up to `more` versions before them."""
     return [
         folder / str(number) for number in numbered(folder)[-(config.version_policy.latest.num_versions or 1) - more :]
     ]
 
 
 def render(config: pb.ModelConfig) -> str:
-    """The text of configs/tensorrt.pbtxt: the same tensors, batches and queue, over plans on GPUs."""
+    """The text of configs/tensorrt.pbtxt: the same tensors, batching and queue, for plans on GPUs."""
     made = pb.ModelConfig()
     made.CopyFrom(config)
     made.backend, made.default_model_filename = NAME, PLAN

@@ -1,22 +1,22 @@
-"""Hand the newest version of a model over to every replica, or take it back from all of them.
+"""Hands the newest version of a model over to every replica, or rolls it back on all of them.
 
 Run: python -m serving.reload wgan --servers HOST:PORT,HOST:PORT   (once)
-     python -m serving.reload --watch --servers dns:NAME:PORT      (whatever is published, and whatever replica joins)
+     python -m serving.reload --watch --servers dns:NAME:PORT      (every published version, every replica that joins)
 
-A hand-over has two phases, as a two-phase commit has. First each replica tries the version out against its golden
-batch, under a name that no client asks for. When all of them agree, each loads it, one after the other, and is verified
-again. Requests go on all the while: Triton answers with the version before until the new one is ready, and ends what it
-has begun. The version before stays loaded; a request that names it is answered for one more hand-over, and one that
-names an older one is not. A version whose inputs have other members, such as a new style, is served alone.
+A hand-over has two phases, like a two-phase commit. First each replica tries the version out against its golden batch,
+under a name that no client requests. If it passes on all of them, each loads it, one after the other, and is verified
+again. Serving continues throughout: Triton answers with the previous version until the new one is ready, and finishes
+the requests in flight. The previous version stays loaded: a request that names it is answered until the next hand-over;
+one that names an older version is not. A version whose inputs have other members, such as a new style, is served alone.
 
-A replica that refuses or disagrees, though it does well with the version before, condemns the version: it is withdrawn
-in the repository and, where it was loaded, taken back. One that is gone from --servers meanwhile is passed over; a
-second one makes it the version's fault. One that is listed and does not answer, or that is wrong with the version
-before as well, keeps the hand-over from starting (it is tried again later); once it has started, it takes it back.
-While a hand-over runs, publishers of that model wait.
+If a replica refuses the version, or its answers don't match, although the previous version passes there, the version is
+at fault: it is withdrawn in the repository and, where it was loaded, rolled back. A replica that disappears from
+--servers meanwhile is skipped; if a second one does, the version is at fault. A listed replica that does not answer, or
+that fails with the previous version as well, keeps the hand-over from starting (it is retried later); once the
+hand-over has started, it causes a rollback. While a hand-over runs, publishers of that model wait.
 
-A replica that starts loads the newest version by itself, tried out or not: what is published has passed the gate's own
-Triton. --watch sees it join, verifies it, and treats its verdict like any other.
+A replica that starts up loads the newest version by itself, tried out or not: published versions have passed the gate
+on the gate's own Triton. --watch notices that it has joined, verifies it, and treats its verdict like any other.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ from serving.replicas import Replica, Resolver
 from serving.repository import REPOSITORY
 
 PATIENCE_S = 60.0
-"""Longer than the TTL of a DNS record (30 s in a cluster): a pod that is gone is off the list by then."""
+"""Longer than the TTL of a DNS record (30 s in a cluster): by then a pod that is gone is no longer listed."""
 POLL_S = 2.0
 RETRY_S = 0.5
 BACKOFF_S = 60.0
-"""Between attempts to hand over a version that was neither loaded nor withdrawn."""
+"""Delay between attempts to hand over a version that was neither loaded nor withdrawn."""
 MAX_LOST = 1
 SETTLED_S = 30.0
-"""A version folder that lacks files and has not changed for so long is not being copied any more."""
+"""An incomplete version folder that has not changed for this long is no longer being copied."""
 
 LOADED, ROLLED_BACK, FAILED = "loaded", "rolled_back", "failed"
 HAND_OVERS = prometheus_client.Counter("atelier_reload_total", "Hand-overs ended", ["model", "outcome"])
@@ -71,7 +71,7 @@ log = logging.getLogger("atelier.reload")
 
 @dataclass
 class Reloader:
-    """Keeps the replicas that `resolver` gives on the newest versions of `repository`."""
+    """Keeps the replicas listed by `resolver` on the newest versions of `repository`."""
 
     repository: Path
     resolver: Resolver
@@ -84,10 +84,10 @@ class Reloader:
         return [Replica(address, self.repository) for address in self.resolver()]
 
     def hand_over(self, model: str) -> int:
-        """Returns the version that every replica serves now.
+        """Hands over the newest version of a model; returns the version that every replica now serves.
 
-        Raises Withdrawn where that is not the newest, which has been taken out of service; another ServingError where
-        no version has been.
+        Raises Withdrawn if the newest version has been taken out of service instead; another ServingError if none has
+        been.
         """
         with repo.locked(self.repository, model):
             repo.check_names(self.repository, model)
@@ -102,12 +102,12 @@ class Reloader:
         return version
 
     def is_current(self, replica: Replica, model: str, served: Mapping[str, int]) -> bool:
-        """Whether the replica serves the newest version, verified: nothing is to be done there."""
+        """Whether the replica serves the newest version and has been verified, so that nothing is left to do."""
         newest = repo.newest(self.repository, model)
         return served.get(model) == newest and self._verified.get((replica, model)) == self._versions(model)
 
     def forget(self, replica: Replica) -> None:
-        """It will have to be verified again."""
+        """Forgets what was verified on the replica, so that it is verified again."""
         for known in [key for key in self._verified if key[0] == replica]:
             del self._verified[known]
 
@@ -145,7 +145,7 @@ class Reloader:
             self._blame(replica, model, version, exc)
 
     def _blame(self, replica: Replica, model: str, version: int, why: ServingError) -> NoReturn:
-        """Refuses the version, unless the replica is wrong with the one before as well: its own fault."""
+        """Raises Refused; ServerError if the previous version fails on the replica as well, or nothing can tell."""
         try:
             doubt = self._doubt(replica, model, version)
         except ServingError as exc:
@@ -155,10 +155,11 @@ class Reloader:
         raise Refused(str(why)) from why
 
     def _doubt(self, replica: Replica, model: str, version: int) -> str:
-        """Why the replica's word against the version does not count, if it does not.
+        """Why the replica's verdict against the version does not count; empty if it does.
 
-        The judge is the one before that it has ready. Where it has no other at all, as with other members, which are
-        loaded alone, its word counts; where all others have been taken back, nothing tells.
+        The test is whether the version before that it has ready passes. If it has no other version at all, as when
+        the members differ and the version is loaded alone, its verdict counts; if all others have been withdrawn,
+        nothing can tell.
         """
         others = [each for each in replica.ready(model) if each != version]
         before = [each for each in repo.versions(self.repository, model) if each < version and each in others]
@@ -177,7 +178,7 @@ class Reloader:
     def _switch(self, model: str, version: int) -> None:
         try:
             self._on_each(lambda replica: self._load(replica, model, version))
-        except (Unlisted, Elsewhere):  # no replica's word against the version; --watch goes on where this stopped
+        except (Unlisted, Elsewhere):  # no verdict on the version; --watch resumes where this stopped
             raise
         except ServingError as exc:
             if repo.steps(self.repository, model) or not self.replicas():
@@ -186,7 +187,7 @@ class Reloader:
             self._withdraw(model, version, exc)
 
     def _check_before(self, model: str, why: ServingError) -> None:
-        """Raises ServerError where the version before is damaged: Triton loads both or none, and it is the way back."""
+        """Raises ServerError if the version before is damaged: Triton loads both or neither, and rollback needs it."""
         for before in repo.versions(self.repository, model)[-2:-1]:
             folder = self.repository / model / str(before)
             try:
@@ -224,7 +225,7 @@ class Reloader:
         log.error("%s %d: withdrawn to %s, back to %d everywhere: %s", model, version, away, back, why)
         try:
             there = self.replicas()
-        except Unreachable as exc:  # --watch takes them back as soon as it can look them up
+        except Unreachable as exc:  # --watch rolls them back as soon as it can look them up
             there = []
             log.error("%s %d: no replica is back on it: %s", model, back, exc)
         for replica in there:
@@ -237,10 +238,10 @@ class Reloader:
     # --- every replica, while they come and go
 
     def _on_each(self, act: Callable[[Replica], None]) -> None:
-        """Calls `act` with every replica that is listed, those that join meanwhile included."""
+        """Calls `act` with every listed replica, including those that join meanwhile."""
         self._lost = 0
         done: set[Replica] = set()
-        # Listed anew each time: one that is gone before its turn has nothing to do with the version.
+        # Listed again each time: a replica that is gone before its turn says nothing about the version.
         while left := [replica for replica in self.replicas() if replica not in done]:
             self._with_retries(left[0], act)
             done.add(left[0])
@@ -255,14 +256,14 @@ class Reloader:
             except ServingError as exc:
                 if self._is_gone(replica):
                     return self._count_lost(replica, exc)
-                # Counted from its first silence: a deadline that passed, or a load, may have taken as long already.
+                # Counted from the first failure: the missed deadline, or load, may have taken as long already.
                 deadline = min(deadline, time.monotonic() + self.patience_s)
                 if not isinstance(exc, Unreachable) or time.monotonic() >= deadline:
                     raise
             time.sleep(RETRY_S)
 
     def _is_gone(self, replica: Replica) -> bool:
-        """Whether it is off the list. What can't be looked up is not: it may be this process that is cut off."""
+        """Whether it is no longer listed. False if the lookup fails: it may be this process that is cut off."""
         try:
             return replica not in self.replicas()
         except Unreachable:
@@ -275,7 +276,7 @@ class Reloader:
         log.warning("%s: gone from --servers, going on without it: %s", replica, why)
 
     def _versions(self, model: str) -> list[int]:
-        """Its newest version and, of an ensemble, those of its steps."""
+        """Its newest version and, for an ensemble, those of its steps."""
         return [repo.newest(self.repository, each) for each in (model, *repo.steps(self.repository, model))]
 
     def _ensembles_with(self, model: str) -> set[str]:
@@ -284,11 +285,11 @@ class Reloader:
 
 @dataclass
 class Watch:
-    """Looks at the repository and at the replicas again and again, and hands over what is not where it should be."""
+    """Polls the repository and the replicas, and hands over each newest version that is not in service everywhere."""
 
     reloader: Reloader
     servers: str = ""
-    """What the log calls them: `--servers`."""
+    """What the log calls the replicas: `--servers`."""
     _joined: set[Replica] = field(default_factory=set)
     _backing_off: dict[str, tuple[int, float]] = field(default_factory=dict)
     _said: str = ""
@@ -299,7 +300,7 @@ class Watch:
             for model in self._models() if served else ():
                 if not all(self.reloader.is_current(replica, model, its) for replica, its in served.items()):
                     self._hand_over(model)
-        except (ServingError, OSError) as exc:  # the repository's or the key's
+        except (ServingError, OSError) as exc:  # an OSError is the repository's or the key's
             self._say_once(logging.ERROR, str(exc))
         else:
             nobody = f"--servers {self.servers}: no address there yet; is a replica ready, and is that its name?"
@@ -307,13 +308,13 @@ class Watch:
             ROUND.set_to_current_time()
 
     def _say_once(self, level: int, trouble: str) -> None:
-        """As long as it lasts."""
+        """Logs `trouble` once while it lasts."""
         if trouble and trouble != self._said:
             log.log(level, "%s", trouble)
         self._said = trouble
 
     def _look(self) -> dict[Replica, dict[str, int]]:
-        """What each replica serves that answers. Where none of those listed does, it raises why."""
+        """What each replica that answers serves. If those listed all fail to, raises the last one's error."""
         served, silent = {}, None
         for replica in self.reloader.replicas():
             try:
@@ -336,7 +337,7 @@ class Watch:
         return served
 
     def _models(self) -> list[str]:
-        """Those with versions; ensembles last, after their steps."""
+        """The models with versions; ensembles last, after their steps."""
         repository = self.reloader.repository
         whole = [model for model in repo.models(repository) if not repo.lacking(repository, model)]
         return sorted(whole, key=lambda model: len(repo.steps(repository, model)))
@@ -411,7 +412,7 @@ def _watch(options: argparse.Namespace) -> str:
 
 
 def _serve_metrics(host: str, port: int) -> None:
-    if not host:  # to the system that is every interface
+    if not host:  # the system takes this for every interface
         raise ServerError(f"--metrics-host: is empty; give 127.0.0.1 or {EVERY_INTERFACE}")
     try:
         prometheus_client.start_http_server(port, host)

@@ -1,4 +1,4 @@
-"""The replicas of a Triton: where they are, what each serves, and what it is told to serve. serving.reload uses it."""
+"""The replicas of a Triton, for serving.reload: looks them up, asks what each serves, and has it load versions."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ ASK_TIMEOUT_S = 10.0
 DNS = "dns:"
 
 Resolver = Callable[[], list[str]]
-"""Returns the addresses of the replicas that there are now. Raises Unreachable where they can't be looked up."""
+"""Returns the addresses of the current replicas. Raises Unreachable if they can't be looked up."""
 
 
 @dataclass(frozen=True)
 class Replica:
-    """One of them, by the address of its gRPC port. Its methods raise Unreachable where nothing answers there, and
-    ServerError with the server's reason where it refuses."""
+    """A replica, known by the address of its gRPC port. Its methods raise Unreachable if nothing answers there, and
+    ServerError with the server's reason if it refuses."""
 
     address: str
     repository: Path
@@ -38,7 +38,7 @@ class Replica:
         return self.address
 
     def serves(self) -> dict[str, int]:
-        """The newest version that is ready, of each model that has one."""
+        """The newest ready version of each model that has one."""
         with self._client("what it serves") as (client, _):
             return verify.loaded(client, self.repository, ASK_TIMEOUT_S)
 
@@ -48,18 +48,18 @@ class Replica:
             return verify.ready(client, self.repository, ASK_TIMEOUT_S).get(model, [])
 
     def load(self, model: str) -> None:
-        """Loads the versions that the repository has now. Those before answer until then; a request under way ends."""
+        """Loads the versions that the repository has now. Previous ones answer until then; requests in flight end."""
         with self._client(f"loading {model}") as (client, headers):
             client.load_model(model, headers=headers, client_timeout=LOAD_TIMEOUT_S)
 
     def verify(self, model: str, version: int, atol: float | None = None) -> float:
-        """The largest difference from the golden batch; of an ensemble, from what its steps answer."""
+        """The largest difference from the golden batch; for an ensemble, from its steps' answers."""
         if repo.steps(self.repository, model):
             return verify.verify_ensemble(self.address, model, version, self.repository, atol)
         return verify.verify(self.address, model, version, self._folder(model, version) / repo.GOLDEN, atol)
 
     def try_out(self, model: str, version: int, atol: float | None = None) -> float:
-        """The same of a version that it does not serve: loaded under a name of its own, it answers nobody else."""
+        """Like `verify`, for a version that it does not serve: loads it under a name of its own that no client uses."""
         name, golden = f"{model}{TRIAL}", self._folder(model, version) / repo.GOLDEN
         with self._client(f"trying out {model} {version}") as (client, headers):
             try:
@@ -71,7 +71,7 @@ class Replica:
                     client_timeout=LOAD_TIMEOUT_S,
                 )
                 difference = verify.verify(self.address, name, version, golden, atol)
-            except BaseException:  # what the trial found, or Ctrl-C, goes before how it ended
+            except BaseException:  # the trial's error, or Ctrl-C, takes precedence over unloading's
                 with contextlib.suppress(InferenceServerException):
                     client.unload_model(name, headers=headers, client_timeout=ASK_TIMEOUT_S)
                 raise
@@ -79,7 +79,7 @@ class Replica:
             return difference
 
     def end_trials(self, models: Sequence[str]) -> None:
-        """Unloads what a hand-over that was killed may have left there."""
+        """Unloads trials that a killed hand-over may have left there."""
         with self._client("ending trials") as (client, headers):
             for model in models:
                 client.unload_model(f"{model}{TRIAL}", headers=headers, client_timeout=ASK_TIMEOUT_S)
@@ -99,7 +99,7 @@ class Replica:
 
 
 def _trial_config(config: pb.ModelConfig, name: str) -> str:
-    """With one instance, and without the version policy: only the version that is tried out is there."""
+    """With one instance, and without the version policy, because only the version on trial is there."""
     config.name = name
     config.ClearField("version_policy")
     for group in config.instance_group:
@@ -108,13 +108,13 @@ def _trial_config(config: pb.ModelConfig, name: str) -> str:
 
 
 def _files(folder: Path, version: int) -> dict[str, bytes]:
-    """A model folder with this version alone, as the file overrides of Triton's load request."""
+    """A model folder with this version alone, as file overrides for Triton's load request."""
     found = [*folder.glob("[!.]*"), folder / str(version) / repo.MODEL]
     return {f"file:{path.relative_to(folder)}": path.read_bytes() for path in found if path.is_file()}
 
 
 def resolver(servers: str) -> Resolver:
-    """What `--servers` says: HOST:PORT,HOST:PORT or dns:NAME:PORT, which is looked up each time."""
+    """Parses `--servers`: HOST:PORT,HOST:PORT or dns:NAME:PORT, which is looked up each time."""
     if servers.startswith(DNS):
         name, port = _host_and_port(servers.removeprefix(DNS), servers)
         return lambda: _looked_up(name, port)
@@ -130,14 +130,14 @@ def _host_and_port(address: str, servers: str) -> tuple[str, int]:
 
 
 def _looked_up(name: str, port: int) -> list[str]:
-    """No address is no replica: the name of a headless Service without a ready pod does not resolve. Raises Unlisted
-    where DNS does not answer."""
+    """Looks up the addresses; none if the name does not resolve, as that of a headless Service without a ready pod.
+    Raises Unlisted if DNS does not answer."""
     try:
         found = socket.getaddrinfo(name, port, family=socket.AF_INET, type=socket.SOCK_STREAM)
     except socket.gaierror as exc:
         if exc.errno == socket.EAI_AGAIN:
             raise Unlisted(f"--servers {DNS}{name}:{port}: {exc.strerror}; does DNS answer?") from exc
         return []
-    except UnicodeError as exc:  # Python's of what can be no name, such as a..b
+    except UnicodeError as exc:  # Python raises it for an invalid name, such as a..b
         raise ServerError(f"--servers {DNS}{name}:{port}: not a name ({exc}); give dns:NAME:PORT") from exc
     return sorted({f"{where[0]}:{port}" for *_, where in found})

@@ -1,8 +1,8 @@
-"""Whether a live server answers as a version's golden batch says. Run: python -m serving.verify --model wgan
+"""Checks a live server's answers against a version's golden batch. Run: python -m serving.verify --model wgan
 
-An ensemble has none, and must answer as its steps do when they are asked one after the other. Without --model every
-model that the server has loaded is asked: a deep health check, which a pod makes as it starts, and which sees a wrong
-model or a broken backend behind a server that is up.
+An ensemble has none; its answers must match those of its steps, run one after the other. Without --model, every model
+that the server has loaded is checked: a deep health check, which a pod runs at startup, and which detects a wrong model
+or a broken backend behind a server that is up.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ TIMEOUT_S = 60.0
 NOBODY = "; is a server running there, and is that its gRPC port? `make serve` starts one"
 BUSY = "; it has too much to do; try again later"
 UNREACHABLE_CODES = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED")
-"""gRPC's status codes where nothing answers. Triton itself answers UNAVAILABLE to what it can't do at the moment."""
-HINTS = {  # by Triton 2.51's words or gRPC's, in lower case
+"""gRPC's status codes if nothing answers. Triton itself answers UNAVAILABLE to what it can't do at the moment."""
+HINTS = {  # keyed by parts of Triton 2.51's or gRPC's messages, in lower case
     "exceeds maximum queue size": BUSY,
     "request timeout expired": BUSY,
     "failed to connect": NOBODY,
     "errors resolving": NOBODY,
 }
 INTEGER_ATOL, FLOAT_ATOL = 1.0, 1e-3
-"""Differences that rounding explains, of each model that an answer passes through: one level of a picture, and the
+"""Differences that rounding explains, for each model that an answer passes through: one level of a picture, and the
 float error of other numbers."""
 PLAN_BACKEND = "tensorrt"
 TRIAL = "-trial"
-"""What a model is called while serving.reload tries a version out; no model's own name has a hyphen."""
+"""Suffix of a model's name while serving.reload tries a version out; no model's own name has a hyphen."""
 BATCH, STEPS = "its golden batch", "what its steps make of it"
-"""What an answer is compared with."""
+"""What an answer is compared with, in error messages."""
 
 TLS_NAME = "ATELIER_TLS_NAME"
 OPTIONS = [
-    # tritonclient's own, which it drops where others are given.
+    # tritonclient's defaults, which it drops if others are given.
     ("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1),
-    # gRPC obeys http_proxy even for localhost, and a training Job has one for its corpus; these servers are one's own.
+    # gRPC obeys http_proxy even for localhost, and a training Job sets it for its corpus; these servers are our own.
     ("grpc.enable_http_proxy", 0),
 ]  # fmt: skip
 
@@ -60,8 +60,8 @@ Arrays = Mapping[str, Array]
 
 
 def connect(url: str) -> triton.InferenceServerClient:
-    """A client of the gRPC address `url`; with TLS where $ATELIER_TLS_NAME says the name in the servers' certificate,
-    which does not hold the address of every replica. gRPC reads the roots from $GRPC_DEFAULT_SSL_ROOTS_FILE_PATH.
+    """A client for the gRPC address `url`; with TLS if $ATELIER_TLS_NAME gives the name in the servers' certificate,
+    which does not list the address of every replica. gRPC reads the roots from $GRPC_DEFAULT_SSL_ROOTS_FILE_PATH.
     """
     if name := os.environ.get(TLS_NAME):
         options = [*OPTIONS, ("grpc.ssl_target_name_override", name)]
@@ -75,7 +75,7 @@ def loaded(client: triton.InferenceServerClient, repository: Path, timeout_s: fl
 
 
 def ready(client: triton.InferenceServerClient, repository: Path, timeout_s: float = TIMEOUT_S) -> dict[str, list[int]]:
-    """The same with all their ready versions, oldest first."""
+    """Like `loaded`, with all ready versions of each model, oldest first."""
     index = client.get_model_repository_index(headers=control_headers(repository), client_timeout=timeout_s)
     found: dict[str, list[int]] = {}
     for model in index.models:
@@ -85,12 +85,12 @@ def ready(client: triton.InferenceServerClient, repository: Path, timeout_s: flo
 
 
 def verify(url: str, model: str, version: int, golden: Path, atol: float | None = None) -> float:
-    """Sends the golden inputs to the gRPC address `url` and compares what comes back with the golden outputs, from a
-    TensorRT plan with those of a quantized model in floats.
+    """Sends the golden inputs to the gRPC address `url` and compares the answers with the golden outputs; those of a
+    TensorRT plan with a quantized model's float outputs.
 
-    Returns the largest difference, in the outputs' own unit. Raises Disagreement for one above `atol` (None: what
-    the version's card allows, on a GPU config.pbtxt, or else what rounding explains) or for another shape or dtype,
-    ServerError without an answer, RepositoryError for an unreadable golden batch.
+    Returns the largest difference, in the outputs' own unit. Raises Disagreement if it is above `atol` (None: what the
+    version's card allows, or config.pbtxt on a GPU, or else what rounding explains) or if shape or dtype differ,
+    ServerError without an answer, RepositoryError if the golden batch is unreadable.
     """
     arrays = read(golden)
     with _connected(url, f"{model} {version}") as client:
@@ -106,7 +106,7 @@ def verify(url: str, model: str, version: int, golden: Path, atol: float | None 
 
 
 def verify_ensemble(url: str, model: str, version: int, repository: Path, atol: float | None = None) -> float:
-    """Sends an ensemble its first step's golden inputs, and compares what comes back with what its steps answer.
+    """Sends an ensemble its first step's golden inputs, and compares its answers with those of its steps.
 
     Returns and raises as `verify` does.
     """
@@ -125,7 +125,7 @@ def verify_ensemble(url: str, model: str, version: int, repository: Path, atol: 
 
 
 def _run_steps(client: triton.InferenceServerClient, steps: Iterable[Any], given: Arrays) -> Arrays:
-    """All tensors of an ensemble with these inputs, from its steps, asked one after the other."""
+    """All tensors of an ensemble for these inputs, from running its steps one after the other."""
     known = dict(given)
     for step in steps:
         tensors = [_tensor(own, known[name]) for own, name in step.input_map.items()]
@@ -141,13 +141,13 @@ def _connected(url: str, about: str) -> Iterator[triton.InferenceServerClient]:
             yield client
         except InferenceServerException as exc:
             hint = next((hint for words, hint in HINTS.items() if words in exc.message().lower()), "")
-            # An error of a stream has words, and no status.
+            # A stream's error has a message but no status.
             kind = Unreachable if exc.status() in UNREACHABLE_CODES or hint == BUSY else ServerError
             raise kind(f"{url}: {about}: {exc.message()}{hint}") from exc
 
 
 def read(golden: Path) -> Arrays:
-    """The arrays of a golden batch by name. Raises RepositoryError for a file that is damaged or something else."""
+    """The arrays of a golden batch by name. Raises RepositoryError if the file is damaged or not a golden batch."""
     try:
         with golden.open("rb") as file, np.load(file) as arrays:
             found = dict(arrays)
@@ -159,10 +159,10 @@ def read(golden: Path) -> Arrays:
 
 
 def _allowed(served: pb.ModelConfig, golden: Path) -> float | None:
-    """What config.pbtxt or the version's card allows, if either says so. Triton has resolved KIND_AUTO by now.
+    """What config.pbtxt or the version's card allows; None if neither says. Triton has resolved KIND_AUTO by now.
 
-    A GPU that computes the graph and no plan may differ by more than either: by its own arithmetic, and by where that
-    rounds a quantized model otherwise.
+    If a GPU runs the graph instead of a plan, the larger one applies: the answers differ by the GPU's own arithmetic,
+    and by where that makes a quantized model round differently.
     """
     on_gpu = any(group.kind == pb.ModelInstanceGroup.KIND_GPU for group in served.instance_group)
     if not on_gpu or GPU_ATOL not in served.parameters:
@@ -172,7 +172,7 @@ def _allowed(served: pb.ModelConfig, golden: Path) -> float | None:
 
 
 def _card_atol(golden: Path) -> float | None:
-    """What the version's card allows, if it says so."""
+    """The tolerance in the version's card; None if it gives none."""
     card = golden.with_name(CARD)
     said = Card.read(card).data.get("golden_atol") if card.is_file() else None
     try:
@@ -184,7 +184,7 @@ def _card_atol(golden: Path) -> float | None:
 def _infer(
     client: triton.InferenceServerClient, model: str, version: str, arrays: Arrays, golden: Path
 ) -> tuple[pb.ModelConfig, dict[str, Array | None]]:
-    """The model's configuration, as Triton has completed it, and its answers by name."""
+    """The model's configuration, as completed by Triton, and its answers by name."""
     metadata = client.get_model_metadata(model, version, client_timeout=TIMEOUT_S)
     inputs, outputs = ([tensor.name for tensor in tensors] for tensors in (metadata.inputs, metadata.outputs))
     if missing := {*inputs, *outputs} - set(arrays):
@@ -201,14 +201,14 @@ def _infer(
 def _first_of_stream(
     client: triton.InferenceServerClient, model: str, version: str, tensors: list[triton.InferInput]
 ) -> triton.InferResult:
-    """A decoupled model answers as often as it likes; its golden batch holds the first answer."""
+    """A decoupled model may answer any number of times; its golden batch holds the first answer."""
     answers: SimpleQueue[Any] = SimpleQueue()
     client.start_stream(lambda result, error: answers.put(error or result), stream_timeout=TIMEOUT_S)
     try:
         client.async_stream_infer(model, tensors, version)
         answer = answers.get()  # the stream ends with an error after its timeout at the latest
     finally:
-        client.stop_stream()  # once it has ended: Triton 2.51 can't unload a model of which a stream was cancelled then
+        client.stop_stream()  # no cancel: Triton 2.51 can't unload a model whose stream is cancelled at its end
     if isinstance(answer, InferenceServerException):
         raise answer
     return answer
@@ -221,7 +221,7 @@ def _tensor(name: str, array: Array) -> triton.InferInput:
 
 
 def rounding_atol(dtype: np.dtype[Any]) -> float:
-    """The largest difference that one model's rounding explains in an output of this type, in its own unit."""
+    """The largest difference that one model's rounding explains in an output of this dtype, in its own unit."""
     return INTEGER_ATOL if dtype.kind in "iu" else FLOAT_ATOL
 
 
@@ -265,7 +265,7 @@ def _parser() -> cli.Parser:
 
 
 def _version(options: argparse.Namespace) -> int:
-    """The one that is asked for, or else the newest."""
+    """The requested version, or else the newest."""
     return newest(options.repository, options.model) if options.version is None else int(options.version)
 
 
@@ -282,7 +282,7 @@ def _verify(options: argparse.Namespace) -> str:
 
 @contextlib.contextmanager
 def _naming_url() -> Iterator[None]:
-    """Puts the flag before an error of the server, which begins with its address."""
+    """Prefixes a server's error, which begins with its address, with the flag."""
     try:
         yield
     except ServerError as exc:

@@ -1,4 +1,4 @@
-"""The same models under TorchServe: a yardstick for Triton, and for teams that still run it.
+"""The same models under TorchServe: a baseline for Triton, and for teams that still run TorchServe.
 
-Upstream, pytorch/serve, was archived in August 2025: it gets no more fixes, those of security included.
+Upstream, pytorch/serve, was archived in August 2025: it gets no more fixes, not even for security.
 """

@@ -1,6 +1,6 @@
 """TorchServe on this machine, with the models of a repository. Run: python -m serving.torchserve
 
-It listens on loopback only, and every call needs a token from the file that it names.
+It listens on loopback only, and every call needs a token from the file whose path it prints.
 """
 
 from __future__ import annotations

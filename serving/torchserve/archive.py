@@ -1,6 +1,6 @@
-"""A model of the repository as TorchServe's archive: a .mar is a zip with a manifest.
+"""Packs a model of the repository as a TorchServe archive: a .mar is a zip with a manifest.
 
-torch-model-archiver would write it, too, and deletes /tmp/MODEL on its way.
+torch-model-archiver would write it, too, but deletes /tmp/MODEL in the process.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from serving.repository import MODEL
 
 SERVING = Path(__file__).parents[1]
 BESIDE = ("torchserve/handler.py", "torchserve/triton_python_backend_utils.py")
-"""What lies at the top of an archive, which comes first on a worker's sys.path."""
+"""Files at the top of an archive, which comes first on a worker's sys.path."""
 IMPORTED = ("__init__.py", "backends/onnxruntime/model.py", "torchserve/__init__.py", "torchserve/tensors.py")
-"""What lies there under serving/, and is imported by the same names as here."""
+"""Files under serving/ in an archive, imported by the same names as here."""
 SETTINGS = "model-config.yaml"
 LEAST_DELAY_MS = 1
-"""0 would count as not given, and the first request of a batch then waits 100 ms for others."""
+"""0 would count as unset, and the first request of a batch would then wait 100 ms for others."""
 RESPONSE_TIMEOUT_S = 120
 ARCHIVER_VERSION = "0.12.0"
 
 
 def unfit(config: pb.ModelConfig) -> str:
-    """Why the handler can't serve a model, nothing if it can."""
+    """Why the handler can't serve a model; empty if it can."""
     if config.ensemble_scheduling.step:
         return "an ensemble of others"
     if config.model_transaction_policy.decoupled:
@@ -42,7 +42,7 @@ def unfit(config: pb.ModelConfig) -> str:
 
 
 def write(models: Path, model: str, folder: Path) -> None:
-    """MODEL.mar in `folder`, with the newest version in the model repository `models`."""
+    """Writes MODEL.mar to `folder`, with the newest version in the model repository `models`."""
     config, version = repository.config(models, model), repository.newest(models, model)
     described = {"modelName": model, "modelVersion": str(version), "handler": "handler.py", "configFile": SETTINGS}
     made = datetime.now(UTC).isoformat(timespec="seconds")
@@ -58,13 +58,13 @@ def write(models: Path, model: str, folder: Path) -> None:
 
 
 def settings(config: pb.ModelConfig) -> dict[str, Any]:
-    """What TorchServe reads of Triton's configuration, and the whole of it for the handler.
+    """TorchServe's settings, taken from Triton's configuration, and the whole configuration for the handler.
 
-    Workers, threads and delay stay Triton's. Tried in turn on two busy cores, the whole server took these milliseconds
-    of CPU for a request with 2 workers of 1 thread, 1 of 2, and 2 of 2: style at 8 callers 133, 150 and 151; wgan at 8
-    callers 9.7, 9.2 and 9.5, the classifier at 32 callers 1.7, 1.7 and 1.6, which differ less than their rounds. Other
-    garbage collectors, fewer threads of Netty's and direct buffers change as little. A delay of 3 ms saves nothing, and
-    with 5 ms a single caller waits twice as long as with 1.
+    Workers, threads and delay are the same as Triton's. Measured in turn on two busy cores, the CPU time of the whole
+    server per request, in milliseconds, with 2 workers of 1 thread, 1 of 2, and 2 of 2, was: style at 8 callers 133,
+    150 and 151; wgan at 8 callers 9.7, 9.2 and 9.5, the classifier at 32 callers 1.7, 1.7 and 1.6, which differ less
+    than repeated rounds do. Other garbage collectors, fewer Netty threads and direct buffers matter as little. A delay
+    of 3 ms saves nothing, and with 5 ms a single caller waits twice as long as with 1.
     """
     batching = config.dynamic_batching
     return {

@@ -1,4 +1,4 @@
-"""TorchServe's REST inference API, as bytes in and out: whatever speaks HTTP carries them.
+"""TorchServe's REST inference API as bytes in and out, to be sent by any HTTP client.
 
 path, headers, body = request("wgan", {"latent": latents}, server.token)
 arrays, batch = response(post(server.http, path, headers, body), outputs)
@@ -16,11 +16,11 @@ from serving.torchserve.tensors import DTYPES, Array, pack, unpack, unpack_reply
 
 
 class Refused(ServingError):
-    """The handler's words about a request that it does not answer."""
+    """The handler refused a request; the message is the handler's."""
 
 
 def request(model: str, arrays: Mapping[str, Array], token: str) -> tuple[str, dict[str, str], bytes]:
-    """Path, headers and body of a POST: a form with a file for each tensor."""
+    """Path, headers and body of a POST: a multipart form with one file per tensor."""
     boundary = secrets.token_hex(16)
     parts = [_part(boundary, name, pack(array)) for name, array in arrays.items()]
     headers = {"Authorization": f"Bearer {token}", "Content-Type": f"multipart/form-data; boundary={boundary}"}
@@ -28,7 +28,7 @@ def request(model: str, arrays: Mapping[str, Array], token: str) -> tuple[str, d
 
 
 def _part(boundary: str, name: str, content: bytes) -> bytes:
-    """A part without a file's name would be a text to TorchServe."""
+    """One part of the form. Without a filename, TorchServe would take it for text."""
     head = f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"; filename="{name}"\r\n'
     return f"{head}Content-Type: application/octet-stream\r\n\r\n".encode() + content + b"\r\n"
 

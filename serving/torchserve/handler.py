@@ -1,6 +1,6 @@
-"""TorchServe's handler for every model: it decodes requests, runs them by this project's Triton backend, and encodes.
+"""TorchServe's handler for every model: decodes requests, runs them by this project's Triton backend, and encodes.
 
-An archive holds this file and, beside it, the modules that it imports.
+An archive contains this file and, beside it, the modules that it imports.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from serving.torchserve import tensors
 
 
 class Handler:
-    """One worker: TorchServe makes a process for each, and hands it what a batch delay has gathered."""
+    """One worker: TorchServe starts a process for each, and passes it the requests gathered during a batch delay."""
 
     def initialize(self, context: Any) -> None:
         config = context.model_yaml_config["triton"]
@@ -28,11 +28,11 @@ class Handler:
             self._model.initialize({"model_config": json.dumps(config)})
         except pb_utils.TritonModelException as exc:
             raise pb_utils.TritonModelException(f"failed to load {context.model_name!r}: {exc}") from None
-        # TorchServe writes three lines about each batch, which its frontend reads and takes apart again.
+        # TorchServe logs three lines per batch, which its frontend reads and parses again.
         logging.getLogger().setLevel(logging.WARNING)
 
     def handle(self, data: Sequence[dict[str, Any]], context: Any) -> list[bytes]:
-        """A reply to each request, in order. A refusal is words: in gRPC a batch has but one status."""
+        """Replies to each request, in order. A refusal is text, because in gRPC a batch has only one status."""
         requests = [self._request(fields) for fields in data]
         taken = [request for request in requests if not isinstance(request, str)]
         answers = iter(self._model.execute(taken))
@@ -43,7 +43,7 @@ class Handler:
         ]
 
     def _request(self, fields: dict[str, Any]) -> Any:
-        """The request as Triton would hand it over, or what is wrong with it."""
+        """The request as Triton would pass it, or a text that says what is wrong with it."""
         try:
             arrays = {tensor["name"]: self._array(tensor, fields) for tensor in self._inputs}
         except ValueError as exc:
@@ -53,7 +53,7 @@ class Handler:
         return pb_utils.InferenceRequest(arrays)
 
     def _array(self, tensor: dict[str, Any], fields: dict[str, Any]) -> tensors.Array:
-        """Checked as Triton checks it against config.pbtxt. Raises ValueError."""
+        """Decodes a tensor and checks it as Triton does against config.pbtxt. Raises ValueError."""
         name, dims = tensor["name"], [int(side) for side in tensor["dims"]]
         if name not in fields:
             raise ValueError(f"no input {name!r}; this model takes {', '.join(each['name'] for each in self._inputs)}")

@@ -25,16 +25,16 @@ KEYS = "key_file.json"
 START_TIMEOUT_S = 300.0
 """Each worker imports torch first, which takes a core about two seconds."""
 PACKAGES = {"ts": "torchserve", "torch": "torch", "yaml": "pyyaml", "psutil": "psutil"}
-"""What TorchServe imports here, by the name to install; without one its workers die, start anew, and requests hang."""
+"""Modules that TorchServe imports here, and their packages; without one, workers die and restart, and requests hang."""
 NEXT_STEP = "run `make setup`, or `pip install '.[torchserve]'`"
 JAVA = "Java 17: `apt install openjdk-17-jre-headless`, or set JAVA_HOME"
 WORKER_FAILURE = re.compile(r"MODEL_LOG ([\w.]*(?:Error|Exception): .+)")
 MODEL_EXCEPTION = "triton_python_backend_utils.TritonModelException: "
 ITS_VARIABLES = ("TS_", "LOG_LOCATION", "METRICS_LOCATION")
-"""How the names of the variables begin that TorchServe takes settings from; its workers need none of them."""
+"""Prefixes of the environment variables that TorchServe takes settings from; its workers need none of them."""
 MAX_MESSAGE_BYTES = 1 << 28
 TOKEN_LIFETIME_MIN = 10 * 366 * 24 * 60
-"""Its tokens end with the server instead of after an hour, when all requests would be refused."""
+"""Tokens last as long as the server, instead of an hour, after which all requests would be refused."""
 LOG4J = """\
 <Configuration>
   <Appenders><Console name="out"><PatternLayout pattern="%d{ISO8601} %p %c %m%n"/></Console></Appenders>
@@ -44,12 +44,12 @@ LOG4J = """\
   </Loggers>
 </Configuration>
 """
-"""No line for each request, as TorchServe has by default."""
+"""Without the line per request that TorchServe logs by default."""
 
 
 @dataclass(frozen=True)
 class Ports(local.Ports):
-    """TorchServe's own, apart from Triton's."""
+    """TorchServe's default ports, which differ from Triton's."""
 
     http: int = 8080
     grpc: int = 7070
@@ -62,10 +62,10 @@ FREE = Ports(0, 0, 0, 0, 0)
 
 
 class TorchServe(LocalServer[Ports]):
-    """A TorchServe with models of `repository`: `with TorchServe(path) as server: post(server.http, …)`.
+    """A TorchServe that serves models of `repository`: `with TorchServe(path) as server: post(server.http, …)`.
 
     Every worker of every model is up once entered. Each call needs a token: `token` for inference, `management_token`
-    at `management`, where models can be looked at and scaled but none added. `left_out` names models that the
+    at `management`, where models can be inspected and scaled but not added. `left_out` names models that the
     handler can't serve, with the reason. Raises as serving.embedded.Embedded does.
     """
 
@@ -124,7 +124,7 @@ class TorchServe(LocalServer[Ports]):
         return [java, *jvm_options, *main_class, *arguments], _environment()
 
     def is_ready(self, run: Run[Ports]) -> bool:
-        """TorchServe itself says "Healthy" before any worker is up; each worker that is has a metric."""
+        """TorchServe itself reports "Healthy" before any worker is up; but each worker that is up has a metric."""
         if failed := _worker_failure(run):
             raise failed
         metrics = run.get(run.ports.metrics, "/metrics") or b""
@@ -145,13 +145,13 @@ class TorchServe(LocalServer[Ports]):
 
 
 def _environment() -> dict[str, str]:
-    """Ours, without what would put other settings in the place of these: TS_CONFIG_FILE goes before `-f`."""
+    """Our environment without variables that override these settings: TS_CONFIG_FILE takes precedence over `-f`."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith(ITS_VARIABLES)}
     return ours | wheel.MALLOC
 
 
 def _fit(repository: Path, names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """The models to serve, and why not the others. Raises RepositoryError for a named one that is not fit."""
+    """The models to serve, and why the others are left out. Raises RepositoryError for a named one that is unfit."""
     reasons = {name: archive.unfit(config(repository, name)) for name in servable(repository, names)}
     left_out = {name: reason for name, reason in reasons.items() if reason}
     if left_out and (names or len(left_out) == len(reasons)):
@@ -179,13 +179,13 @@ def _settings(ports: Ports, store: Path) -> dict[str, Any]:
         "max_request_size": MAX_MESSAGE_BYTES,
         "max_response_size": MAX_MESSAGE_BYTES,
         "metrics_mode": "prometheus",
-        "disable_system_metrics": "true",  # a Python process each minute
+        "disable_system_metrics": "true",  # they would start a Python process each minute
         "async_logging": "true",
     }
 
 
 def find() -> tuple[str, Path]:
-    """Java, and the folder that holds TorchServe's package. Raises ServerError if something is not installed."""
+    """The path of Java, and the folder with TorchServe's package. Raises ServerError if something is not installed."""
     found = {name: importlib.util.find_spec(name) for name in PACKAGES}
     if missing := [PACKAGES[name] for name, spec in found.items() if spec is None]:
         raise ServerError(f"TorchServe needs {', '.join(missing)}, which is not installed: {NEXT_STEP}")
@@ -203,7 +203,7 @@ def _tokens(keys: Path) -> dict[str, str]:
 
 
 def _worker_failure(run: Run[Ports]) -> ServerError | None:
-    """The last words of a worker that could not load its model; TorchServe would try again for minutes."""
+    """The error of a worker that could not load its model; TorchServe itself would retry for minutes."""
     match = WORKER_FAILURE.search(run.log.read_text(errors="replace"))
     if match is None:
         return None

@@ -1,7 +1,7 @@
-"""Tensors as TorchServe carries them: bytes, as its API knows no others and JSON spells out each number.
+"""Tensors as TorchServe carries them: raw bytes, because its API has no tensors and JSON spells out each number.
 
 A tensor is its dimensions as little-endian int32, then its elements; dtype and rank are known from the model. A reply
-begins with how many requests shared its batch, as int32; after a 0 comes the text of a refusal instead of tensors.
+begins with the number of requests in its batch, as int32; after a 0 comes the text of a refusal instead of tensors.
 """
 
 from __future__ import annotations

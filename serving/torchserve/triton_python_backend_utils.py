@@ -1,6 +1,6 @@
-"""What Triton gives a Python model to work with, as far as serving/backends/onnxruntime/model.py uses it.
+"""Stand-in for the module that Triton gives Python models, as far as serving/backends/onnxruntime/model.py uses it.
 
-Under this name TorchServe's worker finds it in the archive, so that the same code runs the graph in both servers.
+TorchServe's worker imports it from the archive by the same name, so that the same code runs the graph in both servers.
 """
 
 from __future__ import annotations

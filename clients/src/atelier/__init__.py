@@ -1,4 +1,4 @@
-"""Atelier's image models in Python: computer art from latents, garments named, photos painted, coloured or enlarged.
+"""Atelier's image models in Python: art from latents, classified garments, stylised, colourised or upscaled photos.
 
 with atelier.Client() as client:
     keyframes = atelier.latents.draw(5, seed=7)
@@ -51,7 +51,7 @@ __all__ = [
     "saving",
 ]
 
-# gRPC and tritonclient take longer to import than all the rest, so they wait until a client is asked for.
+# gRPC and tritonclient take longer to import than all the rest, so they are imported only when a client is asked for.
 _LAZY = {
     "Client": "_client",
     "Frames": "_client",
@@ -59,7 +59,7 @@ _LAZY = {
     "AsyncFrames": "_async_client",
 }
 
-if not TYPE_CHECKING:  # a type checker would take any name for one of the SDK's
+if not TYPE_CHECKING:  # else a type checker would accept any name as an attribute
 
     def __getattr__(name: str) -> Any:
         if name in _LAZY:

@@ -1,4 +1,4 @@
-"""Where a server is: the URL that people write, and the target and channel options that gRPC takes."""
+"""A server's address: the URL that users write, and gRPC's target and channel options for it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from atelier.errors import InvalidInput
 _PORT: Final = 8001
 _VARIABLE: Final = "ATELIER_URL"
 _RECONNECT_BACKOFF_MS: Final = (100, 500)
-"""gRPC's initial and maximum backoff before it connects again. Until then it fails every call with the old error, so
-both are shorter than the retries of one call together; gRPC's defaults are 1 s and 120 s."""
+"""gRPC's initial and maximum backoff before it reconnects. Until then it fails every call with the previous error, so
+both are shorter than all retries of one call together; gRPC's defaults are 1 s and 120 s."""
 _KEEPALIVE_MS: Final = (330_000, 10_000)
 """gRPC's keepalive time and timeout: pings while a call waits, which Triton allows every 300 s, and TCP_USER_TIMEOUT,
-after which data that is not acknowledged ends the connection. Without it TCP would retransmit to a machine that died
-for a quarter of an hour, and every call miss its deadline for as long, though other replicas are ready."""
+after which unacknowledged data closes the connection. Without it TCP would retransmit to a dead machine for a quarter
+of an hour, and every call would miss its deadline meanwhile, although other replicas are ready."""
 
 _URL = re.compile(
     r"(?:(?P<scheme>\w+):///?)?(?P<host>\[[\w:.%]+\]|[^\s:/\[\]\ud800-\udfff]+)(?::(?P<port>\d{1,5}))?/?",
@@ -44,7 +44,7 @@ class Address:
 
     @property
     def options(self) -> list[tuple[str, int | str]]:
-        """Channel options: messages of any size, quick reconnection, no proxy on the way to this machine."""
+        """Channel options: messages of any size, quick reconnection, no proxy for this machine."""
         local = self.host in ("localhost", "::1") or self.host.startswith("127.")
         initial_backoff, max_backoff = _RECONNECT_BACKOFF_MS
         keepalive_time, keepalive_timeout = _KEEPALIVE_MS
@@ -61,12 +61,12 @@ class Address:
 
 
 def default() -> str:
-    """Where a server is unless the caller says: what ATELIER_URL says now, or Triton's own port here."""
+    """The default address: the current value of ATELIER_URL, or Triton's default port on this machine."""
     return os.environ.get(_VARIABLE) or f"localhost:{_PORT}"
 
 
 def resolve(url: str | None) -> Address:
-    """`parse`, or that of the default for None. Raises InvalidInput, which names the variable if that is to blame."""
+    """Parses `url`, or the default for None. Raises InvalidInput, which names the variable if that is at fault."""
     if url is not None:
         return parse(url)
     try:
@@ -76,7 +76,7 @@ def resolve(url: str | None) -> Address:
 
 
 def parse(url: str) -> Address:
-    """HOST, HOST:PORT or grpc://HOST:PORT; grpcs:// for TLS; dns:/// to balance over a name's addresses.
+    """Parses HOST, HOST:PORT or grpc://HOST:PORT; grpcs:// for TLS; dns:/// to balance over a name's addresses.
 
     Raises InvalidInput for anything else.
     """

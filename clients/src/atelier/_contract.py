@@ -1,4 +1,4 @@
-"""The shape of the generated table in `_models.py`: what one served model takes and gives."""
+"""The types of the generated table in `_models.py`: the inputs and outputs of each served model."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Tensors = Mapping[str, Array]
-"""Arrays by the names of a model's tensors, all with one batch dimension in front."""
+"""Arrays by tensor name, all with a leading batch dimension."""
 
 DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "FP32": np.dtype("<f4"),
     "INT32": np.dtype("<i4"),
     "UINT8": np.dtype("u1"),
 }
-"""Triton's datatypes, and those of arrays whose bytes are what the wire carries: little-endian."""
+"""Triton's datatypes, and the NumPy dtypes whose bytes are the same as on the wire: little-endian."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One input or output. `shape` leaves out the batch dimension; -1 is a dynamic one, which each request chooses."""
+    """One input or output. `shape` excludes the batch dimension; -1 is a dynamic dimension, set by each request."""
 
     name: str
     dtype: str
@@ -44,7 +44,7 @@ class Contract:
     ensemble, in order.
 
     `max_batch` is 0 for a model that takes one request at a time, whose tensors then have no batch dimension;
-    `max_pixels` is the limit for pictures of any size, 0 none.
+    `max_pixels` limits pictures of dynamic size; 0 means no limit.
     """
 
     summary: str

@@ -1,11 +1,11 @@
-"""Tells a garment in a photo from the floor, bed or wall behind it, by one rule: the ground runs out of the picture.
+"""Segments a garment from the floor, bed or wall behind it by one rule: the background extends beyond the picture.
 
 inside = _garment_finder.find(picture)
 
-The picture is cut into superpixels (SLIC, Achanta et al. 2012). By geodesic distance, over small steps of colour, one
-of the ground is near much of the border; one of the garment isn't, or only where a sleeve leaves the frame. That is
-boundary connectivity (Zhu et al. 2014), and light that falls off slowly does not disturb it. Then colour models of
-both sides are learnt, and every superpixel is classified anew, together with its neighbours.
+The picture is cut into superpixels (SLIC, Achanta et al. 2012). By geodesic distance, over small steps of colour, a
+background superpixel is near much of the border; a garment superpixel isn't, or only where a sleeve leaves the frame.
+This is boundary connectivity (Zhu et al. 2014), which is robust to gradual changes of light. Then colour models of
+garment and background are fitted, and every superpixel is reclassified jointly with its neighbours.
 """
 
 from __future__ import annotations
@@ -22,39 +22,39 @@ Mask = npt.NDArray[np.bool_]
 _Indices = npt.NDArray[np.intp]
 
 _MAX_SIDE: Final = 256
-"""Pixels of the longer side, to which a picture is reduced."""
+"""The longer side, in pixels, to which a picture is reduced."""
 _SMALL: Final = 0.5
-"""Share of the longer side below which a garment is looked at once more, from near."""
+"""Fraction of the longer side below which a garment is cropped and segmented again."""
 _SUPERPIXELS: Final = 300
-"""In a picture, about; what they cost grows with the cube of their number."""
+"""Approximate number in a picture; the cost grows with its cube."""
 _MAX_IN_A_ROW: Final = 32
 _CELL: Final = 7
-"""Pixels of the side of a superpixel's cell in the grid that they begin as."""
+"""Side, in pixels, of a superpixel's cell in the initial grid."""
 _COMPACTNESS: Final = 10.0
-"""Units of Lab that weigh as much as one cell's side."""
+"""Distance in Lab that weighs as much as one cell's side."""
 _SLIC_ITERATIONS: Final = 6
 
 _SIGMAS: Final = (0.15, 0.3, 0.6)
-"""Of the kernel of geodesic distances, as shares of the garment's from the border: three answers, of which the mean."""
+"""Kernel widths as fractions of the garment's geodesic distance from the border; the three results are averaged."""
 _DISTANCE_RANGE: Final = (4.0, 60.0)
-"""Units of Lab to which the garment's distance from the border is clipped."""
+"""Range, in Lab units, to which the garment's distance from the border is clipped."""
 _COLOUR_SIGMA: Final = 5.0
-"""Of the kernel of both sides' colour models, in units of Lab."""
+"""Kernel width of both colour models, in Lab units."""
 _CONTRAST_SIGMA: Final = 10.0
-"""Of the affinity of neighbours, in units of Lab."""
+"""Kernel width of the affinity of neighbours, in Lab units."""
 _MIN_AFFINITY: Final = 0.1
-"""Of neighbours of any colours; those of the same have 1 more."""
+"""The affinity of neighbours of any colours; the same colour adds 1."""
 _MARGIN: Final = 0.1
-"""Share of the shorter side within which the border makes the ground likely."""
+"""Fraction of the shorter side: the distance from the border within which background is likely."""
 _ITERATIONS: Final = 5
 _MAX_LOG_ODDS: Final = 5.0
-"""Of one superpixel, either way."""
+"""Limit for one superpixel, either way."""
 
 
 def find(picture: Image.Image) -> tuple[Image.Image, Mask]:
-    """The part of an RGB picture with the garment, perhaps smaller, and which of its pixels (H, W) show it.
+    """The part of an RGB picture with the garment, perhaps reduced, and the garment's mask (H, W) in it.
 
-    None do where nothing stands out. A garment that is small in the picture is cropped and segmented once more.
+    The mask is empty if nothing stands out. A garment that is small in the picture is cropped and segmented again.
     """
     part, inside = _segmented(picture)
     box = Image.fromarray(inside).getbbox()
@@ -68,8 +68,8 @@ def find(picture: Image.Image) -> tuple[Image.Image, Mask]:
 def _padded(
     box: tuple[int, int, int, int], small: tuple[int, int], large: tuple[int, int]
 ) -> tuple[int, int, int, int]:
-    """A box in a small picture to one in the large, with as much around it as garments on photos have."""
-    # Each side by its own: the small picture of a narrow one has its proportions only roughly.
+    """Maps a box in the small picture to the large one, with a margin like that around garments in photos."""
+    # Each axis has its own scale: reducing a narrow picture keeps its aspect ratio only roughly.
     left, right = (box[k] * large[0] / small[0] for k in (0, 2))
     top, bottom = (box[k] * large[1] / small[1] for k in (1, 3))
     margin = max(right - left, bottom - top) / 4
@@ -85,13 +85,13 @@ def _segmented(picture: Image.Image) -> tuple[Image.Image, Mask]:
     segments = Superpixels(lab(np.asarray(part.resize(_grid_size(part), Image.Resampling.LANCZOS))))
     garment = refined(segments, foreground_prior(segments))
     inside = Image.fromarray(garment[segments.labels] > 0.5).convert("L")
-    # Outlines of superpixels are ragged by single pixels.
+    # Superpixel outlines are ragged by single pixels.
     smooth = inside.filter(ImageFilter.MedianFilter(5)).resize(part.size, Image.Resampling.BILINEAR)
     return part, np.asarray(smooth) > 127
 
 
 def _grid_size(picture: Image.Image) -> tuple[int, int]:
-    """Whole cells, so near enough the picture's proportions."""
+    """Width and height in pixels: whole cells, so the aspect ratio is approximate."""
     scale = min(np.sqrt(_SUPERPIXELS / (picture.width * picture.height)), _MAX_IN_A_ROW / max(picture.size))
     width, height = (_CELL * max(1, round(scale * side)) for side in picture.size)
     return width, height
@@ -113,7 +113,7 @@ def lab(rgb: npt.NDArray[np.uint8]) -> Reals:
 
 
 class Superpixels:
-    """A picture (H, W, 3) in Lab cut into n of them: `labels` (H, W) says which pixel belongs to which.
+    """A picture (H, W, 3) in Lab cut into n superpixels: `labels` (H, W) gives the superpixel of each pixel.
 
     `area` (n,) is in pixels, `colour` (n, 3) the mean in Lab.
     """
@@ -125,7 +125,7 @@ class Superpixels:
         self.colour = self.mean(colours)
 
     def mean(self, values: npt.NDArray[np.floating[Any]]) -> Reals:
-        """Of values (H, W, k) in each superpixel: (n, k)."""
+        """The mean of values (H, W, k) in each superpixel: (n, k)."""
         columns = values.reshape(self.labels.size, -1).T
         sums = [np.bincount(self.labels.ravel(), column, minlength=self.count) for column in columns]
         return (np.stack(sums, axis=1) / self.area[:, None]).astype(np.float32)
@@ -138,7 +138,7 @@ class Superpixels:
 
     @cached_property
     def adjacent(self) -> Mask:
-        """Which superpixels touch, be it at a corner: (n, n)."""
+        """Which superpixels touch, even if only at a corner: (n, n)."""
         at, found = self.labels, np.zeros((self.count, self.count), bool)
         pairs = ((at[1:], at[:-1]), (at[:, 1:], at[:, :-1]), (at[1:, 1:], at[:-1, :-1]), (at[1:, :-1], at[:-1, 1:]))
         for one, other in pairs:
@@ -148,7 +148,7 @@ class Superpixels:
 
     @cached_property
     def contrast(self) -> Reals:
-        """How much two superpixels' colours differ beyond what neighbours differ by anyhow: (n, n)."""
+        """How much two superpixels' colours differ beyond the usual difference between neighbours: (n, n)."""
         distances = _distances(self.colour)
         nearest = np.where(self.adjacent, distances, np.inf).min(axis=1)
         usual = nearest[np.isfinite(nearest)].mean() if self.count > 1 else 0.0
@@ -156,7 +156,7 @@ class Superpixels:
 
 
 def _distances(colours: Reals) -> Reals:
-    """Euclidean, of every pair: (n, 3) -> (n, n)."""
+    """Euclidean distances of all pairs: (n, 3) -> (n, n)."""
     squares = np.square(colours).sum(axis=1)
     return np.asarray(np.sqrt(np.maximum(squares[:, None] + squares - 2 * colours @ colours.T, 0)))
 
@@ -171,7 +171,7 @@ def slic(colours: Reals) -> _Indices:
     assignment = np.zeros(pixels.shape[:2], np.intp) + np.arange(len(pixels))[:, None]
     for _ in range(_SLIC_ITERATIONS):
         centres = _centres(pixels, assignment)
-        # |pixel - centre|^2, less |pixel|^2. The last centre is infinitely far: there is no superpixel outside.
+        # |pixel - centre|^2 minus |pixel|^2. The last centre, infinitely far, stands for cells outside the picture.
         costs = np.append(np.square(centres).sum(axis=1), np.inf).astype(np.float32)[candidates][:, None]
         nearby = np.append(centres, np.zeros((1, 5), np.float32), axis=0)[candidates].swapaxes(1, 2)
         assignment = np.take_along_axis(candidates, (costs - 2 * pixels @ nearby).argmin(axis=2), axis=1)
@@ -186,17 +186,17 @@ def _centres(pixels: Reals, assignment: _Indices) -> Reals:
 
 
 def _neighbours(rows: int, columns: int) -> _Indices:
-    """Each cell itself and its eight neighbours: (cells, 9); where there is none, the number of cells."""
+    """Each cell and its eight neighbours: (cells, 9); the number of cells stands for a missing neighbour."""
     numbers = np.pad(np.arange(rows * columns).reshape(rows, columns), 1, constant_values=rows * columns)
     windows = np.lib.stride_tricks.sliding_window_view(numbers, (3, 3))
     return np.ascontiguousarray(windows.reshape(-1, 9))
 
 
-# --- ground and garment
+# --- background and garment
 
 
 def foreground_prior(segments: Superpixels) -> Reals:
-    """How probably each superpixel is not of the ground, by its boundary connectivity: (n,)."""
+    """The probability that each superpixel is not background, from its boundary connectivity: (n,)."""
     border = segments.border
     edges = segments.adjacent | (border[:, None] & border)
     distances = geodesic_distances(np.where(edges, segments.contrast, np.inf))
@@ -210,9 +210,9 @@ def foreground_prior(segments: Superpixels) -> Reals:
 
 
 def geodesic_distances(weights: npt.NDArray[np.floating[Any]]) -> Reals:
-    """The lengths of the shortest paths, from the weights of single edges (n, n), inf where there is none.
+    """Shortest-path lengths from edge weights (n, n), inf where there is no edge.
 
-    By the algorithm of Floyd and Warshall.
+    Uses the Floyd-Warshall algorithm.
     """
     distances = weights.astype(np.float32)
     np.fill_diagonal(distances, 0)
@@ -224,7 +224,7 @@ def geodesic_distances(weights: npt.NDArray[np.floating[Any]]) -> Reals:
 
 
 def refined(segments: Superpixels, prior: Reals) -> Reals:
-    """How much of each superpixel is garment, (n,) in [0, 1], by its colour and its neighbours as well as `prior`."""
+    """How much of each superpixel is garment, (n,) in [0, 1], from its colour, its neighbours and `prior`."""
     from_border = segments.mean(_border_prior(segments.labels.shape))[:, 0]
     evidence = _logit(prior, 0.05, 0.95) + _logit(from_border, 0.02, 0.8)
     kernel = segments.area * np.exp(-np.square(_distances(segments.colour) / _COLOUR_SIGMA) / 2)
@@ -239,12 +239,12 @@ def refined(segments: Superpixels, prior: Reals) -> Reals:
 
 
 def _likelihood(kernel: Reals, area: npt.NDArray[np.intp], members: Reals) -> Reals:
-    """Of each superpixel's colour under the colour model of `members`, a kernel density with a floor for outliers."""
+    """Likelihood of each superpixel's colour given `members`: a kernel density with a floor for outliers."""
     return np.asarray(kernel @ members / (area @ members + 1e-6) + 1e-4)
 
 
 def _border_prior(shape: tuple[int, ...]) -> Reals:
-    """How probable a garment is by the distance from the border alone: (H, W)."""
+    """The probability of garment from the distance to the border alone: (H, W)."""
     rows, columns = (np.minimum(np.arange(side) + 0.5, side - np.arange(side) - 0.5) for side in shape)
     margin = np.minimum(rows[:, None], columns) / (_MARGIN * min(shape))
     return np.asarray(1 - np.exp(-np.square(margin)), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Packages that the SDK can do without, imported when they are needed."""
+"""Optional packages of the SDK, imported when they are needed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from atelier.errors import MissingPackage
 
 
 def load(package: str, *, subject: str, otherwise: str = "") -> Any:
-    """The package. Raises MissingPackage: that `subject` is not installed, or why it cannot be loaded."""
+    """Imports a package. Raises MissingPackage: `subject` is not installed, or cannot be loaded and why."""
     try:
         return importlib.import_module(package)
     except ImportError as exc:

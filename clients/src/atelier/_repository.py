@@ -1,4 +1,4 @@
-"""A folder of models, read as Triton reads it: which versions can be run, and what an ensemble is made of."""
+"""Reads a model repository as Triton does: which versions can be run, and the steps of an ensemble."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from atelier.errors import ServerError
 
 
 def versions(repository: Path, model: str) -> list[int]:
-    """Those that can be run, oldest first; an ensemble's can if each of its steps has one."""
+    """The versions that can be run, oldest first; an ensemble's can if each of its steps has one."""
     if lacking(repository, model):
         return []
     return _numbers(repository / model) if steps(repository, model) else _trained(repository, model)
 
 
 def lacking(repository: Path, model: str) -> list[str]:
-    """The models without a version that `model` needs: itself or, if it is an ensemble, its steps."""
+    """Which of the models that `model` needs have no version: itself or, for an ensemble, its steps."""
     needed = [step.model_name for step in steps(repository, model)] or [model]
     return [name for name in needed if not _trained(repository, name)]
 
 
 def steps(repository: Path, model: str) -> list[Any]:
-    """The steps of an ensemble, in order; none of a model with weights of its own."""
+    """The steps of an ensemble, in order; empty for a model with weights of its own."""
     try:
         return list(config(repository, model).ensemble_scheduling.step)
     except ServerError:
-        return []  # such a model runs all the same
+        return []  # a model with an unreadable config.pbtxt still runs
 
 
 def streams(repository: Path, model: str) -> bool:
-    """Whether it answers a request more than once, which takes a server."""
+    """Whether it may answer a request more than once, which needs a server."""
     try:
         return bool(config(repository, model).model_transaction_policy.decoupled)
     except ServerError:
@@ -41,7 +41,7 @@ def streams(repository: Path, model: str) -> bool:
 
 
 def config(repository: Path, model: str) -> Any:
-    """What its config.pbtxt says. Raises ServerError if that cannot be read."""
+    """Parses its config.pbtxt. Raises ServerError if that cannot be read."""
     path = repository / model / "config.pbtxt"
     try:
         return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())

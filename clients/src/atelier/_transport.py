@@ -1,4 +1,4 @@
-"""What carries the synchronous client's requests: a gRPC channel to a Triton."""
+"""The synchronous client's transport: a gRPC channel to a Triton."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from atelier.errors import Cancelled
 
 
 class Transport(Protocol):
-    """Carries a client's requests to what answers them."""
+    """Carries a client's requests to whatever answers them."""
 
     @property
     def address(self) -> _address.Address | str: ...
 
     def send(self, step: Send) -> Any:
-        """The response's protobuf. Raises grpc.RpcError or AtelierError."""
+        """Returns the response's protobuf. Raises grpc.RpcError or AtelierError."""
 
     def open(self, step: Open) -> Any:
-        """A stream: `read(timeout_s)` gives its next protobuf, None at the end, or raises; `cancel()` cancels it."""
+        """Opens a stream: `read(timeout_s)` gives the next protobuf, None at the end, or raises; `cancel()` ends it."""
 
     def close(self) -> None: ...
 
@@ -47,7 +47,7 @@ class GrpcTransport:
     def send(self, step: Send) -> Any:
         try:
             return getattr(self._stub, step.method)(step.request, timeout=step.timeout_s)
-        except ValueError as exc:  # gRPC's word for a channel that another thread has closed
+        except ValueError as exc:  # gRPC raises it if another thread has closed the channel
             raise closed_error(self.address) from exc
 
     def open(self, step: Open) -> _Stream:
@@ -77,7 +77,7 @@ class _Stream:
         try:
             reply = raise_for_error(next(self._call, None), self._request)
             if reply is not None and _wire.is_final(reply.infer_response):
-                # It ends by itself: cancelled just now, it could leave Triton 2.51 unable to unload the model.
+                # Let it end by itself: cancelling it now could leave Triton 2.51 unable to unload the model.
                 self._ended.set()
                 next(self._call, None)
             return reply
@@ -98,9 +98,9 @@ class _Stream:
         self._ended.set()
 
     def _requests(self) -> Iterator[Any]:
-        """The one request; the stream of requests stays open until the responses have ended, or it is cancelled.
+        """Yields the one request, and keeps the request stream open until the responses have ended or it is cancelled.
 
-        Half-closed earlier, it could be cancelled after its end, and then Triton 2.51 can't unload the model.
+        Half-closed earlier, it could be cancelled after its end, and Triton 2.51 then can't unload the model.
         """
         yield self._request
         self._ended.wait()
@@ -115,7 +115,7 @@ def closed_error(address: object) -> Cancelled:
 
 
 def accepts(probe: Probe) -> bool:
-    # UnicodeError is Python's of a host that cannot be one, such as a..b.
+    # Python raises UnicodeError for an invalid host name, such as a..b.
     with (
         contextlib.suppress(OSError, UnicodeError),
         socket.create_connection((probe.host, probe.port), probe.timeout_s) as connection,

@@ -20,7 +20,7 @@ _CRF: Final = "16"
 
 
 def require() -> Any:
-    """PyAV, or MissingPackage with the command that installs it."""
+    """Returns PyAV. Raises MissingPackage with the command that installs it."""
     return _optional.load("av", subject="an .mp4 needs PyAV, which", otherwise=" (or use .webp, .gif, .png)")
 
 
@@ -39,7 +39,7 @@ def write(path: Path, frames: Sequence[Image.Image], fps: float, comment: str) -
 
 
 def comment(path: Path) -> str | None:
-    """What `write` was given. Raises InvalidInput if that is no video, MissingPackage without PyAV."""
+    """The comment that `write` stored. Raises InvalidInput if the file is not a video, MissingPackage without PyAV."""
     av = require()
     try:
         with av.open(_absolute(path)) as file:
@@ -50,7 +50,7 @@ def comment(path: Path) -> str | None:
 
 
 def _absolute(path: Path) -> str:
-    """From the root: of 12:30.mp4 FFmpeg would take the 12 for a protocol."""
+    """The absolute path, because FFmpeg would take the 12 of 12:30.mp4 for a protocol."""
     return str(path.absolute())
 
 

@@ -1,4 +1,4 @@
-"""Tensors to the Open Inference Protocol's messages and back, as a model's contract has them."""
+"""Converts tensors to Open Inference Protocol messages and back, as specified by a model's contract."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from atelier._contract import DTYPES, Array, Contract, Tensors
 from atelier.errors import ServerError
 
 SAY_FINAL = "triton_enable_empty_final_response"
-"""Request parameter that has Triton end a stream with an empty response, marked as the final one."""
+"""Request parameter that makes Triton end a stream with an empty response, marked as final."""
 
 _DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
 class InferResult:
-    """The outputs for one batch, and the model and version that gave them."""
+    """The outputs for one batch, and the model and version that produced them."""
 
     model: str
     version: int
@@ -27,7 +27,7 @@ class InferResult:
 
 
 def request(tensors: Tensors, model: str, version: str, contract: Contract) -> Any:
-    """Asks for every output. `tensors` are the contract's inputs, 1 to max_batch of each, or 1 if that is 0."""
+    """Requests every output. `tensors` are the contract's inputs, 1 to max_batch of each, or 1 if that is 0."""
     message = pb.ModelInferRequest(model_name=model, model_version=version)
     for tensor in contract.inputs:
         if tensor.optional and tensor.name not in tensors:
@@ -41,7 +41,7 @@ def request(tensors: Tensors, model: str, version: str, contract: Contract) -> A
 
 
 def result(reply: Any, contract: Contract, count: int) -> InferResult:
-    """The contract's outputs, `count` of each. Raises ServerError for anything else."""
+    """Decodes the contract's outputs, `count` of each. Raises ServerError if they don't match the contract."""
     try:
         outputs = tensors(reply.outputs, reply.raw_output_contents)
         version = int(reply.model_version)

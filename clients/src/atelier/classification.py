@@ -1,4 +1,4 @@
-"""What a classifier takes, and what it answers.
+"""A classifier's inputs and its predictions.
 
 answer = client.classify(pictures.open_picture("boot.jpg"))[0]
 answer.label, answer.probability, answer.translated("fr").top(3)
@@ -21,7 +21,7 @@ from atelier.pictures import as_rgb
 
 Method = Literal["find", "source", "raw"]
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
-"""How a picture is prepared: the ways of `preprocess_garment`, and not at all."""
+"""How a picture is preprocessed: the methods of `preprocess_garment`, or not at all."""
 
 Picture = Image.Image | npt.NDArray[np.uint8]
 Pictures = Picture | Iterable[Picture]
@@ -30,7 +30,7 @@ Images = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class Classification:
-    """A model's prediction for one picture. `probabilities`, 0 to 1, has every class, in the order of its labels."""
+    """A model's prediction for one picture. `probabilities`, 0 to 1, covers every class, in label order."""
 
     probabilities: Mapping[str, float]
     model: str
@@ -43,13 +43,13 @@ class Classification:
 
     @property
     def probability(self) -> float:
-        """That of `label`, 0 to 1."""
+        """The probability of `label`, 0 to 1."""
         return self.top(1)[0][1]
 
     def top(self, count: int | None = None) -> list[tuple[str, float]]:
-        """The `count` most probable classes, or all, with their probabilities, best first.
+        """The `count` most probable classes (None: all) with their probabilities, best first.
 
-        Raises InvalidInput for a count below 1, and for what is no whole number.
+        Raises InvalidInput if `count` is below 1 or not a whole number.
         """
         most = as_int(count)
         if count is not None and (most is None or most < 1):
@@ -57,9 +57,9 @@ class Classification:
         return sorted(self.probabilities.items(), key=lambda pair: -pair[1])[:most]
 
     def translated(self, language: str) -> Classification:
-        """The same with the classes' names in another language: "fr", or "en".
+        """The same prediction with the class names in another language: "fr" or "en".
 
-        Raises InvalidInput for any other, and if it has not all ten classes.
+        Raises InvalidInput for any other language, or if the prediction does not have all ten classes.
         """
         if language not in NAMES:
             raise InvalidInput(f"language {language!r}: must be one of {', '.join(NAMES)}")
@@ -69,9 +69,9 @@ class Classification:
 
 
 def prepared(picture: Image.Image, *, method: Method = "find") -> Images:
-    """A picture as the network is to see it: uint8 (28, 28), white on black. Raises InvalidInput.
+    """Preprocesses a picture for the network: uint8 (28, 28), white on black. Raises InvalidInput.
 
-    "find" and "source" are for photos, see `preprocess_garment`; "raw" is for pictures that are like that already.
+    "find" and "source" are for photos, see `preprocess_garment`; "raw" is for pictures already in that form.
     """
     _check_method(method)
     if method != "raw":
@@ -83,10 +83,10 @@ def prepared(picture: Image.Image, *, method: Method = "find") -> Images:
 
 
 def images(pictures: Pictures, *, method: Method = "find") -> Images:
-    """What a classifier takes: uint8 (N, 28, 28, 1), white on black. Raises InvalidInput.
+    """Builds a classifier's input: uint8 (N, 28, 28, 1), white on black. Raises InvalidInput.
 
-    Of arrays (28, 28), (N, 28, 28) or (N, 28, 28, 1) of that kind, which stay as they are; of Pillow pictures, as
-    `prepared` makes them; or of a list of either.
+    Takes arrays (28, 28), (N, 28, 28) or (N, 28, 28, 1) of that kind, which are used as they are; Pillow pictures,
+    which `prepared` preprocesses; or a list of either.
     """
     _check_method(method)
     if isinstance(pictures, Image.Image | np.ndarray):

@@ -1,4 +1,4 @@
-"""Gray pictures in colour: what a colorizer is asked, and what becomes of its answers.
+"""Colorizes gray pictures: prepares a colorizer's inputs and finishes its outputs.
 
 photo = pictures.open_picture("photo.jpg", alpha=True)
 client.colorize(photo)[0].save("coloured.png")
@@ -22,17 +22,17 @@ from atelier.errors import InvalidInput
 from atelier.sizing import Groups, Photos, sized
 
 STAGES: Final = (1.0, 2.0)
-"""After regression alone, and after adversarial training as well; between them is a mixture."""
+"""After regression alone, and after adversarial training as well; values in between mix the two."""
 MOST_SATURATION: Final = 3.0
 LUMINANCE: Final = (0.2126, 0.7152, 0.0722)
 """Weights of linear red, green and blue (IEC 61966-2-1)."""
 _WHITE: Final = (1 << 16) - 1
-"""Of linear light in whole steps; the darkest two levels of sRGB are 20 steps apart."""
+"""White in integer steps of linear light; the darkest two levels of sRGB are 20 steps apart."""
 
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """Pictures and their grays, to be coloured in groups of one size."""
+    """Pictures and their gray versions, to be colorized in batches of one size."""
 
     originals: tuple[Image.Image, ...]
     grays: tuple[Image.Image, ...]
@@ -42,7 +42,7 @@ class Work:
 
     @classmethod
     def of(cls, pictures: Photos, contract: Contract, *, stage: float, saturation: float, size: int | None) -> Work:
-        """What `Client.colorize` is given, checked and prepared. Raises InvalidInput."""
+        """Checks and prepares the arguments of `Client.colorize`. Raises InvalidInput."""
         first, last = STAGES
         if not (is_number(stage) and first <= stage <= last):
             raise InvalidInput(f"stage {stage!r}: must be a number from {first:g}, the first alone, to {last:g}")
@@ -65,7 +65,7 @@ class Work:
         ]
 
     def finished(self, coloured: Iterable[Image.Image]) -> list[Image.Image]:
-        """The results in the order of the pictures, from the network's answers in the order of the groups."""
+        """The results in the pictures' order, from the network's answers in the order of the groups."""
         return sizing.finished(coloured, self.groups, self._finish)
 
     def _finish(self, index: int, coloured: Image.Image) -> Image.Image:
@@ -77,10 +77,10 @@ class Work:
 
 
 def grayed(picture: Image.Image) -> Image.Image:
-    """RGB or RGBA in the gray levels of sRGB (L) with the same luminance, and so the same L* of CIE Lab.
+    """Converts RGB or RGBA to sRGB gray levels (L) of the same luminance, and so the same CIE Lab L*.
 
-    Pillow's own gray is luma: it weighs gamma-encoded levels rather than linear light, and makes strong colours too
-    dark. What is gray keeps its levels.
+    Pillow's own gray is luma: it weights gamma-encoded levels rather than linear light, and makes saturated colours too
+    dark. Grays keep their levels.
     """
     seen = sizing.colours(picture)
     if not has_colour(seen):
@@ -91,13 +91,13 @@ def grayed(picture: Image.Image) -> Image.Image:
 
 
 def has_colour(picture: Image.Image) -> bool:
-    """Whether any pixel that can be seen is other than gray."""
+    """Whether any visible pixel is not gray."""
     red, green, blue = (channel.tobytes() for channel in sizing.colours(picture).split())
     return not red == green == blue
 
 
 def saturated(coloured: Image.Image, gray: Image.Image, factor: float) -> Image.Image:
-    """RGB with its difference to `gray` (L) multiplied: 0 is the gray, 1 the picture itself, 2 twice as colourful."""
+    """RGB with its difference from `gray` (L) scaled: 0 is the gray, 1 the picture itself, 2 twice as colourful."""
     if factor == 1:
         return coloured
     achromatic = np.asarray(gray, np.float32)[..., None]

@@ -1,4 +1,4 @@
-"""The SDK's one error tree. Whatever it raises on purpose is an `AtelierError`; its text says what to do."""
+"""The SDK's exceptions. All that it raises on purpose are `AtelierError`s, whose messages say what to do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 
 
 class AtelierError(Exception):
-    """The root. Catch this to catch everything that the SDK raises on purpose."""
+    """The base class. Catch this to catch everything that the SDK raises on purpose."""
 
 
 class InvalidInput(AtelierError):
@@ -22,7 +22,7 @@ class NotATritonServer(AtelierError):
 
 
 class UnknownModel(AtelierError):
-    """The server, or this version of the SDK, does not know a model of that name that does what is asked."""
+    """The server, or this version of the SDK, has no model of that name that can do the task."""
 
 
 class UnknownVersion(AtelierError):
@@ -53,12 +53,12 @@ class Cancelled(AtelierError):
 
 
 class AccessDenied(AtelierError):
-    """The server, or a gateway before it, refused this caller."""
+    """The server, or a gateway in front of it, refused this caller."""
 
 
 class ServerError(AtelierError):
-    """The server failed on a request that looked right. Its own words are in the text."""
+    """The server failed on a request that looked valid. The message includes the server's own."""
 
 
 class MissingPackage(AtelierError):
-    """An optional package is needed for this; the text gives the pip command, or says why it cannot be loaded."""
+    """This needs an optional package; the message gives the pip command, or says why it cannot be loaded."""

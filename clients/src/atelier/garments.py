@@ -1,9 +1,9 @@
-"""Garments as the classifier sees them: photos turned into pictures like those of Fashion-MNIST, and their names.
+"""Turns photos of garments into pictures like Fashion-MNIST's for the classifier, and names its classes.
 
     seen = garments.preprocess_garment(pictures.open_picture("shirt.jpg"))
     client.classify(seen)[0].translated("fr").label
 
-There a garment is white on black and fills the frame. On a photo it lies on a floor or hangs on a wall.
+In Fashion-MNIST a garment is white on black and fills the frame; in a photo it lies on a floor or hangs on a wall.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NAMES: Final[dict[str, tuple[str, ...]]] = {
         "bottes de cheville",
     ),
 }  # fmt: skip
-"""The ten classes by language, in the order of the labels."""
+"""The names of the ten classes by language, in label order."""
 
 Garment = npt.NDArray[np.uint8]
 
@@ -34,15 +34,15 @@ _SOURCE_SIDE: Final = 20
 _WIDTH_FACTOR: Final = 0.9
 """Laid flat, garments are 1.1 to 1.4 times as wide as Fashion-MNIST's, whose sleeves hang down."""
 _SHOE_ASPECT: Final = 1.6
-"""What is more than so many times as wide as high is a shoe, and keeps its shape."""
+"""A garment wider than this multiple of its height is a shoe, and keeps its aspect ratio."""
 
 
 def preprocess_garment(picture: Image.Image, *, method: Literal["find", "source"] = "find") -> Garment:
-    """What `classify` takes, from a photo of one upright garment: uint8 (28, 28), white garment on black.
+    """Turns a photo of one upright garment into input for `classify`: uint8 (28, 28), white garment on black.
 
-    "find" tells the garment from its ground; 0 all over if nothing stands out. "source" takes the ground for white
-    paper. `picture` has any size and mode; `pictures.as_rgb` makes more of odd modes than Pillow's conversion does.
-    Raises InvalidInput for another method.
+    "find" segments the garment from its background; the result is all zeros if nothing stands out. "source" assumes a
+    white background. `picture` has any size and mode; `pictures.as_rgb` handles unusual modes better than Pillow's
+    conversion does. Raises InvalidInput for any other method.
     """
     if method not in ("find", "source"):
         raise InvalidInput(f"method {method!r}: must be find or source")
@@ -50,7 +50,7 @@ def preprocess_garment(picture: Image.Image, *, method: Literal["find", "source"
 
 
 def _as_the_source(picture: Image.Image) -> Garment:
-    """The longer side becomes 20 pixels, sharpened, in the middle of a white canvas, then inverted."""
+    """Resizes the longer side to 20 pixels, sharpens, inverts, and centres the result on black."""
     gray = picture.convert("L")
     width, height = (max(1, round(_SOURCE_SIDE / max(gray.size) * side)) for side in gray.size)
     small = gray.resize((width, height), Image.Resampling.LANCZOS).filter(ImageFilter.SHARPEN)
@@ -58,7 +58,7 @@ def _as_the_source(picture: Image.Image) -> Garment:
 
 
 def _found(picture: Image.Image) -> Garment:
-    """The garment alone on black, inverted, as large as the frame."""
+    """Segments the garment, inverts it, and scales it to fill the black frame."""
     part, inside = _garment_finder.find(picture.convert("RGB"))
     box = Image.fromarray(inside).getbbox()
     if box is None:
@@ -69,14 +69,14 @@ def _found(picture: Image.Image) -> Garment:
 
 
 def _fitted(aspect: float) -> tuple[int, int]:
-    """Width and height in the frame of a garment whose width is `aspect` times its height."""
+    """Width and height in the frame for a garment of aspect ratio `aspect` (width / height)."""
     if aspect > _SHOE_ASPECT:
         return SIZE, max(1, round(SIZE / aspect))
     return max(1, round(SIZE * min(1, _WIDTH_FACTOR * aspect))), SIZE
 
 
 def _centred(picture: Image.Image) -> Garment:
-    """A gray picture of SIZE or less in the middle of the black frame."""
+    """Centres a gray picture of at most SIZE pixels a side in the black frame."""
     frame = Image.new("L", (SIZE, SIZE))
     frame.paste(picture, (round((SIZE - picture.width) / 2), round((SIZE - picture.height) / 2)))
     return np.array(frame)

@@ -1,4 +1,4 @@
-"""A model repository run in this process by ONNX Runtime, for machines where tritonserver does not run.
+"""Runs a model repository in this process with ONNX Runtime, for machines where tritonserver does not run.
 
 with InProcessClient("serving/model_repository") as client:
     pictures = client.generate(latents.draw(4, seed=7))
@@ -24,7 +24,7 @@ from atelier._types import DEFAULT_TIMEOUT_S
 class InProcessClient(Client):
     """A `Client` that needs no server: the same methods, answers and errors. Needs the package onnxruntime.
 
-    Only `paint` is missing, as its model streams: it raises UnknownModel, and the model is not among `models`.
+    Only `paint` is unavailable, because its model streams: it raises UnknownModel, and `models` omits the model.
     Raises InvalidInput if `repository` is not a folder, MissingPackage without onnxruntime. `timeout_s` does not
     interrupt a batch that is being computed.
     """
@@ -38,14 +38,14 @@ class InProcessClient(Client):
 
 
 class _OnnxRuntimeTransport:
-    """Answers a client's requests as a Triton with this repository would."""
+    """Answers a client's requests as a Triton serving this repository would."""
 
     def __init__(self, repository: Path) -> None:
         self.address: Address | str = str(repository)
         self._runtime = _onnxruntime()
         self._folder = repository
         self._sessions: dict[Path, Any] = {}
-        self._lock = threading.Lock()  # one batch at a time, each on every core
+        self._lock = threading.Lock()  # one batch at a time, on all cores
         if not files.is_dir(repository):
             raise errors.InvalidInput(f"{repository}: no such folder of models")
 
@@ -93,7 +93,7 @@ class _OnnxRuntimeTransport:
         return response
 
     def _infer(self, model: str, version: str, names: list[str], inputs: dict[str, Any]) -> dict[str, Any]:
-        """The named outputs of a model, or of an ensemble, whose steps then run one after the other."""
+        """Computes the named outputs of a model, or of an ensemble by running its steps one after the other."""
         steps = _repository.steps(self._folder, model)
         if not steps:
             return self._run(model, version, names, inputs)
@@ -124,7 +124,7 @@ class _OnnxRuntimeTransport:
         return self._runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def _served(self, model: str) -> list[int]:
-        """The versions that answer in this process: none of a model that streams."""
+        """The versions available in this process: none for a model that streams."""
         return [] if _repository.streams(self._folder, model) else _repository.versions(self._folder, model)
 
     def _versions(self, model: str) -> list[int]:
@@ -134,7 +134,7 @@ class _OnnxRuntimeTransport:
         return found
 
     def _version(self, model: str, asked: str) -> str:
-        """The version that answers: the one asked for or, if none is, the newest."""
+        """The version to run: the one asked for or, if none is, the newest."""
         found = self._versions(model)
         if asked and int(asked) not in found:
             raise errors.UnknownVersion(asked)
@@ -142,5 +142,5 @@ class _OnnxRuntimeTransport:
 
 
 def _onnxruntime() -> Any:
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # or it tells Microsoft what it runs: its Privacy.md
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else it reports what it runs to Microsoft, see its Privacy.md
     return _optional.load("onnxruntime", subject="onnxruntime")

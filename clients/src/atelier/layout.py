@@ -1,4 +1,4 @@
-"""Arranging frames: the heat map of a latent vector beside its picture, and all frames side by side.
+"""Arranges frames: the heat map of a latent vector beside its picture, and all frames side by side.
 
 shown = [layout.beside(p, layout.heat_map(z, size=p.height, scale=3.0)) for p, z in zip(pictures, latents)]
 layout.strip(shown, columns=20).save("strip.png")
@@ -17,14 +17,14 @@ from atelier.errors import InvalidInput
 
 Sides = tuple[int, int]
 
-# Diverging: blue below zero, paper white at it, red above, after Mondrian.
+# Diverging: blue below zero, paper white at zero, red above, after Mondrian.
 _COLORMAP = np.array([[54, 79, 179], [244, 241, 232], [185, 33, 19]], dtype=np.float64)
 _BLACK = (0, 0, 0)
 _PAPER = (244, 241, 232)
 
 
 def heat_map(latent: npt.ArrayLike, *, size: int, scale: float) -> Image.Image:
-    """A vector of 100 as 10 x 10 squares, row by row: -scale blue, 0 white, +scale red. RGB, size x size pixels.
+    """Draws a vector of 100 as 10 x 10 squares, row by row: -scale blue, 0 white, +scale red. RGB, size x size pixels.
 
     Vectors of another length take the smallest square that holds them. Raises InvalidInput.
     """
@@ -60,7 +60,7 @@ def beside(left: Image.Image, right: Image.Image) -> Image.Image:
 
 
 def beside_sides(left: Sides, right: Sides) -> Sides:
-    """The width and height of what `beside` makes of two of these."""
+    """The width and height of `beside`'s result for pictures of these sizes."""
     return left[0] + left[1] // 16 + right[0], left[1]
 
 
@@ -78,7 +78,7 @@ def strip(frames: Sequence[Image.Image], *, columns: int) -> Image.Image:
 
 
 def strip_sides(frame: Sides, count: int, *, columns: int) -> Sides:
-    """The width and height of what `strip` makes of so many of these."""
+    """The width and height of `strip`'s result for `count` frames of this size."""
     gap = _strip_gap(frame[1])
     cells = min(columns, count), math.ceil(count / columns)
     return cells[0] * (frame[0] + gap) + gap, cells[1] * (frame[1] + gap) + gap

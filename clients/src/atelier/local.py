@@ -1,4 +1,4 @@
-"""A client for this machine: to the server that runs here, or to one started for the occasion.
+"""A client for this machine: connects to the server that runs here, or starts one for the duration of a run.
 
 with local.connect(None, task=tasks.GENERATE, model="wgan", checkout=Path("."), say=print) as client:
     ...
@@ -26,15 +26,15 @@ from atelier.inprocess import InProcessClient
 from atelier.tasks import Task
 
 GREETING_TIMEOUT_S: Final = 3.0
-"""How long the server at the default address has to answer before there counts as none."""
+"""How long the server at the default address has to answer before it counts as absent."""
 ANSWER_TIMEOUT_S: Final = 10.0
-"""How long an address that was asked for has to answer before any work is sent there."""
+"""How long an explicitly requested address has to answer before any work is sent there."""
 TIMEOUT_S: Final = 120.0
-"""For each batch: who has asked for many would rather wait than start again."""
+"""Timeout of each batch. Long, because a user with many batches would rather wait than start over."""
 START_TIMEOUT_S: Final = 150.0
 STOP_TIMEOUT_S: Final = 40.0
 END_TIMEOUT_S: Final = 5.0
-"""How long the process that started a Triton may take to see that it has ended."""
+"""How long the process that started a Triton may take to notice that it has exited."""
 
 
 @contextlib.contextmanager
@@ -48,12 +48,12 @@ def connect(
     repository: Path | None = None,
     in_process: bool = False,
 ) -> Iterator[Client]:
-    """A client to `url`; without one, to the default address, or else to this checkout's own `model`.
+    """Yields a client for `url`; without one, for the default address, or else for this checkout's own `model`.
 
-    That is served by the embedded Triton while the block runs or, where that cannot be, in this process.
-    `repository` and `in_process` ask for that outright. `checkout` is the folder of this project's source, which has
-    serving/ and, without a `repository`, the models. `say` is told of it. Raises AtelierError, before anything is
-    started if the SDK knows that the model cannot do the task.
+    That model is served by the embedded Triton while the block runs or, where Triton cannot run, in this process.
+    `repository` and `in_process` request these outright. `checkout` is this project's source folder, which has serving/
+    and, without a `repository`, the models. `say` is told which is used. Raises AtelierError; if the SDK knows that the
+    model cannot do the task, before anything is started.
     """
     if url is not None and (repository or in_process):
         raise errors.InvalidInput(f"{url}: is a server with models of its own; leave out the repository and in-process")
@@ -73,7 +73,7 @@ def connect(
 
 
 def _connected(url: str) -> Client:
-    """A client to a server that answers. Closes it and raises AtelierError if it does not."""
+    """A client for a server that has answered. Closes it and raises AtelierError if the server does not answer."""
     client = Client(url, timeout_s=TIMEOUT_S, patient=True)
     try:
         client.models(timeout_s=ANSWER_TIMEOUT_S)
@@ -84,7 +84,7 @@ def _connected(url: str) -> Client:
 
 
 def _default(say: Say) -> Client | None:
-    """A client to the default address, if a server is ready there."""
+    """A client for the default address, or None if no server is ready there."""
     client = Client(timeout_s=TIMEOUT_S, patient=True)
     try:
         if client.ready(timeout_s=GREETING_TIMEOUT_S):
@@ -120,7 +120,7 @@ def _in_process(repository: Path, why: errors.ServerUnreachable) -> InProcessCli
 
 @contextlib.contextmanager
 def _embedded(checkout: Path, repository: Path, model: str) -> Iterator[str]:
-    """The gRPC address of a Triton that runs while the block does. Raises ServerUnreachable, with the reason."""
+    """Runs a Triton during the block; yields its gRPC address. Raises ServerUnreachable with the reason."""
     if reason := _cannot_embed():
         raise errors.ServerUnreachable(reason)
     command = [sys.executable, "-m", "serving.embedded", "--json", "--free-ports", "--with-parent"]
@@ -129,11 +129,11 @@ def _embedded(checkout: Path, repository: Path, model: str) -> Iterator[str]:
         process = subprocess.Popen(
             command,
             cwd=checkout,
-            stdin=subprocess.PIPE,  # it ends when this closes
+            stdin=subprocess.PIPE,  # the server exits when this closes
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            start_new_session=True,  # Ctrl-C is for this process, which then ends the server in order
+            start_new_session=True,  # Ctrl-C reaches only this process, which then shuts the server down
         )
         with process:
             try:
@@ -170,7 +170,7 @@ def _start_failed(log: IO[str]) -> str:
 
 @contextlib.contextmanager
 def _explained(process: subprocess.Popen[str], log: IO[str]) -> Iterator[None]:
-    """If the server has ended, puts its last words in the place of the block's ServerUnreachable."""
+    """If the server has exited, replaces the block's ServerUnreachable by one with the server's last log line."""
     try:
         yield
     except errors.ServerUnreachable as exc:
@@ -195,7 +195,7 @@ def _stop(process: subprocess.Popen[str]) -> None:
 
 
 def _with_model(repository: Path, model: str) -> Path:
-    """The folder itself. Raises InvalidInput if there is none, UnknownModel if it lacks the model or a step of it."""
+    """Returns the folder. Raises InvalidInput if there is none, UnknownModel if it lacks the model or a step of it."""
     steps = MODELS[model].steps
     with files.map_os_errors(repository, "read"):
         if not repository.is_dir():

@@ -1,4 +1,4 @@
-"""Pictures as people have them, decoded: upright RGB of 8 bits, or one line that says why not.
+"""Decodes pictures as users have them: upright 8-bit RGB, or a one-line error that says why not.
 
 picture = pictures.open_picture("boot.jpg")
 """
@@ -22,22 +22,22 @@ from atelier._types import Say
 from atelier.errors import InvalidInput
 
 SMALLEST_SEEN: Final = 8
-"""Pixels below which there is nothing to see."""
+"""The smallest side, in pixels; below it there is nothing to see."""
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "PPM")
-"""What cameras, phones and the web make. Not Pillow's whole list: some of it is read by other programs."""
+"""What cameras, phones and the web produce. Not all of Pillow's formats: it reads some with external programs."""
 _READABLE: Final = "PNG, JPEG, WebP, GIF, TIFF, BMP and AVIF are"
 _GRAY_MODES: Final = ("1", "L", "LA")
 _HEIC: Final = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1")
 _WHITE_16: Final = 65535
 _SRGB_LEVELS: Final = 3
-"""By which profiles of sRGB differ from each other, in their tables' rounding."""
+"""Levels by which sRGB profiles differ from each other, because their tables are rounded differently."""
 
 
 class _Quiet:
-    """No warnings while any thread is inside.
+    """Suppresses warnings while any thread is inside.
 
-    Python's own context manager is the whole process's: of two threads that overlap, the one that leaves last would
-    leave the other's silence behind for good.
+    Python's own context manager changes process-wide state: if two threads overlap, the last to leave would restore the
+    filters that the other had set, and warnings would stay suppressed for good.
     """
 
     def __init__(self) -> None:
@@ -73,14 +73,14 @@ def open_picture(
     least: int = SMALLEST_SEEN,
     say: Say = _say_nothing,
 ) -> Image.Image:
-    """The picture in a file, as `as_rgb` makes it; of several, such as an animation's, the first, and `say` is told.
+    """Decodes the picture in a file as `as_rgb` does; takes the first of several, as in an animation, and tells `say`.
 
-    `file` is its path or, as of an upload, its content or what that can be read from. Raises InvalidInput, one line
-    that begins with the path, or "picture": missing, a folder, no picture, damaged, too large or too small.
+    `file` is its path or, for an upload, its bytes or a file object. Raises InvalidInput, one line that begins with the
+    path, or "picture", if it is missing, a folder, not a picture, damaged, too large or too small.
     """
     name = str(file) if isinstance(file, str | Path) else "picture"
     with _readable(file) as content, _undamaged(name), _opened(content, name) as picture:
-        if getattr(picture, "is_animated", False) and picture.format != "MPO":  # a camera's, with a preview behind it
+        if getattr(picture, "is_animated", False) and picture.format != "MPO":  # a camera's JPEG, followed by a preview
             say(f"{name}: holds more than one picture; the first is taken")
         return as_rgb(picture, alpha=alpha, least=least, name=name)
 
@@ -88,13 +88,13 @@ def open_picture(
 def as_rgb(
     picture: Image.Image, *, alpha: bool = False, least: int = SMALLEST_SEEN, name: str = "picture"
 ) -> Image.Image:
-    """Any picture as sRGB of 8 bits: turned as its EXIF says, transparency over white, 16-bit gray scaled.
+    """Converts a picture to 8-bit sRGB: EXIF orientation applied, transparency over white, 16-bit gray scaled.
 
-    An ICC profile, as phones have for a wider gamut and printers for ink, is applied and dropped.
-    `alpha` keeps transparency where there is any: RGBA. Gray of more bits, or of floats, has no fixed white: its
-    darkest pixel becomes black and its brightest white.
+    An ICC profile, as phones embed for a wider gamut and printers for ink, is applied and dropped.
+    `alpha` keeps transparency if there is any: RGBA. Gray of more bits, or of floats, has no fixed white: its darkest
+    pixel becomes black and its brightest white.
     Raises InvalidInput, beginning with `name`, if it cannot be decoded or has a side below SMALLEST_SEEN; that error
-    asks for sides of `least`, as what the picture is for may need more.
+    asks for sides of `least`, because the picture's use may need more.
     """
     if min(picture.size) < SMALLEST_SEEN:
         size, larger = " x ".join(map(str, picture.size)), f"{least} x {least}"
@@ -106,17 +106,18 @@ def as_rgb(
 
 @contextlib.contextmanager
 def header(path: Path) -> Iterator[Image.Image]:
-    """A picture of which only the header is read, told by its bytes: it may have more pixels than Image.open allows.
+    """Opens a picture and reads only its header, so it may have more pixels than Image.open allows.
 
-    Take its EXIF by Image.Image.getexif, as PNG's own would decode all of one that has none. Of a WebP there is nothing
-    else. Raises UnidentifiedImageError for what is in none of FORMATS, and what decoders raise on damaged bytes.
+    The format is detected from the file's bytes. Get its EXIF by Image.Image.getexif, because PNG's own getexif decodes
+    the whole picture if it has none. For a WebP, the EXIF is all that is read. Raises UnidentifiedImageError if it is
+    in none of FORMATS, and whatever decoders raise on damaged bytes.
     """
     Image.init()
     with QUIET, path.open("rb") as file:
         start = file.read(16)
         for form in FORMATS:
             decoder, accepts = Image.OPEN[form]
-            if accepts and accepts(start) is True:  # text is why Pillow, as it was built, cannot
+            if accepts and accepts(start) is True:  # a str says why this build of Pillow can't
                 file.seek(0)
                 with _bare_webp(file) if form == "WEBP" else decoder(file, str(path)) as picture:
                     yield picture
@@ -125,9 +126,9 @@ def header(path: Path) -> Iterator[Image.Image]:
 
 
 def opaque(picture: Image.Image) -> Image.Image:
-    """RGBA as RGB, transparent pixels filled in with the colours of the nearest: no edge that a network would see.
+    """RGBA as RGB, transparent pixels filled with the nearest visible colours, so that a network sees no edge.
 
-    That is pull-push, on an image pyramid (Gortler et al. 1996).
+    This is pull-push on an image pyramid (Gortler et al. 1996).
     """
     pyramid = [picture]
     while max(pyramid[-1].size) > 1:
@@ -183,7 +184,7 @@ def _opened(file: IO[bytes], name: str) -> Image.Image:
 
 
 def _bare_webp(file: IO[bytes]) -> Image.Image:
-    """A pixel with the EXIF of a WebP, whose own decoder makes room for every pixel at once, or refuses so many."""
+    """One pixel with the EXIF of a WebP, whose own decoder allocates all pixels at once, or refuses to."""
     picture = Image.new("L", (1, 1))
     (told,) = struct.unpack("<4xI", file.read(8))
     if file.seek(0, io.SEEK_END) < told + 8:
@@ -200,7 +201,7 @@ def _bare_webp(file: IO[bytes]) -> Image.Image:
 
 @contextlib.contextmanager
 def _undamaged(name: str) -> Iterator[None]:
-    """Turns what Pillow raises into InvalidInput with `name`, and keeps its warnings from the user."""
+    """Turns Pillow's exceptions into InvalidInput with `name`, and suppresses its warnings."""
     try:
         with QUIET:
             yield
@@ -209,7 +210,7 @@ def _undamaged(name: str) -> Iterator[None]:
     except Image.DecompressionBombError as exc:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
         raise InvalidInput(f"{name}: has more than {most} million pixels; make it smaller") from exc
-    except Exception as exc:  # what decoders raise on damaged bytes shares no narrower type
+    except Exception as exc:  # decoders' errors on damaged bytes share no narrower type
         why = " ".join(str(exc).split()) or type(exc).__name__
         raise InvalidInput(f"{name}: cannot be decoded ({why}); get it again, or save it anew as PNG") from exc
 
@@ -218,8 +219,8 @@ def _undamaged(name: str) -> Iterator[None]:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    with contextlib.suppress(Exception):  # EXIF that cannot be read turns nothing
-        if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # or there would be a copy more
+    with contextlib.suppress(Exception):  # unreadable EXIF is ignored
+        if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # avoids a copy
             return ImageOps.exif_transpose(picture)
     return picture
 
@@ -238,12 +239,12 @@ def _flattened(picture: Image.Image, alpha: bool) -> Image.Image:
 
 
 def _in_srgb(picture: Image.Image, *, gray: bool) -> Image.Image:
-    """RGB or RGBA converted from the picture's colour profile to sRGB, without the profile.
+    """Converts RGB or RGBA from the picture's colour profile to sRGB, and drops the profile.
 
-    `gray` says that it had no colours before it was made RGB.
+    `gray` says that it was gray before its conversion to RGB.
     """
     made, mode = picture, "RGBA" if picture.mode == "RGBA" else "RGB"
-    with contextlib.suppress(Exception):  # a profile that cannot be read, or is of another mode, changes nothing
+    with contextlib.suppress(Exception):  # a profile that is unreadable, or for another mode, is ignored
         if profile := picture.info.get("icc_profile"):
             source = ImageCms.getOpenProfile(io.BytesIO(profile))
             srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
@@ -259,7 +260,7 @@ def _in_srgb(picture: Image.Image, *, gray: bool) -> Image.Image:
 def _gray_in_srgb(
     picture: Image.Image, profile: ImageCms.ImageCmsProfile, srgb: ImageCms.ImageCmsProfile
 ) -> Image.Image:
-    """RGB or RGBA that was gray, by way of L: to nothing else does a profile of grays apply."""
+    """Converts RGB or RGBA that was gray, via L: a gray profile applies to no other mode."""
     made = ImageCms.profileToProfile(picture.convert("L"), profile, srgb, outputMode="RGB") or picture
     if picture.mode == "RGBA":
         made.putalpha(picture.getchannel("A"))
@@ -267,7 +268,7 @@ def _gray_in_srgb(
 
 
 def _is_srgb(profile: ImageCms.ImageCmsProfile, srgb: ImageCms.ImageCmsProfile) -> bool:
-    """By its name, and by what it makes of grays: linear ones are called sRGB, too."""
+    """Judges by the name and by the effect on grays, because linear profiles are named sRGB, too."""
     if "sRGB" not in ImageCms.getProfileDescription(profile):
         return False
     grays = Image.linear_gradient("L").convert("RGB")
@@ -276,7 +277,7 @@ def _is_srgb(profile: ImageCms.ImageCmsProfile, srgb: ImageCms.ImageCmsProfile) 
 
 
 def _halved(picture: Image.Image) -> Image.Image:
-    """RGBA of half the size, the mean colours of what is visible: one opaque pixel of four is enough to be opaque."""
+    """Halves RGBA, averaging the visible colours; one opaque pixel of four is enough to make the result opaque."""
     width, height = ((side + 1) // 2 for side in picture.size)
     small = picture.resize((width, height), Image.Resampling.BOX)
     small.putalpha(small.getchannel("A").point(lambda level: 255 if level >= 64 else level))
@@ -284,9 +285,9 @@ def _halved(picture: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(picture: Image.Image) -> Image.Image:
-    """Gray of 16 bits over its whole range; of more, or of floats, from its darkest pixel to its brightest.
+    """Scales gray to 8 bits: 16 bits over their whole range; more, or floats, from darkest pixel to brightest.
 
-    The profile is kept, and so is the one level of a PNG that is see-through: RGBA.
+    Keeps the profile, and the one transparent level of a PNG, in which case the result is RGBA.
     """
     values = np.asarray(picture, dtype=np.float64)
     black, white = float(values.min()), float(values.max())

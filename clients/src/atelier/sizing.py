@@ -1,4 +1,4 @@
-"""Pictures for networks that take any size: upright, within limits, those of one size together, alpha kept aside.
+"""Prepares pictures for networks that take any size: upright, within limits, batched by size, alpha kept separate.
 
 photo = sizing.sized(pictures.open_picture("photo.jpg", alpha=True), size=1024, done="stylised")
 """
@@ -18,11 +18,11 @@ from atelier.errors import InvalidInput, ServerError
 from atelier.pictures import as_rgb, opaque
 
 SMALLEST_SENT: Final = 16
-"""Pixels that such a network needs."""
+"""The smallest side, in pixels, that such a network accepts."""
 
 Photos = Image.Image | Iterable[Image.Image]
 Groups = Sequence[Sequence[int]]
-"""Indices of pictures that go in one batch."""
+"""For each batch, the indices of its pictures."""
 
 
 def sized(
@@ -34,11 +34,11 @@ def sized(
     done: str | None,
     flag: str = "",
 ) -> Image.Image:
-    """A picture as it is sent: upright RGB or RGBA of 8 bits, its long side `size` pixels (None: as it is).
+    """Prepares a picture for sending: upright 8-bit RGB or RGBA, its long side `size` pixels (None: unchanged).
 
-    `done` is what it is sent for, in an error that says which size would do; None for one whose size nobody chooses.
-    `flag` is what gives `size` to a script. Raises InvalidInput, beginning with `name`: no picture, a side below
-    SMALLEST_SENT, or above `most` pixels in all.
+    `done` says what it is sent for, in an error that suggests a size; None if the user does not choose the size. `flag`
+    is the option that sets `size` on the command line. Raises InvalidInput, beginning with `name`, if it is not a
+    picture, has a side below SMALLEST_SENT, or has more than `most` pixels in all.
     """
     side = as_int(size)
     if size is not None and (side is None or side < SMALLEST_SENT):
@@ -62,7 +62,7 @@ def sized(
 
 
 def named(pictures: Any) -> list[tuple[str, Any]]:
-    """One picture or several, each with what it is called in an error. Raises InvalidInput for anything else."""
+    """Pairs one picture, or each of several, with its name for errors. Raises InvalidInput for anything else."""
     if isinstance(pictures, Image.Image):
         return [("picture", pictures)]
     if not is_several(pictures):
@@ -71,26 +71,26 @@ def named(pictures: Any) -> list[tuple[str, Any]]:
 
 
 def upright(picture: Any, *, name: str) -> Image.Image:
-    """RGB or RGBA of 8 bits. Raises InvalidInput, beginning with `name`, for what is no picture."""
+    """Converts to upright 8-bit RGB or RGBA. Raises InvalidInput, beginning with `name`, if it is not a picture."""
     if not isinstance(picture, Image.Image):
         raise _no_picture(name, picture)
     return as_rgb(picture, alpha=True, least=SMALLEST_SENT, name=name)
 
 
 def scaled(sides: tuple[int, int], size: int) -> tuple[int, int]:
-    """Width and height of the same shape whose longer is `size`."""
+    """Width and height scaled so that the longer is `size`, at the same aspect ratio."""
     width, height = (max(1, round(Fraction(side * size, max(sides)))) for side in sides)
     return width, height
 
 
 def longest(sides: tuple[int, int], most: int) -> int:
-    """The long side of the largest picture of this shape that has at most so many pixels."""
+    """The long side of the largest picture of this aspect ratio that has at most `most` pixels."""
     long, short = max(sides), min(sides)
     return math.isqrt(most * short // long) * long // short
 
 
 def groups(sizes: Sequence[tuple[int, int]], contract: Contract) -> Iterator[tuple[int, ...]]:
-    """Indices of pictures of one size that go in one batch: max_batch at most, and max_pixels in all of it."""
+    """Batches pictures of one size, as indices: at most max_batch pictures, and max_pixels in total, per batch."""
     by_size: dict[tuple[int, int], list[int]] = {}
     for index, size in enumerate(sizes):
         by_size.setdefault(size, []).append(index)
@@ -101,7 +101,7 @@ def groups(sizes: Sequence[tuple[int, int]], contract: Contract) -> Iterator[tup
 
 
 def colours(picture: Image.Image) -> Image.Image:
-    """RGB of what `sized` gives."""
+    """The RGB of a picture from `sized`, transparent pixels filled in."""
     return opaque(picture) if picture.mode == "RGBA" else picture
 
 
@@ -109,7 +109,7 @@ def colours(picture: Image.Image) -> Image.Image:
 
 
 def check_answer(made: Image.Image, sent: tuple[int, int], *, scale: int = 1) -> None:
-    """Raises ServerError for a picture that is not `scale` times as wide and as high as the one that was sent."""
+    """Raises ServerError if a picture is not `scale` times as wide and as high as the one that was sent."""
     width, height = sent
     if made.size != (scale * width, scale * height):
         raise ServerError(f"{made.info['model']}: a picture of {made.size} came back for one of {sent}")
@@ -118,14 +118,14 @@ def check_answer(made: Image.Image, sent: tuple[int, int], *, scale: int = 1) ->
 def finished(
     answers: Iterable[Image.Image], batches: Groups, finish: Callable[[int, Image.Image], Image.Image]
 ) -> list[Image.Image]:
-    """What `finish` makes of each picture's index and answer, in the pictures' order; answers are in the batches'."""
+    """Applies `finish` to each picture's index and answer; from batch order to the pictures' order."""
     order = [index for batch in batches for index in batch]
     made = {index: finish(index, answer) for index, answer in zip(order, answers, strict=True)}
     return [made[index] for index in range(len(made))]
 
 
 def with_alpha(made: Image.Image, original: Image.Image) -> Image.Image:
-    """RGB with the alpha of another picture, resized to it; as it is if that has none."""
+    """Adds the alpha of `original`, resized, to an RGB picture; returns it as it is if `original` has none."""
     if original.mode == "RGBA":
         alpha = original.getchannel("A")
         made.putalpha(alpha if alpha.size == made.size else alpha.resize(made.size, Image.Resampling.LANCZOS))
@@ -137,5 +137,5 @@ def _advice(size: int, beyond: str, flag: str) -> str:
 
 
 def _no_picture(name: str, given: object) -> InvalidInput:
-    shown = " ".join(f"{given!r:.60}".split())  # an array's takes several lines
+    shown = " ".join(f"{given!r:.60}".split())  # an array's repr spans several lines
     return InvalidInput(f"{name}: {shown} is not one; atelier.pictures.open_picture reads a file")

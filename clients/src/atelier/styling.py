@@ -1,4 +1,4 @@
-"""Pictures in the manner of paintings: what a style network is asked, and what becomes of its answers.
+"""Stylises pictures after paintings: prepares a style network's inputs and finishes its outputs.
 
 photo = pictures.open_picture("photo.jpg", alpha=True)
 client.stylize(photo, "starry-night")[0].save("painted.png")
@@ -24,14 +24,14 @@ from atelier.sizing import Groups, Photos, sized
 from atelier.words import counted
 
 Blend = Mapping[str, float]
-"""Weights by names of styles; only how they compare matters."""
+"""Weights by style name; only their ratios matter."""
 Style = str | Blend
 Styles = Style | Iterable[Style]
 
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """Pictures, each with the shares of its styles, to be stylised in groups of one size."""
+    """Pictures, each with its normalised style weights, to be stylised in batches of one size."""
 
     originals: tuple[Image.Image, ...]
     blends: tuple[Blend, ...]
@@ -50,7 +50,7 @@ class Work:
         strength: float,
         keep_color: bool,
     ) -> Work:
-        """What `Client.stylize` is given, checked and prepared. Raises InvalidInput."""
+        """Checks and prepares the arguments of `Client.stylize`. Raises InvalidInput."""
         if not (is_number(strength) and 0 <= strength <= 1):
             raise InvalidInput(f"strength {strength!r}: must be a number from 0, the original, to 1")
         given = sizing.named(pictures)
@@ -73,7 +73,7 @@ class Work:
         ]
 
     def finished(self, painted: Iterable[Image.Image], names: Sequence[str]) -> list[Image.Image]:
-        """The results in the order of the pictures, from the network's answers in the order of the groups."""
+        """The results in the pictures' order, from the network's answers in the order of the groups."""
         return sizing.finished(painted, self.groups, lambda index, made: self._finish(index, made, names))
 
     def _finish(self, index: int, painted: Image.Image, names: Sequence[str]) -> Image.Image:
@@ -87,7 +87,7 @@ class Work:
 
 
 def parsed(text: str) -> dict[str, float]:
-    """The shares of a blend as people type it, "starry-night=0.7,great-wave=0.3". Raises InvalidInput."""
+    """Parses a blend as users type it, "starry-night=0.7,great-wave=0.3"; normalises it. Raises InvalidInput."""
     pairs = [part.partition("=")[::2] for part in text.split(",")]
     weights: dict[str, float] = {}
     try:
@@ -100,7 +100,7 @@ def parsed(text: str) -> dict[str, float]:
 
 
 def label(style: Style, names: Sequence[str]) -> str:
-    """The name of a style, or a blend's names with their shares, as `parsed` reads them: "scream=0.7,tableau=0.3"."""
+    """The name of a style, or a blend with normalised weights, as `parsed` reads it: "scream=0.7,tableau=0.3"."""
     weights = _weight_vector(_normalised(style), names).tolist()
     shares = {name: share for name, share in zip(names, weights, strict=True) if share}
     return next(iter(shares)) if len(shares) == 1 else ",".join(f"{name}={share:.3g}" for name, share in shares.items())
@@ -110,7 +110,7 @@ def label(style: Style, names: Sequence[str]) -> str:
 
 
 def _blends(style: Styles, count: int) -> tuple[Blend, ...]:
-    """The shares for each of `count` pictures."""
+    """The normalised weights for each of `count` pictures."""
     if isinstance(style, str | Mapping):
         return (_normalised(style),) * count
     if not is_several(style):
@@ -127,7 +127,7 @@ def _check_weight(name: str, weight: object) -> None:
 
 
 def _normalised(style: Style) -> Blend:
-    """A blend whose weights add up to 1. Raises InvalidInput."""
+    """Normalises the weights of a blend to a sum of 1. Raises InvalidInput."""
     if isinstance(style, str):
         return {style: 1.0}
     if not (isinstance(style, Mapping) and all(isinstance(name, str) for name in style)):
@@ -136,12 +136,12 @@ def _normalised(style: Style) -> Blend:
         _check_weight(name, weight)
     if not (largest := max(style.values(), default=0)):
         raise InvalidInput("style: a blend needs a weight above 0")
-    shares = {name: float(weight / largest) for name, weight in style.items()}  # without a sum that may overflow
+    shares = {name: float(weight / largest) for name, weight in style.items()}  # a sum of the weights may overflow
     return {name: share / sum(shares.values()) for name, share in shares.items()}
 
 
 def _weight_vector(blend: Blend, names: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """The weights of all styles, (len(names),). A name is found whatever its case, and with spaces for its hyphens."""
+    """The weights of all styles, (len(names),). Names match in any case, and with spaces for hyphens."""
     indices = {slug(name): index for index, name in enumerate(names)}
     weights = np.zeros(len(names), np.float32)
     for name, weight in blend.items():
@@ -152,7 +152,7 @@ def _weight_vector(blend: Blend, names: Sequence[str]) -> np.ndarray[Any, np.dty
 
 
 def slug(name: str) -> str:
-    """A style's name as it is compared, and as it goes into the names of files."""
+    """A style's name in the form used for comparison and in file names."""
     return re.sub(r"[\s_-]+", "-", name.strip().casefold())
 
 
@@ -161,7 +161,7 @@ def _no_style(given: object) -> InvalidInput:
 
 
 def recoloured(painted: Image.Image, original: Image.Image) -> Image.Image:
-    """The luma of one RGB picture with the chroma of another of its size."""
+    """Combines the luma of one RGB picture with the chroma of another of the same size."""
     luma, _, _ = painted.convert("YCbCr").split()
     _, cb, cr = original.convert("YCbCr").split()
     return Image.merge("YCbCr", (luma, cb, cr)).convert("RGB")

@@ -1,4 +1,4 @@
-"""What the clients can ask of a model: the tensors that it takes and gives, and the results made of its outputs."""
+"""The tasks that clients can ask of a model: its input and output tensors, and the results made from its outputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Task(Generic[T]):
     """`takes`, the required inputs, and `gives`, the outputs, are names of tensors. `read` turns a batch's outputs into
-    one result for each of its members. What `streams` gives several results to a request, and needs a server."""
+    one result per member. A task that `streams` gives several results per request, and needs a server."""
 
     takes: tuple[str, ...]
     gives: tuple[str, ...]
@@ -29,7 +29,7 @@ class Task(Generic[T]):
     streams: bool = False
 
     def contract(self, model: str) -> Contract:
-        """What the SDK knows of a model that can do this. Raises UnknownModel, InvalidInput for what is no name."""
+        """The contract of a model that can do this. Raises UnknownModel, or InvalidInput if `model` is not a name."""
         check_name(model)
         able = {name: known for name, known in MODELS.items() if self._fits(known)}
         if model not in able:
@@ -42,7 +42,7 @@ class Task(Generic[T]):
 
 
 def check_name(model: object) -> None:
-    """Raises InvalidInput for what is no text that can be sent, and so no model's name."""
+    """Raises InvalidInput if `model` is not text that can be sent, so cannot be a model's name."""
     if not isinstance(model, str) or model.encode(errors="ignore").decode() != model:
         raise InvalidInput(f"model {model!r:.60}: must be the name of one")
 

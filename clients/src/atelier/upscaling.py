@@ -1,4 +1,4 @@
-"""Pictures four times as wide and as high: the tiles that an upscaler is sent, and how they are joined.
+"""Upscales pictures to four times their width and height: cuts them into tiles for an upscaler, and joins the results.
 
 photo = pictures.open_picture("photo.jpg", alpha=True)
 client.upscale(photo)[0].save("large.png")
@@ -23,19 +23,19 @@ from atelier.sizing import SMALLEST_SENT, Photos
 
 SCALE: Final = 4
 MOST: Final = 1 << 26
-"""Pixels of a result: 8,192 x 8,192, which are 256 MB in Pillow's memory."""
+"""The most pixels of a result: 8,192 x 8,192, for which Pillow uses 256 MB."""
 OVERLAP: Final = 16
-"""Pixels between what is kept of a tile and its edge, beyond which the picture goes on. The network's receptive field
-reaches no further, so what is kept is as of the whole picture, and no seam can be seen."""
+"""Pixels between the kept part of a tile and any tile edge inside the picture. The network's receptive field reaches no
+further, so the kept part is the same as from the whole picture, and no seam is visible."""
 TILE: Final = 256
-"""The longest side of a tile. Eight of 256 x 256, a batch, are all the pixels that the upscaler takes at once, and
-two cores share even a small photo. On a core, in floats, a pixel that is kept takes 7.3 us; in tiles of 512 6.2, of 128
-9.6."""
+"""The longest side of a tile. A batch of eight 256 x 256 tiles has all the pixels that the upscaler takes at once, and
+two cores share even a small photo. On one core, in floats, a kept pixel takes 7.3 us; in tiles of 512 it takes 6.2 us,
+in tiles of 128 9.6 us."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """A tile along one side of a picture, in pixels: from `start` to `stop`, of which `first` to `last` are kept."""
+    """A tile's extent along one side of a picture: pixels `start` to `stop`, of which `first` to `last` are kept."""
 
     start: int
     stop: int
@@ -44,9 +44,9 @@ class Span:
 
 
 def spans(side: int, most: int = TILE) -> list[Span]:
-    """A side in tiles of one length, `most` or less. What is kept of them covers it once.
+    """Divides a side into tiles of one length, `most` or less, whose kept parts cover it exactly once.
 
-    Each begins and ends OVERLAP or more before and after what is kept of it, or with the side.
+    At either end each tile extends at least OVERLAP beyond its kept part, or to the end of the side.
     """
     if side <= most:
         return [Span(0, side, 0, side)]
@@ -59,7 +59,7 @@ def spans(side: int, most: int = TILE) -> list[Span]:
 
 @dataclass(frozen=True)
 class Tile:
-    """A part of one of several pictures."""
+    """A tile of one of several pictures."""
 
     picture: int
     across: Span
@@ -73,7 +73,7 @@ class Tile:
         return picture.crop((self.across.start, self.down.start, self.across.stop, self.down.stop))
 
     def paste(self, made: Image.Image, into: Image.Image) -> None:
-        """What is kept of it, enlarged, in its place in the enlarged picture."""
+        """Pastes the kept part of `made`, the upscaled tile, in its place in the upscaled picture."""
         left, top = self.across.first, self.down.first
         box = (left, top, self.across.last, self.down.last)
         inside = [SCALE * (edge - at) for edge, at in zip(box, 2 * (self.across.start, self.down.start), strict=True)]
@@ -81,10 +81,10 @@ class Tile:
 
 
 class Mosaic:
-    """Pictures to be enlarged, in batches of tiles of one size, each tile put in its place as it comes back."""
+    """Pictures to be upscaled in batches of tiles of one size; each tile is pasted in its place as it comes back."""
 
     def __init__(self, pictures: Photos, contract: Contract) -> None:
-        """What `Client.upscale` is given. Raises InvalidInput."""
+        """Checks and prepares the arguments of `Client.upscale`. Raises InvalidInput."""
         self._originals = [checked(each, name=name) for name, each in sizing.named(pictures)]
         self._made = [Image.new("RGB", (SCALE * each.width, SCALE * each.height)) for each in self._originals]
         self._batches = _batches([each.size for each in self._originals], contract)
@@ -98,7 +98,7 @@ class Mosaic:
         ]
 
     def add(self, made: Image.Image) -> None:
-        """The network's answer to the next tile. Raises ServerError if it is of another size."""
+        """Adds the network's answer for the next tile. Raises ServerError if its size is wrong."""
         tile = self._pending.popleft()
         sizing.check_answer(made, tile.size, scale=SCALE)
         whole = self._made[tile.picture]
@@ -106,15 +106,16 @@ class Mosaic:
         whole.info = dict(made.info)
 
     def finished(self) -> list[Image.Image]:
-        """The enlarged pictures, when all tiles are there."""
+        """The upscaled pictures, once all tiles have been added."""
         assert not self._pending, f"{len(self._pending)} tiles are missing"
         return [sizing.with_alpha(*pair) for pair in zip(self._made, self._originals, strict=True)]
 
 
 def checked(picture: Any, *, name: str = "picture") -> Image.Image:
-    """A picture as it is enlarged: upright RGB or RGBA of 8 bits.
+    """Prepares a picture for upscaling: upright 8-bit RGB or RGBA.
 
-    Raises InvalidInput, beginning with `name`: no picture, a side below SMALLEST_SENT, or a result above MOST pixels.
+    Raises InvalidInput, beginning with `name`, if it is not a picture, has a side below SMALLEST_SENT, or would exceed
+    MOST pixels when upscaled.
     """
     given = sizing.upright(picture, name=name)
     width, height = given.size

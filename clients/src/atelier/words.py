@@ -1,4 +1,4 @@
-"""Words that the SDK's lines have in common."""
+"""Wording shared by the SDK's messages."""
 
 from __future__ import annotations
 
